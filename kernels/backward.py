@@ -1,0 +1,221 @@
+"""The backward kernel: the forward's reduction again, of the gradient.
+
+With x̂ = (x - mean) * rstd and n elements a group, y = x̂ * weight + bias has
+
+    dx      = rstd * (weight * dy - (sum1 + x̂ * sum2) / n)
+    sum1    = Σ weight * dy,  sum2 = Σ weight * dy * x̂      over a group
+    dbias   = Σ dy,           dweight = Σ dy * x̂            over the elements that share a parameter
+
+Where a parameter is constant within a group, the group's Σ dy and Σ dy * x̂ serve both.
+"""
+
+import triton
+import triton.language as tl
+
+from .forward import load_statistics
+from .tile import (
+    chunk_of_tiles,
+    cube,
+    load_parameter,
+    locate,
+    num_blocks,
+    num_cells,
+    parameter_offsets,
+    reduced_tile,
+    small_offsets,
+    store,
+    sum_tile,
+    tensor_offsets,
+    unravel,
+)
+
+
+@triton.jit
+def load_tile(dy, x, group, outer, walk, q, r1, r2, mask, mean, rstd, plan: tl.constexpr):
+    """(dy, x̂) of one tile. Both are 0 outside the mask or meet a dy that is."""
+    g = tl.load(dy + tensor_offsets(group, group.dy, outer, walk, q, r1, r2, plan), mask=mask, other=0.0)
+    value = tl.load(x + tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask=mask, other=0.0)
+    value = value.to(rstd.dtype)
+    if plan.centered:
+        value -= mean
+    return g.to(rstd.dtype), value * rstd
+
+
+@triton.jit
+def weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan: tl.constexpr):
+    """weight * dy."""
+    if weight is None:
+        return g
+    at = parameter_offsets(group, group.weight, outer, walk, q, r1, r2, plan)
+    return g * load_parameter(weight, at, exists, mask, g.dtype, plan)
+
+
+@triton.jit
+def write(dx, g, xhat, mean1, mean2, rstd, group, outer, walk, q, r1, r2, mask, plan: tl.constexpr):
+    """dx from weight * dy and the group's sum1 / n and sum2 / n."""
+    if not plan.constant:
+        g -= mean1 + xhat * mean2 if plan.centered else xhat * mean2
+    store(dx, tensor_offsets(group, group.dx, outer, walk, q, r1, r2, plan), g * rstd, mask)
+
+
+@triton.jit
+def save_parameter_sums(out, group, outer, q, r1, r2, exists, in1, in2, values, plan: tl.constexpr):
+    """Sum a tile over the axes along which the parameters are constant and store the rest at ``group.parts``."""
+    at = small_offsets(group, group.parts, outer, q, plan)[:, None, None]
+    there = exists[:, None, None]
+    if plan.affine_r1:
+        store(out, at + (r1 * group.parts.r1)[None, :, None], tl.sum(values, 2)[:, :, None], there & in1[None, :, None])
+    elif plan.affine_r2:
+        store(out, at + (r2 * group.parts.r2)[None, None, :], tl.sum(values, 1)[:, None, :], there & in2[None, None, :])
+    else:
+        store(out, at, sum_tile(values), there)
+
+
+@triton.jit
+def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias, group, plan: tl.constexpr):
+    """One tile of parameters, many groups: the parameters stay in registers, their gradients gather there.
+
+    Stage "resident" takes the two sums of a group from its tile, "apply" from memory. A program leaves one row of
+    partial parameter gradients.
+    """
+    dtype: tl.constexpr = rstd.dtype.element_ty
+    walk, r1, r2, in1, in2, _size = reduced_tile(tl.program_id(1), group, plan)
+    every = tl.full((plan.block_kept,), True, tl.int1)
+    zero = tl.zeros((plan.block_kept,), tl.int64)
+    shape: tl.constexpr = (plan.block_kept, plan.block_r1, plan.block_r2)
+    n = tl.zeros((), dtype) + group.count
+    if weight is not None:
+        at = parameter_offsets(group, group.weight, tl.program_id(0) * 0, walk, zero, r1, r2, plan)
+        w = load_parameter(weight, at, every, cube(every, in1, in2), dtype, plan)
+    if dweight is not None:
+        gathered_dyx = tl.zeros(shape, dtype)
+    if dbias is not None:
+        gathered_dy = tl.zeros(shape, dtype)
+
+    for block in tl.range(tl.program_id(0), num_blocks(group, plan), tl.num_programs(0)):
+        outer, q, exists = locate(tl.zeros((), tl.int32) + block, group, plan)
+        mask = cube(exists, in1, in2)
+        index = small_offsets(group, group.stats, outer, q, plan)[:, None, None]
+        there = exists[:, None, None]
+        m, _c, r = load_statistics(mean, rstd, None, None, index, None, there, dtype, plan)
+        g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
+        if dweight is not None:
+            gathered_dyx += g * xhat
+        if dbias is not None:
+            gathered_dy += g
+        if dx is not None:
+            if weight is not None:
+                g *= w
+            if plan.stage == "resident":
+                sum1 = sum_tile(g) if plan.centered else 0.0
+                sum2 = sum_tile(g * xhat)
+            else:
+                sum1 = tl.load(sum_dy + index, mask=there, other=0.0) if plan.centered else 0.0
+                sum2 = tl.load(sum_dyx + index, mask=there, other=0.0)
+            write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)
+
+    row = tl.program_id(0).to(tl.int64) * group.count + unravel(walk, group.walk, group.parts.walk)
+    row += (r1 * group.parts.r1)[:, None] + (r2 * group.parts.r2)[None, :]
+    inside = in1[:, None] & in2[None, :]
+    if dweight is not None:
+        store(dweight, row, tl.sum(gathered_dyx, 0), inside)
+    if dbias is not None:
+        store(dbias, row, tl.sum(gathered_dy, 0), inside)
+
+
+@triton.jit
+def sum_group(dy, x, dx, weight, mean, rstd, first, last, group, outer, q, exists, plan: tl.constexpr):
+    """(Σ dy, Σ dy * x̂) over tiles first to last, weighted if the weight varies along them.
+
+    Constant statistics need no sums for dx, so that it is written on the way.
+    """
+    sum1 = tl.zeros((plan.block_kept, plan.block_r1, plan.block_r2), rstd.dtype)
+    sum2 = sum1
+    for i in tl.range(last - first):
+        walk, r1, r2, in1, in2, _size = reduced_tile(first + i, group, plan)
+        mask = cube(exists, in1, in2)
+        g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, mean, rstd, plan)
+        if plan.affine_reduced:
+            g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
+        sum1 += g
+        sum2 += g * xhat
+        if plan.constant and dx is not None:
+            g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
+            write(dx, g, xhat, 0.0, 0.0, rstd, group, outer, walk, q, r1, r2, mask, plan)
+    return sum_tile(sum1), sum_tile(sum2)
+
+
+@triton.jit
+def normalize_backward(
+    dy, x, dx, weight, mean, rstd, running, sum_dy, sum_dyx, dweight, dbias, eps, group, plan: tl.constexpr
+):
+    """The gradients of `normalize_forward`.
+
+    Args:
+        dy, x, dx: the tensors, at ``group.dy``, ``group.x``, ``group.dx``; dx is None if it is not wanted.
+        weight: parameters or None, at ``group.weight``.
+        mean, rstd: saved statistics, at ``group.stats``; ``mean`` is None if it is fixed at zero.
+        running, eps: with ``plan.constant`` the statistics used in place of them, else None.
+        sum_dy, sum_dyx: each group's two sums. Stage "measure" writes those of a chunk, (chunks, *parts); stage "apply"
+            reads them at ``group.stats``. Weighted, but in "measure" where the weight is constant within a group.
+        dweight, dbias: parameter gradients, or partial sums of them, at ``group.parts``; None if not wanted.
+        group, plan: `Grouping` and `Plan`.
+
+    Grid: (blocks of groups, chunks of a group), and for `sweep_groups` (rows of partial sums, tiles). The stages are
+    those of `normalize_forward`.
+    """
+    if plan.accumulate:
+        sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias, group, plan)
+    else:
+        dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+        block, chunk = tl.program_id(0), tl.program_id(1)
+        outer, q, exists = locate(block, group, plan)
+        there = exists[:, None, None]
+        index = small_offsets(group, group.stats, outer, q, plan)[:, None, None]
+        m, _c, r = load_statistics(mean, rstd, None, running, index, eps, there, dtype, plan)
+        n = tl.zeros((), dtype) + group.count
+
+        if plan.stage == "resident":
+            walk, r1, r2, in1, in2, _size = reduced_tile(chunk * 0, group, plan)
+            mask = cube(exists, in1, in2)
+            g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
+            if dbias is not None:
+                save_parameter_sums(dbias, group, outer, q, r1, r2, exists, in1, in2, g, plan)
+            if dweight is not None:
+                save_parameter_sums(dweight, group, outer, q, r1, r2, exists, in1, in2, g * xhat, plan)
+            if dx is not None:
+                g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
+                mean1 = sum_tile(g) / n if plan.centered else 0.0
+                mean2 = sum_tile(g * xhat) / n
+                write(dx, g, xhat, mean1, mean2, r, group, outer, walk, q, r1, r2, mask, plan)
+        else:
+            first, last = chunk_of_tiles(chunk, group, plan)
+            if plan.stage == "apply":
+                if plan.constant:
+                    sum1, sum2 = 0.0, 0.0
+                else:
+                    sum1 = tl.load(sum_dy + index, mask=there, other=0.0) if plan.centered else 0.0
+                    sum2 = tl.load(sum_dyx + index, mask=there, other=0.0)
+            else:
+                sum1, sum2 = sum_group(dy, x, dx, weight, m, r, first, last, group, outer, q, exists, plan)
+                at = small_offsets(group, group.parts, outer, q, plan)[:, None, None]
+                if plan.stage == "measure":
+                    row = chunk * num_cells(group, plan)
+                    tl.store(sum_dy + row + at, sum1, mask=there)
+                    tl.store(sum_dyx + row + at, sum2, mask=there)
+                else:
+                    if dbias is not None:
+                        store(dbias, at, sum1, there)
+                    if dweight is not None:
+                        store(dweight, at, sum2, there)
+                    if not plan.affine_reduced:
+                        nowhere = q * 0
+                        sum1 = weigh(sum1, weight, group, outer, first, q, nowhere, nowhere, exists, there, plan)
+                        sum2 = weigh(sum2, weight, group, outer, first, q, nowhere, nowhere, exists, there, plan)
+            if plan.stage != "measure":
+                for i in tl.range(last - first):
+                    walk, r1, r2, in1, in2, _size = reduced_tile(last - 1 - i, group, plan)
+                    mask = cube(exists, in1, in2)
+                    g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
+                    g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
+                    write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)

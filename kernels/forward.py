@@ -1,0 +1,193 @@
+"""The forward kernel: statistics of each group, then the linear map."""
+
+import triton
+import triton.language as tl
+
+from .tile import (
+    chunk_of_tiles,
+    cube,
+    exact,
+    load_parameter,
+    locate,
+    num_cells,
+    parameter_offsets,
+    reduced_tile,
+    small_offsets,
+    store,
+    sum_tile,
+    tensor_offsets,
+)
+
+
+@triton.jit
+def moments(x, mask, count, plan: tl.constexpr):
+    """Mean, as an unevaluated sum of two numbers, and summed squared deviations of each group's elements in a tile.
+
+    Two passes over registers. The second corrects the first: the deviations' own mean is what rounding left of the
+    mean, far below the mean's last digit, and it would otherwise stay in the variance squared.
+    """
+    if plan.centered:
+        mean = sum_tile(x) / count
+        deviation = tl.where(mask, x - mean, 0.0)
+        correction = sum_tile(deviation) / count
+        squares = sum_tile(deviation * deviation) - count * correction * correction
+        return mean, correction, tl.where(squares < 0.0, 0.0, squares)  # `where` lets NaN pass, a maximum may not
+    squares = sum_tile(x * x)
+    return squares * 0.0, squares * 0.0, squares
+
+
+@triton.jit
+def combine(count, mean, correction, squares, tile_count, tile_mean, tile_correction, tile_squares):
+    """Chan's rule for the moments of two sets, with means relative to the first tile's: a large mean costs no digits."""
+    total = count + tile_count
+    part = tile_count / tl.where(total == 0.0, 1.0, total)
+    mean = tl.where(count == 0.0, tile_mean, mean)
+    delta = ((tile_mean - mean) + tile_correction) - correction
+    correction += delta * part
+    squares += tile_squares + delta * delta * (count * part)
+    return total, mean, correction, squares
+
+
+@triton.jit
+def measure(x, first, last, group, outer, q, exists, dtype: tl.constexpr, plan: tl.constexpr):
+    """(count, mean, correction, squares) of each group over tiles first to last."""
+    count = tl.zeros((), dtype)
+    mean = tl.zeros((plan.block_kept, 1, 1), dtype)
+    correction = mean
+    squares = mean
+    for i in tl.range(last - first):
+        walk, r1, r2, in1, in2, size = reduced_tile(first + i, group, plan)
+        mask = cube(exists, in1, in2)
+        tile = tl.load(x + tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask=mask, other=0.0).to(dtype)
+        size = size.to(dtype)
+        tile_mean, tile_correction, tile_squares = moments(tile, mask, size, plan)
+        count, mean, correction, squares = combine(
+            count, mean, correction, squares, size, tile_mean, tile_correction, tile_squares
+        )
+    return count, mean, correction, squares
+
+
+@triton.jit
+def save_parts(parts, chunk, cells, count, mean, correction, squares, exists, group, plan: tl.constexpr):
+    """Store a chunk's moments: (4, chunks, cells)."""
+    row = num_cells(group, plan)
+    plane = row * tl.num_programs(1)
+    parts += chunk * row + cells
+    tl.store(parts, count, mask=exists)
+    tl.store(parts + plane, mean, mask=exists)
+    tl.store(parts + plane * 2, correction, mask=exists)
+    tl.store(parts + plane * 3, squares, mask=exists)
+
+
+@triton.jit
+def update_running(running, index, mean, variance, count, mask):
+    """Blend a group's mean and unbiased variance into the running ones; without momentum, write them as they are.
+
+    ``count`` is the number of elements behind the variance, or None if the variance is unbiased already.
+    """
+    mean_at, var_at = index * running.mean_stride, index * running.var_stride
+    unbiased = variance if count is None else variance * (count / (count - 1.0))
+    if running.momentum is not None:
+        m = exact(running.momentum, mean.dtype)
+        old_mean = tl.load(running.mean + mean_at, mask=mask, other=0.0).to(mean.dtype)
+        old_var = tl.load(running.var + var_at, mask=mask, other=0.0).to(mean.dtype)
+        mean = old_mean * (1.0 - m) + mean * m
+        unbiased = old_var * (1.0 - m) + unbiased * m
+    store(running.mean, mean_at, mean, mask)
+    store(running.var, var_at, unbiased, mask)
+
+
+@triton.jit
+def save_statistics(mean_out, rstd_out, running, index, mean, variance, count, eps, exists):
+    """Store each group's mean and 1 / sqrt(variance + eps), (block_kept, 1, 1), and return the latter."""
+    rstd = 1.0 / tl.sqrt(variance + exact(eps, variance.dtype))
+    if mean_out is not None:
+        tl.store(mean_out + index, mean, mask=exists)
+    tl.store(rstd_out + index, rstd, mask=exists)
+    if running is not None:
+        update_running(running, index, mean, variance, count, exists)
+    return rstd
+
+
+@triton.jit
+def load_statistics(mean, rstd, correction, running, index, eps, exists, dtype: tl.constexpr, plan: tl.constexpr):
+    """(mean, correction, rstd) of each group: from an earlier launch, or from the running statistics."""
+    if plan.constant:
+        m = tl.load(running.mean + index * running.mean_stride, mask=exists, other=0.0).to(dtype)
+        variance = tl.load(running.var + index * running.var_stride, mask=exists, other=1.0).to(dtype)
+        return m, tl.zeros_like(m), 1.0 / tl.sqrt(variance + exact(eps, dtype))
+    r = tl.load(rstd + index, mask=exists, other=0.0)
+    zero = tl.zeros_like(r)
+    m = tl.load(mean + index, mask=exists, other=0.0) if plan.centered else zero
+    c = tl.load(correction + index, mask=exists, other=0.0) if correction is not None else zero
+    return m, c, r
+
+
+@triton.jit
+def write(y, weight, bias, x, mean, correction, rstd, group, outer, walk, q, r1, r2, exists, mask, plan: tl.constexpr):
+    """y = (x - mean) * rstd * weight + bias, for one tile."""
+    if plan.centered:
+        x = (x - mean) - correction
+    if weight is not None:
+        offsets = parameter_offsets(group, group.weight, outer, walk, q, r1, r2, plan)
+        w = load_parameter(weight, offsets, exists, mask, x.dtype, plan)
+        value = x * rstd * w if plan.affine_reduced else x * (rstd * w)
+    else:
+        value = x * rstd
+    if bias is not None:
+        offsets = parameter_offsets(group, group.bias, outer, walk, q, r1, r2, plan)
+        value += load_parameter(bias, offsets, exists, mask, x.dtype, plan)
+    store(y, tensor_offsets(group, group.y, outer, walk, q, r1, r2, plan), value, mask)
+
+
+@triton.jit
+def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group, plan: tl.constexpr):
+    """Normalize every group of x into y.
+
+    Args:
+        x, y: the tensors, at ``group.x`` and ``group.y``.
+        weight, bias: parameters or None, at ``group.weight`` and ``group.bias``.
+        mean, rstd: statistics of each group, at ``group.stats``, float32 or float64. Written, but read by stage
+            "apply". ``mean`` is None if it is fixed at zero.
+        running: `Running` statistics to update, or with ``plan.constant`` to use; or None.
+        parts: stage "measure" writes each group's (count, mean, correction, squares) there, (4, chunks, *parts); stage
+            "apply" reads what float32 cannot hold of each group's mean, (groups,).
+        eps: added to the variance, see `exact`.
+        group, plan: `Grouping` and `Plan`.
+
+    Grid: (blocks of groups, chunks of a group). Stages: "resident", the tile is the whole group and is read once;
+    "streamed", a program walks its groups twice, backwards the second time to meet what the cache still holds;
+    "measure" and "apply", these two walks as two launches, in which several programs share a group.
+    """
+    dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    block, chunk = tl.program_id(0), tl.program_id(1)
+    outer, q, exists = locate(block, group, plan)
+    there = exists[:, None, None]
+    index = small_offsets(group, group.stats, outer, q, plan)[:, None, None]
+
+    if plan.stage == "resident":
+        walk, r1, r2, in1, in2, _size = reduced_tile(chunk * 0, group, plan)
+        mask = cube(exists, in1, in2)
+        tile = tl.load(x + tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask=mask, other=0.0).to(dtype)
+        count = tl.zeros((), dtype) + group.count
+        m, c, squares = moments(tile, mask, count, plan)
+        r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there)
+        write(y, weight, bias, tile, m, c, r, group, outer, walk, q, r1, r2, exists, mask, plan)
+    else:
+        first, last = chunk_of_tiles(chunk, group, plan)
+        if plan.stage == "apply":
+            m, c, r = load_statistics(mean, rstd, parts, running, index, eps, there, dtype, plan)
+        else:
+            count, m, c, squares = measure(x, first, last, group, outer, q, exists, dtype, plan)
+            if plan.stage == "measure":
+                cells = small_offsets(group, group.parts, outer, q, plan)[:, None, None]
+                save_parts(parts, chunk, cells, count, m, c, squares, there, group, plan)
+            else:
+                r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there)
+        if plan.stage != "measure":
+            for i in tl.range(last - first):
+                walk, r1, r2, in1, in2, _size = reduced_tile(last - 1 - i, group, plan)
+                mask = cube(exists, in1, in2)
+                at = tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan)
+                tile = tl.load(x + at, mask=mask, other=0.0).to(dtype)
+                write(y, weight, bias, tile, m, c, r, group, outer, walk, q, r1, r2, exists, mask, plan)

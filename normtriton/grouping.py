@@ -1,0 +1,197 @@
+"""Which elements: every norm as integer strides. Pure integers, no torch, no device.
+
+An element's address is a sum over axes of index times stride. A `Grouping` sorts the axes of a norm into those that are
+*kept* (an index there picks the group, the elements that share statistics) and those that are *reduced* (an index there
+picks an element of the group), and gives every operand its strides along them. A kernel that is handed a `Grouping`
+knows all it needs of a norm.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Axis(NamedTuple):
+    """One axis of the normalized tensor."""
+
+    size: int
+    over: bool  #: its elements share statistics
+    fixed: bool  #: its size belongs to the model (the parameters vary along it), so it may be compiled in
+    strides: Mapping[str, int]  #: elements, for every operand; 0 where the operand does not vary
+
+
+class Strides(NamedTuple):
+    """One operand's strides in elements, along a `Grouping`'s axes; 0 where the operand does not vary."""
+
+    outer: tuple[int, ...]
+    kept: int
+    cell: int
+    walk: tuple[int, ...]
+    r1: int
+    r2: int
+
+
+_NOWHERE = Strides((), 0, 0, (), 0, 0)
+
+
+class Grouping(NamedTuple):
+    """The axes of one reduction and where each operand's elements lie along them.
+
+    A kernel works on tiles of three dimensions, (kept, r1, r2), the axes nearest each other in memory. Whatever axes
+    remain are walked one index at a time: ``outer`` beyond ``kept`` and ``walk`` beyond ``r1``; they are listed with
+    the fastest first, and are empty but for layouts whose axes do not merge.
+
+    ``kept`` may be a flat run of two axes, the group and its ``cells``: an index q along it is group q // cells, cell
+    q % cells. Then the tensors step by ``cell`` along the run, and the small operands may tell the two apart.
+    """
+
+    outer: tuple[int, ...]
+    kept: int
+    cells: int
+    walk: tuple[int, ...]
+    r1: int
+    r2: int
+    count: int  #: elements that share statistics
+    fixed: tuple[bool, bool, bool] | None  #: may the sizes of (kept, r1, r2) be compiled in?
+    x: Strides | None = None
+    y: Strides | None = None
+    dy: Strides | None = None
+    dx: Strides | None = None
+    weight: Strides | None = None
+    bias: Strides | None = None
+    stats: Strides | None = None
+    parts: Strides | None = None
+
+    @property
+    def tensors(self) -> tuple[Strides, ...]:
+        """The operands of full size; of a reduction of partial results, those."""
+        return tuple(s for s in (self.x, self.y, self.dy, self.dx) if s is not None) or (self.parts or _NOWHERE,)
+
+    @property
+    def reduced(self) -> int:
+        """Elements along the reduced axes."""
+        return prod(self.walk) * self.r1 * self.r2
+
+    @property
+    def numel(self) -> int:
+        """Elements in the tensor."""
+        return prod(self.outer) * self.kept * self.reduced
+
+    @property
+    def vector_axis(self) -> str:
+        """The tile axis along which every tensor is contiguous: "kept", "r2" or "" if there is none."""
+        if self.r2 > 1 and all(s.r2 == 1 for s in self.tensors):
+            return "r2"
+        step = "cell" if self.cells > 1 else "kept"
+        if self.kept > 1 and all(getattr(s, step) == 1 for s in self.tensors):
+            return "kept"
+        return ""
+
+    def vector(self, limit: int) -> int:
+        """The largest power of two, up to ``limit``, that divides every stride but the contiguous one, and its extent.
+
+        So many neighbouring elements can be moved by one instruction.
+        """
+        axis = self.vector_axis
+        if not axis:
+            return 1
+        steps = [self.kept if axis == "kept" else self.r2]
+        for s in self.tensors:
+            steps += [*s.outer, *s.walk, s.r1]
+            steps += [s.r2] if axis == "kept" else [s.cell if self.cells > 1 else s.kept]
+        vector = limit
+        while any(step % vector for step in steps):
+            vector //= 2
+        return vector
+
+
+def merge(outer: Axis, inner: Axis) -> Axis | None:
+    """Two neighbouring axes as one, if every operand allows it."""
+    if outer.over != inner.over:
+        return None
+    if any(outer.strides[name] != stride * inner.size for name, stride in inner.strides.items()):
+        return None
+    return Axis(outer.size * inner.size, outer.over, outer.fixed and inner.fixed, inner.strides)
+
+
+def _flat_run(kept: list[Axis], tensors: Sequence[str]) -> bool:
+    """Whether the two innermost kept axes are one contiguous run in every tensor, though not for the small operands."""
+    if len(kept) < 2:
+        return False
+    outer, inner = kept[-2:]
+    return all(inner.strides[name] == 1 and outer.strides[name] == inner.size for name in tensors)
+
+
+def build(axes: Sequence[Axis], *, tensors: Sequence[str], leader: str, count: int | None = None) -> Grouping:
+    """Sort axes into a `Grouping`: drop those of size 1, order by the leader's strides, merge what merges.
+
+    Args:
+        axes: in any order; all with the same operands in ``strides``.
+        tensors: the operands of full size, whose addresses are worth keeping simple.
+        leader: the tensor whose strides set the order. One that is written, since its strides are never 0.
+        count: elements that share statistics, if that is more than the axes reduced here.
+    """
+    operands = list(axes[0].strides) if axes else [*tensors]
+    ordered = sorted((a for a in axes if a.size != 1), key=lambda a: -a.strides[leader])
+    merged: list[Axis] = []
+    for axis in ordered:
+        whole = merge(merged[-1], axis) if merged else None
+        if whole:
+            merged[-1] = whole
+        else:
+            merged.append(axis)
+
+    unit = Axis(1, over=False, fixed=True, strides=dict.fromkeys(operands, 0))
+    kept = [a for a in merged if not a.over]
+    reduced = [unit, unit, *(a for a in merged if a.over)]
+    walk, (r1, r2) = [a for a in reduced[:-2] if a is not unit][::-1], reduced[-2:]
+    if _flat_run(kept, tensors):
+        *outer, group, cell = kept
+    else:
+        *outer, group, cell = [*(kept or [unit]), unit]
+    outer = outer[::-1]
+
+    def strides(name: str) -> Strides:
+        return Strides(
+            tuple(a.strides[name] for a in outer),
+            group.strides[name],
+            cell.strides[name],
+            tuple(a.strides[name] for a in walk),
+            r1.strides[name],
+            r2.strides[name],
+        )
+
+    return Grouping(
+        outer=tuple(a.size for a in outer),
+        kept=group.size * cell.size,
+        cells=cell.size,
+        walk=tuple(a.size for a in walk),
+        r1=r1.size,
+        r2=r2.size,
+        count=count if count is not None else prod(a.size for a in reduced),
+        fixed=(group.fixed and cell.fixed, r1.fixed, r2.fixed),
+        **{name: strides(name) for name in operands},
+    )
+
+
+def contiguous(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Row-major strides for these sizes."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(sizes):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def spread(dims: Sequence[Sequence[Any]], strides: Sequence[int]) -> dict[tuple[str, int], int]:
+    """A tensor's strides by named axis: {(name, ordinal): stride}."""
+    return {
+        (axis.name, axis.ordinal): axis.step * stride
+        for dim, stride in zip(dims, strides, strict=True)
+        for axis in dim
+    }

@@ -1,0 +1,208 @@
+"""How many at a time: tiles, strategies and warps. Pure integers, no torch, no device; the SM count is passed in.
+
+Every constant below gives its source. Those marked "compiled" were chosen by compiling for sm_90 with Triton 3.9 and
+reading registers, spills and barriers; no GPU has timed them yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .grouping import Grouping
+
+#: Elements of one program's tile that stay in registers from read to write. Forward holds x in float32; compiled: 40960
+#: elements in 16 warps take 80 registers a thread for the tile and do not spill.
+RESIDENT_FORWARD = 40 * 1024
+#: Backward holds x and dy. Compiled: larger tiles spill.
+RESIDENT_BACKWARD = 16 * 1024
+#: Backward that gathers parameter gradients holds two more tiles. Compiled: larger tiles spill.
+RESIDENT_ACCUMULATE = 8 * 1024
+#: Elements of a tile that is one of many: 32 a thread in 8 warps. At two such programs an SM, 32 KB of bfloat16 are on
+#: the way, what Little's law asks of an H100 (3.35 TB/s, 132 SMs, about 1 µs).
+TILE = 8 * 1024
+#: Elements a thread holds: enough independent loads to hide latency, few enough registers for several programs an SM.
+PER_THREAD = 32
+#: Bytes of neighbouring elements that a tile spans at least where the kept axis is the contiguous one: four sectors.
+COLUMN_BYTES = 128
+#: Bytes that one program may walk twice. Two programs on each of 132 SMs then walk 50 MB together, the L2 of an H100,
+#: so that the second walk reads most of it from there.
+STREAMED_BYTES = 192 * 1024
+#: Bytes a program walks when several share a group whose bits may not depend on the batch: 8 MB then make 128 programs.
+CHUNK_BYTES = 64 * 1024
+#: Programs an SM that sharing aims for where the batch may decide.
+PROGRAMS_PER_SM = 4
+#: A bound on the parts of a group, so that merging them stays small against the group.
+MAX_CHUNKS = 1024
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a kernel knows when it is compiled. Nothing here changes with the batch but the three ``even``.
+
+    Attributes:
+        stage: "resident", "streamed", "measure" or "apply", see `normtriton.kernels.forward.normalize_forward`.
+        block_kept, block_r1, block_r2: the tile, powers of two.
+        even_kept, even_r1, even_r2: whether the tile divides the axis, so that no mask is needed.
+        cells: consecutive indices of the kept axis that belong to one group.
+        vector: elements that one instruction may move; strides are handed over in this unit.
+        vector_axis: the contiguous tile axis, "kept", "r2" or "".
+        centered: whether the mean is subtracted.
+        constant: whether the statistics are given constants (the running ones).
+        affine_r1, affine_r2: whether the parameters vary along these axes.
+        affine_reduced: whether they vary within a group at all.
+        accumulate: whether programs gather parameter gradients over many groups.
+    """
+
+    stage: str
+    block_kept: int
+    block_r1: int
+    block_r2: int
+    even_kept: bool
+    even_r1: bool
+    even_r2: bool
+    cells: int
+    vector: int
+    vector_axis: str
+    kept_unit: int
+    r2_unit: int
+    centered: bool = True
+    constant: bool = False
+    affine_r1: bool = False
+    affine_r2: bool = False
+    affine_reduced: bool = False
+    accumulate: bool = False
+
+
+class Tile(NamedTuple):
+    """Elements of a tile along (kept, r1, r2), powers of two, and the warps that share it."""
+
+    kept: int
+    r1: int
+    r2: int
+    num_warps: int
+
+    def blocks(self, group: Grouping) -> int:
+        """Blocks of groups in the whole tensor."""
+        return prod(group.outer) * ceil(group.kept / self.kept)
+
+    def tiles(self, group: Grouping) -> int:
+        """Tiles along the reduced axes of a group."""
+        return prod(group.walk) * ceil(group.r1 / self.r1) * ceil(group.r2 / self.r2)
+
+
+def warps(elements: int, per_thread: int = PER_THREAD, most: int = 16) -> int:
+    """Warps for a tile of so many elements."""
+    return min(max(power_of_two(elements // (32 * per_thread)), 1), most)
+
+
+def _extent(size: int, fixed: bool) -> int:
+    """Elements that a tile over a whole axis costs: padding is free where the compiler knows the size."""
+    return size if fixed else power_of_two(size)
+
+
+def _column(group: Grouping, itemsize: int) -> int:
+    """The tile's width along a contiguous kept axis, 1 if it is not contiguous."""
+    if group.vector_axis != "kept":
+        return 1
+    return min(max(COLUMN_BYTES // itemsize, 1), power_of_two(group.kept))
+
+
+def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 0) -> Tile | None:
+    """A tile that holds whole groups, or None if they are too large.
+
+    A group of up to 1024 elements takes one warp, which needs no barrier; smaller groups share the tile. With a
+    ``target`` more groups share it, up to so many elements.
+    """
+    if group.walk or group.cells > 1:
+        return None
+    fixed = group.fixed or (False, False, False)
+    elements = _extent(group.r1, fixed[1]) * _extent(group.r2, fixed[2])
+    width = _column(group, itemsize)
+    if width * elements > limit:  # 32 bytes, one sector, is the least that wastes no traffic
+        width = min(width, max(32 // itemsize, 1))
+    if width * elements > limit:
+        return None
+    padded = power_of_two(group.r1) * power_of_two(group.r2)
+    room = max(target or 1024, padded) // padded
+    kept = max(width, min(room, power_of_two(group.kept)))
+    return Tile(kept, power_of_two(group.r1), power_of_two(group.r2), warps(kept * elements))
+
+
+def _fit(size: int, limit: int) -> int:
+    """The block for an axis that wastes least of its last tile; among blocks that waste under an eighth, the largest."""
+    if power_of_two(size) <= limit and power_of_two(size) * 8 <= size * 9:
+        return power_of_two(size)
+    blocks = [1 << k for k in range(7, limit.bit_length()) if 1 << k <= max(power_of_two(size), 128)]
+    waste = {b: ceil(size / b) * b / size for b in blocks}
+    good = [b for b in blocks if waste[b] <= 9 / 8]
+    if good:
+        return max(good)
+    return min(min(waste, key=lambda b: (waste[b], -b)), power_of_two(size)) if waste else power_of_two(size)
+
+
+def looped_tile(group: Grouping, itemsize: int, elements: int = TILE) -> Tile:
+    """A tile of about so many elements, one of many along the reduced axes."""
+    kept = _column(group, itemsize)
+    room = elements // kept
+    r2 = min(_fit(group.r2, room), room)
+    r1 = min(power_of_two(group.r1), max(room // r2, 1))
+    return Tile(kept, r1, r2, warps(kept * r1 * r2, most=8))
+
+
+def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: bool) -> Plan:
+    """The kernel's constants for a grouping and a tile."""
+    parameters = [s for s in (group.weight, group.bias, group.parts) if s is not None]
+    r1 = any(s.r1 for s in parameters)
+    r2 = any(s.r2 for s in parameters)
+    walk = any(any(s.walk) for s in parameters)
+    vector = group.vector(max(16 // itemsize, 1))
+    axis = group.vector_axis
+    return Plan(
+        stage=stage,
+        block_kept=tile.kept,
+        block_r1=tile.r1,
+        block_r2=tile.r2,
+        even_kept=group.kept % tile.kept == 0,
+        even_r1=group.r1 % tile.r1 == 0,
+        even_r2=group.r2 % tile.r2 == 0,
+        cells=group.cells,
+        vector=vector,
+        vector_axis=axis,
+        kept_unit=vector if axis == "kept" else 1,
+        r2_unit=vector if axis == "r2" else 1,
+        affine_r1=r1,
+        affine_r2=r2,
+        affine_reduced=r1 or r2 or walk,
+        **flags,
+    )
+
+
+def chunks_by_size(group: Grouping, tile: Tile, itemsize: int) -> int:
+    """Programs that share a block of groups, from the block's size alone: its bits do not depend on the batch."""
+    tiles = tile.tiles(group)
+    walked = tiles * tile.kept * tile.r1 * tile.r2 * itemsize
+    if walked <= STREAMED_BYTES:
+        return 1
+    return even_chunks(tiles, ceil(walked / CHUNK_BYTES))
+
+
+def chunks_to_fill(group: Grouping, tile: Tile, sms: int) -> int:
+    """Programs that share a block of groups so that there are enough of them; 1 if there are anyway."""
+    blocks = tile.blocks(group)
+    if blocks >= 2 * sms:
+        return 1
+    return even_chunks(tile.tiles(group), ceil(PROGRAMS_PER_SM * sms / blocks))
+
+
+def even_chunks(tiles: int, wanted: int) -> int:
+    """The number of equal chunks, none of them empty, nearest to so many."""
+    wanted = min(max(wanted, 1), tiles, MAX_CHUNKS)
+    return ceil(tiles / ceil(tiles / wanted))
