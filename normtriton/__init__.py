@@ -1,1 +1,39 @@
+"""Batch, layer, instance, group and RMS normalization for PyTorch, from one Triton reduction kernel per direction.
 
+Functions with the signatures of `torch.nn.functional`, modules that subclass `torch.nn`'s, and `explain`, which says
+what a call does and why.
+"""
+
+from .explain import explain
+from .functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from .modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    RMSNorm,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "RMSNorm",
+    "batch_norm",
+    "explain",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "rms_norm",
+]

@@ -134,6 +134,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(y, mean, rstd); mean is None if it is fixed at zero, both are if the running statistics are used."""
     y = torch.empty_like(x)
+    if y.numel() == 0:
+        return y, None, None
     mode = "" if running is None else "use" if use_running else "update"
     schedule = forward_schedule(
         problem, x.stride(), y.stride(), _strides(weight), _strides(bias), x.itemsize, multiprocessors(x), mode
@@ -146,6 +148,8 @@ def forward(
     rstd = x.new_empty(groups, dtype=dtype)
 
     target = running
+    if running is not None:  # autograd must notice that they change in place
+        torch.autograd.graph.increment_version((running.mean, running.var))
     if schedule.parameters:  # each group writes its own; they are averaged afterwards
         each = x.new_empty((2, groups), dtype=dtype)
         target = Running(each[0], each[1], 1, 1, None)
@@ -178,6 +182,9 @@ def backward(
     wants_dx, weight_dtype, bias_dtype = wants
     dx = torch.empty_like(x)
     shape = problem.parameter_shape
+    if dx.numel() == 0:
+        grads = (x.new_zeros(shape, dtype=dtype) if dtype else None for dtype in (weight_dtype, bias_dtype))
+        return (dx if wants_dx else None, *grads)
     dweight = x.new_empty(shape, dtype=weight_dtype) if weight_dtype else None
     dbias = x.new_empty(shape, dtype=bias_dtype) if bias_dtype else None
     parameters = dweight is not None or dbias is not None

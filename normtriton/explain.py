@@ -1,0 +1,201 @@
+"""What the library would do for a call, and why, in words."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from . import functional, launch
+from .schedule import Problem, backward_schedule, forward_schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from .autograd import Call
+    from .schedule import Launch, Schedule
+
+_CHECKS: dict[str, Callable[..., Call]] = {
+    "batch_norm": functional.batch_norm_call,
+    "instance_norm": functional.instance_norm_call,
+    "layer_norm": functional.layer_norm_call,
+    "group_norm": functional.group_norm_call,
+    "rms_norm": functional.rms_norm_call,
+}
+
+
+class Direction(NamedTuple):
+    """One direction of a call.
+
+    Attributes:
+        schedule: the launches.
+        moved: bytes that all launches read and write, every access counted.
+        compulsory: bytes with every distinct input read once and every result written once.
+    """
+
+    schedule: Schedule
+    moved: int
+    compulsory: int
+
+
+class Explanation(NamedTuple):
+    """What a call does; ``str()`` says it in words.
+
+    Attributes:
+        name: the function called.
+        route: "triton", "interpreter" or "torch".
+        problem: the norm and the shape.
+        forward, backward: either direction; the schedules are those a GPU would run, whatever the route.
+        sms: multiprocessors they are planned for.
+    """
+
+    name: str
+    route: str
+    problem: Problem
+    forward: Direction
+    backward: Direction
+    sms: int
+
+    def __str__(self) -> str:
+        routes = {
+            "triton": "the Triton kernels, on the GPU",
+            "interpreter": "the Triton kernels, in Triton's interpreter on the CPU",
+            "torch": f"torch.nn.functional.{self.name}, since this device has no Triton; a GPU would run what follows",
+        }
+        norm = self.problem.norm
+        lines = [
+            f"{self.name} of {self.problem.shape}, axes ({norm.axes}): statistics over ({norm.over}), "
+            f"parameters along ({norm.affine})",
+            f"runs: {routes[self.route]}",
+        ]
+        for name, direction in (("forward", self.forward), ("backward", self.backward)):
+            schedule = direction.schedule
+            lines.append(
+                f"{name}: {schedule.strategy}, {len(schedule.launches)} "
+                f"launch{'es' if len(schedule.launches) > 1 else ''}, {direction.moved:,} bytes moved, "
+                f"{direction.moved / direction.compulsory:.2f} x the compulsory {direction.compulsory:,}"
+            )
+            lines.append(f"  why: {schedule.reason}")
+            lines += [f"  {_describe(step)}" for step in schedule.launches]
+        return "\n".join(lines)
+
+
+def _describe(step: Launch) -> str:
+    group, plan = step.group, step.plan
+    kept = " x ".join(str(n) for n in (*reversed(group.outer), group.kept))
+    reduced = " x ".join(str(n) for n in (*reversed(group.walk), group.r1, group.r2))
+    axis = {"kept": "along the kept axis", "r2": "along the reduced axis", "": "one by one"}[plan.vector_axis]
+    stage = f" ({plan.stage})" if step.kernel in ("forward", "backward") else ""
+    cells = f", {group.cells} of them a group" if group.cells > 1 else ""
+    return (
+        f"{step.kernel}{stage}: {kept} kept{cells}, {reduced} reduced; tile {plan.block_kept} x {plan.block_r1} x "
+        f"{plan.block_r2}, {step.num_warps} warps, grid {step.grid[0]} x {step.grid[1]}; "
+        f"{plan.vector} elements an access {axis}"
+    )
+
+
+def forward_direction(
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, sms: int, y: Tensor | None = None
+) -> Direction:
+    """The forward pass of a checked call."""
+    y = torch.empty_like(x, device="meta") if y is None else y
+    mode = "" if call.running is None else "use" if call.use_running else "update"
+    strides = [None if p is None else p.stride() for p in (weight, bias)]
+    schedule = forward_schedule(call.problem, x.stride(), y.stride(), *strides, x.itemsize, sms, mode)
+    parameters = sum(p.numel() * p.itemsize for p in (weight, bias) if p is not None)
+    if call.running is not None:
+        parameters += sum(t.numel() * t.itemsize for t in call.running[:2]) * (1 if call.use_running else 2)
+    size = statistics_size(x)
+    stats = 0 if call.use_running else schedule.num_groups * size * (2 if call.problem.norm.centered else 1)
+    tensor = x.numel() * x.itemsize
+    compulsory = 2 * tensor + parameters + stats
+    again = tensor if schedule.strategy in ("streamed", "split") else 0
+    moved = compulsory + again + 2 * 4 * schedule.parts * size
+    if schedule.apply:  # statistics and correction come back
+        moved += stats + schedule.num_groups * size * 2
+    if schedule.parameters:
+        moved += 4 * schedule.num_groups * size
+    return Direction(schedule, moved, compulsory)
+
+
+def statistics_size(x: Tensor) -> int:
+    """Bytes of one number of the statistics."""
+    return launch.statistics_dtype(x).itemsize
+
+
+def backward_direction(
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, sms: int, dy: Tensor | None = None
+) -> Direction:
+    """The backward pass of a checked call, for a gradient in the memory format of the result."""
+    dx = torch.empty_like(x, device="meta")
+    dy = dx if dy is None else dy
+    parameters = [p for p in (weight, bias) if p is not None]
+    schedule = backward_schedule(
+        call.problem,
+        x.stride(),
+        dy.stride(),
+        dx.stride(),
+        None if weight is None else weight.stride(),
+        x.itemsize,
+        sms,
+        bool(parameters),
+        True,
+        call.use_running,
+    )
+    size = statistics_size(x)
+    gradients = sum(p.numel() * p.itemsize for p in parameters)
+    stats = schedule.num_groups * size * (2 if call.problem.norm.centered else 1)
+    tensor = x.numel() * x.itemsize
+    weights = 0 if weight is None else weight.numel() * weight.itemsize
+    compulsory = 3 * tensor + gradients + weights + stats
+    again = 2 * tensor if schedule.strategy in ("streamed", "split") else 0
+    moved = compulsory + again + 2 * len(parameters) * schedule.rows * size + 2 * 2 * schedule.parts * size
+    if schedule.apply:
+        moved += stats + 2 * 2 * schedule.num_groups * size
+    return Direction(schedule, moved, compulsory)
+
+
+def explain(function: Callable[..., Tensor], *args: Any, sms: int | None = None, **kwargs: Any) -> Explanation:
+    """Say what a call would do: grouping, strategy and why, tiles, warps, launches, bytes moved. Runs nothing.
+
+    Args:
+        function: one of the library's functions, as `normtriton.layer_norm`.
+        args, kwargs: its arguments; tensors may be on the meta device.
+        sms: multiprocessors to plan for; by default those of the input's GPU, without one 132, an H100's.
+    Raises:
+        TypeError: function is not one of the library's.
+        What the function itself raises for these arguments.
+
+    Bytes are counted from the plan: whole tensors once a walk, partial results written and read once; a cache is not
+    assumed, so a second walk that hits the L2 is counted in full.
+    """
+    name = getattr(function, "__name__", repr(function))
+    if getattr(functional, name, None) is not function or name not in _CHECKS:
+        raise TypeError(f"explain() knows {', '.join(sorted(_CHECKS))} of normtriton, not {function!r}")
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = bound.arguments
+    x = arguments.pop("input")
+    call = _CHECKS[name](x, **arguments)
+    weight, bias = (arguments.get(p) for p in ("weight", "bias"))
+    if name in ("batch_norm", "instance_norm"):
+        weight, bias = (p if p is None or p.dim() == 1 else p.reshape(-1) for p in (weight, bias))
+    if not functional.uses_kernels(x):
+        route = "torch"
+    else:
+        route = "triton" if x.is_cuda else "interpreter"
+    if sms is None:
+        sms = launch.multiprocessors(x) if x.is_cuda else 132
+    if x.numel() == 0:
+        raise ValueError(f"nothing to explain: input of shape {tuple(x.shape)} is empty and launches nothing")
+    return Explanation(
+        name,
+        route,
+        call.problem,
+        forward_direction(call, x, weight, bias, sms),
+        backward_direction(call, x, weight, bias, sms),
+        sms,
+    )
