@@ -20,7 +20,6 @@ from .tile import (
     locate,
     num_blocks,
     num_cells,
-    parameter_offsets,
     reduced_tile,
     small_offsets,
     store,
@@ -46,8 +45,7 @@ def weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan: tl.const
     """weight * dy."""
     if weight is None:
         return g
-    at = parameter_offsets(group, group.weight, outer, walk, q, r1, r2, plan)
-    return g * load_parameter(weight, at, exists, mask, g.dtype, plan)
+    return g * load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, g.dtype, plan)
 
 
 @triton.jit
@@ -85,8 +83,9 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
     shape: tl.constexpr = (plan.block_kept, plan.block_r1, plan.block_r2)
     n = tl.zeros((), dtype) + group.count
     if weight is not None:
-        at = parameter_offsets(group, group.weight, tl.program_id(0) * 0, walk, zero, r1, r2, plan)
-        w = load_parameter(weight, at, every, cube(every, in1, in2), dtype, plan)
+        nowhere = tl.program_id(0) * 0
+        mask = cube(every, in1, in2)
+        w = load_parameter(weight, group.weight, group, nowhere, walk, zero, r1, r2, every, mask, dtype, plan)
     if dweight is not None:
         gathered_dyx = tl.zeros(shape, dtype)
     if dbias is not None:

@@ -12,7 +12,6 @@ from .tile import (
     cube,
     load_parameter,
     locate,
-    parameter_offsets,
     reduced_tile,
     small_offsets,
     store,
@@ -79,8 +78,7 @@ def sum_buffer(parts, weight, out, group, plan: tl.constexpr):
         mask = cube(exists, in1, in2)
         part = tl.load(parts + tensor_offsets(group, group.parts, outer, walk, q, r1, r2, plan), mask=mask, other=0.0)
         if weight is not None:
-            at = parameter_offsets(group, group.weight, outer, walk, q, r1, r2, plan)
-            part *= load_parameter(weight, at, exists, mask, dtype, plan)
+            part *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, dtype, plan)
         total += part
     store(out, small_offsets(group, group.stats, outer, q, plan)[:, None, None], sum_tile(total), exists[:, None, None])
 

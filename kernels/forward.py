@@ -10,7 +10,6 @@ from .tile import (
     load_parameter,
     locate,
     num_cells,
-    parameter_offsets,
     reduced_tile,
     small_offsets,
     store,
@@ -129,14 +128,12 @@ def write(y, weight, bias, x, mean, correction, rstd, group, outer, walk, q, r1,
     if plan.centered:
         x = (x - mean) - correction
     if weight is not None:
-        offsets = parameter_offsets(group, group.weight, outer, walk, q, r1, r2, plan)
-        w = load_parameter(weight, offsets, exists, mask, x.dtype, plan)
+        w = load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
         value = x * rstd * w if plan.affine_reduced else x * (rstd * w)
     else:
         value = x * rstd
     if bias is not None:
-        offsets = parameter_offsets(group, group.bias, outer, walk, q, r1, r2, plan)
-        value += load_parameter(bias, offsets, exists, mask, x.dtype, plan)
+        value += load_parameter(bias, group.bias, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
     store(y, tensor_offsets(group, group.y, outer, walk, q, r1, r2, plan), value, mask)
 
 

@@ -127,25 +127,21 @@ def small_offsets(group, strides, outer, q, plan: tl.constexpr):
 
 
 @triton.jit
-def parameter_offsets(group, strides, outer, walk, q, r1, r2, plan: tl.constexpr):
-    """Offsets of a parameter: the tile's shape if it varies within a group, else (block_kept, 1, 1).
+def load_parameter(pointer, strides, group, outer, walk, q, r1, r2, exists, mask, dtype: tl.constexpr, plan: tl.constexpr):
+    """A parameter in the dtype of the arithmetic: (block_kept, 1, 1) where it is constant within a group.
 
-    The tile's whole shape, because a parameter loaded as a vector and broadcast afterwards is converted from its own
+    Along r2 it takes the tile's whole shape: loaded as a vector and broadcast afterwards, it is converted from its own
     register layout to the tile's through shared memory (11 barriers against 3 for float32 beside bfloat16).
     """
     offsets = small_offsets(group, strides, outer, q, plan)[:, None, None]
+    there = exists[:, None, None]
     if plan.affine_reduced:
-        offsets += unravel(walk, group.walk, strides.walk)
-        offsets += (r1 * strides.r1)[None, :, None] + (r2 * strides.r2)[None, None, :]
-    return offsets
-
-
-@triton.jit
-def load_parameter(pointer, offsets, exists, mask, dtype: tl.constexpr, plan: tl.constexpr):
-    """A parameter in the dtype of the arithmetic."""
-    if plan.affine_reduced:
-        return tl.load(pointer + offsets, mask=mask, other=0.0).to(dtype)
-    return tl.load(pointer + offsets, mask=exists[:, None, None], other=0.0).to(dtype)
+        offsets += unravel(walk, group.walk, strides.walk) + (r1 * strides.r1)[None, :, None]
+        there = there & (r1 < group.r1)[None, :, None]
+    if plan.affine_r2:
+        offsets += (r2 * strides.r2)[None, None, :]
+        there = mask
+    return tl.load(pointer + offsets, mask=there, other=0.0).to(dtype)
 
 
 @triton.jit

@@ -29,9 +29,23 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 #: Multiprocessors that plans for the interpreter count on: few, since it runs one program after another.
 INTERPRETER_SMS = 2
 
-# Fusing a * b + c into one rounding is Triton's default up to 3.9 and not from 3.10 on; we want it everywhere.
-# Loops are not pipelined through shared memory: several programs an SM hide the latency.
-OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
+
+
+@lru_cache(maxsize=64)
+def options(num_warps: int, nvidia: bool) -> dict[str, Any]:
+    """Compiler options of a launch.
+
+    Fusing a * b + c into one rounding is Triton's default up to 3.9 and not from 3.10 on; we want it everywhere. Loops
+    are not pipelined through shared memory: several programs an SM hide the latency. NVIDIA's assembler is told that it
+    may use all registers such a program can have: left alone it aims at an occupancy and spills one or two to meet it.
+    """
+    chosen: dict[str, Any] = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": True}
+    if nvidia:
+        chosen["maxnreg"] = min(64 * 1024 // (32 * num_warps), 255)
+    return chosen
+
+
+_NVIDIA = torch.version.hip is None
 
 KERNELS = {
     "forward": normalize_forward,
@@ -101,7 +115,7 @@ def kernel_group(launch: Launch) -> Grouping:
 
 
 def _run(launch: Launch, *args: Any) -> None:
-    KERNELS[launch.kernel][launch.grid](*args, kernel_group(launch), launch.plan, num_warps=launch.num_warps, **OPTIONS)
+    KERNELS[launch.kernel][launch.grid](*args, kernel_group(launch), launch.plan, **options(launch.num_warps, _NVIDIA))
 
 
 @lru_cache(maxsize=64)

@@ -20,10 +20,9 @@ RESIDENT_FORWARD = 40 * 1024
 RESIDENT_BACKWARD = 16 * 1024
 #: Backward that gathers parameter gradients holds two more tiles. Compiled: larger tiles spill.
 RESIDENT_ACCUMULATE = 8 * 1024
-#: Elements of a tile that is one of many: 32 a thread in 8 warps. At two such programs an SM, 32 KB of bfloat16 are on
-#: the way, what Little's law asks of an H100 (3.35 TB/s, 132 SMs, about 1 µs).
-TILE = 8 * 1024
 #: Elements a thread holds: enough independent loads to hide latency, few enough registers for several programs an SM.
+#: Two programs of 8 warps then have 32 KB of bfloat16 on the way, an SM's share of what Little's law asks of an H100
+#: (3.35 TB/s, 132 SMs, about 1 µs).
 PER_THREAD = 32
 #: Bytes of neighbouring elements that a tile spans at least where the kept axis is the contiguous one: four sectors.
 COLUMN_BYTES = 128
@@ -126,6 +125,7 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 0) -
     fixed = group.fixed or (False, False, False)
     elements = _extent(group.r1, fixed[1]) * _extent(group.r2, fixed[2])
     width = _column(group, itemsize)
+    limit = limit // 2 if width > 1 else limit  # compiled: sums across rows take more registers
     if width * elements > limit:  # 32 bytes, one sector, is the least that wastes no traffic
         width = min(width, max(32 // itemsize, 1))
     if width * elements > limit:
@@ -148,13 +148,18 @@ def _fit(size: int, limit: int) -> int:
     return min(min(waste, key=lambda b: (waste[b], -b)), power_of_two(size)) if waste else power_of_two(size)
 
 
-def looped_tile(group: Grouping, itemsize: int, elements: int = TILE) -> Tile:
-    """A tile of about so many elements, one of many along the reduced axes."""
+def looped_tile(group: Grouping, itemsize: int, tensors: int = 1) -> Tile:
+    """A tile that is one of many along the reduced axes, for a kernel that reads so many tensors.
+
+    Its elements are half as many a thread where two tensors are read, or where sums run across rows: compiled, the
+    exchange of 64 columns' sums takes the registers.
+    """
     kept = _column(group, itemsize)
-    room = elements // kept
+    per_thread = PER_THREAD // (2 if tensors > 1 or kept > 1 else 1)
+    room = 8 * 32 * per_thread // kept
     r2 = min(_fit(group.r2, room), room)
     r1 = min(power_of_two(group.r1), max(room // r2, 1))
-    return Tile(kept, r1, r2, warps(kept * r1 * r2, most=8))
+    return Tile(kept, r1, r2, warps(kept * r1 * r2, per_thread, most=8))
 
 
 def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: bool) -> Plan:

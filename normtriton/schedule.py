@@ -163,8 +163,8 @@ def finalizer(kernel: str, group: Grouping) -> Launch:
     """The launch of a second stage: few groups, many programs, small tiles."""
     lanes = 32 if group.vector_axis == "kept" else 1
     kept = min(lanes, planning.power_of_two(group.kept))
-    r2 = min(planning.power_of_two(group.r2), 4096 // kept)
-    r1 = min(planning.power_of_two(group.r1), max(4096 // (kept * r2), 1))
+    r2 = min(planning.power_of_two(group.r2), 2048 // kept)
+    r1 = min(planning.power_of_two(group.r1), max(2048 // (kept * r2), 1))
     tile = Tile(kept, r1, r2, 4)
     return Launch(kernel, group, make_plan(group, tile, "merge", 4), (tile.blocks(group), 1), tile.num_warps)
 
@@ -367,7 +367,7 @@ def backward_schedule(
     reduce_rows = sum_rows(1, cells) if rows else None
     if constant:
         group = group_for(problem.over, parts)
-        tile = planning.looped_tile(group, itemsize)
+        tile = planning.looped_tile(group, itemsize, tensors=2)
         if not parameters:
             main = _main("backward", group, tile, "apply", itemsize, (tile.blocks(group), apply_chunks(group, tile)), **flags)
             return Schedule("constant", "the statistics are given, so that nothing is summed", main, num_groups=num_groups)
@@ -393,7 +393,7 @@ def backward_schedule(
 
     mixed = scattered or (parameters and any(key in problem.affine for key in problem.over))
     if not mixed:
-        tile = planning.looped_tile(group, itemsize)
+        tile = planning.looped_tile(group, itemsize, tensors=2)
         chunks = share(problem, group, tile, itemsize, sms)
         if chunks == 1:
             main = _main("backward", group, tile, "streamed", itemsize, (tile.blocks(group), 1), **flags)
@@ -403,7 +403,7 @@ def backward_schedule(
     keys = cells if mixed else problem.kept
     over = tuple(key for key in problem.over if key not in keys)
     measured = group_for(over, problem.dense(keys))
-    tile = planning.looped_tile(measured, itemsize)
+    tile = planning.looped_tile(measured, itemsize, tensors=2)
     chunks = share(problem, measured, tile, itemsize, sms)
     weights = {} if w is None or measured_weighted(problem, keys) else {"weight": w}
     merge = merging(problem, chunks, problem.kept, keys, stats=stats, **weights)
@@ -430,7 +430,7 @@ def measured_weighted(problem: Problem, keys: tuple[Key, ...]) -> bool:
 def _gathered_split(problem, group_for, w, stats, itemsize, sms, wants_dx, flags, sum_rows, gradient) -> Schedule:  # type: ignore[no-untyped-def]
     """Groups too large for registers whose parameters vary within them: sum, then sweep the groups tile by tile."""
     group = group_for(problem.over, gradient)
-    tile = planning.looped_tile(group, itemsize, planning.RESIDENT_ACCUMULATE // 2)
+    tile = planning.looped_tile(group, itemsize, tensors=2)
     tiles = tile.tiles(group)
     rows = max(min(tile.blocks(group), 2 * sms // tiles), 1)
     sweep = _main("backward", group, tile, "apply", itemsize, (rows, tiles), accumulate=True, **flags)
@@ -442,7 +442,7 @@ def _gathered_split(problem, group_for, w, stats, itemsize, sms, wants_dx, flags
     if not wants_dx:
         return Schedule("split", f"{tiles} programs share a group, {rows} of them its parameters", sweep, **done)
     measured = group_for(problem.over, stats)
-    walk = planning.looped_tile(measured, itemsize)
+    walk = planning.looped_tile(measured, itemsize, tensors=2)
     chunks = share(problem, measured, walk, itemsize, sms)
     return Schedule(
         "split",

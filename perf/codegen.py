@@ -1,0 +1,207 @@
+"""What a GPU would run, without one: compile a launch for a real target and read registers, spills and access widths.
+
+    python -m normtriton.perf.codegen
+
+compiles the launches that a list of real shapes asks for. The compiler is Triton's own; the assembler and the tools that
+read its output come with the triton package. Not under TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import MockTensor
+
+from normtriton import launch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from normtriton.autograd import Call
+    from normtriton.schedule import Launch
+
+#: The targets every kernel is compiled for.
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+class Code(NamedTuple):
+    """Facts of one compiled kernel.
+
+    Attributes:
+        registers: vector registers a thread.
+        stack: bytes of local memory a thread: spills, and arrays that did not fit in registers.
+        shared: bytes of shared memory a program.
+        loads, stores: how many instructions access global memory with how many bytes each.
+        barriers: barriers of a program.
+        instructions: instructions in the program's text.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    loads: Counter[int]
+    stores: Counter[int]
+    barriers: int
+    instructions: int
+
+
+class Recorded(NamedTuple):
+    """A launch with the arguments it was made with."""
+
+    launch: Launch
+    args: tuple[Any, ...]
+
+
+@contextmanager
+def recording(sms: int = 132) -> Iterator[list[Recorded]]:
+    """Collect launches instead of making them, planned for so many multiprocessors. Not for use among threads."""
+    launches: list[Recorded] = []
+    run, count = launch._run, launch.multiprocessors
+    launch._run = lambda step, *args: launches.append(Recorded(step, args))
+    launch.multiprocessors = lambda _x: sms
+    try:
+        yield launches
+    finally:
+        launch._run, launch.multiprocessors = run, count
+
+
+def launches_of(
+    call: Call, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, sms: int = 132
+) -> dict[str, list[Recorded]]:
+    """The launches of a checked call, {"forward": ..., "backward": ...}. Tensors may be on the meta device."""
+    problem = call.problem
+    with recording(sms) as forward:
+        _y, mean, rstd = launch.forward(problem, x, weight, bias, call.eps, call.running, call.use_running)
+    running = call.running if call.use_running else None
+    dtypes = [None if p is None else p.dtype for p in (weight, bias)]
+    with recording(sms) as backward:
+        dy = torch.empty_like(x)
+        launch.backward(problem, dy, x, weight, mean, rstd, running, call.eps, (True, dtypes[0], dtypes[1]))
+    return {"forward": forward, "backward": backward}
+
+
+class _Driver:
+    """Stands for a device of a given kind; enough to compile, not to launch."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return str(self.target)  # a key for Triton's cache of compiled kernels
+
+    def get_current_stream(self, _device: object = None) -> int:
+        return 0
+
+
+def _mock(value: Any) -> Any:
+    """An argument without its tensors: their dtype, at an aligned address."""
+    if isinstance(value, torch.Tensor):
+        return MockTensor(value.dtype)
+    if isinstance(value, tuple):
+        items = [_mock(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
+
+
+def compile_launch(recorded: Recorded, target: str) -> Any:
+    """Triton's compiled kernel for a launch."""
+    step = recorded.launch
+    active = driver._active if hasattr(driver, "_active") else None
+    driver.set_active(_Driver(TARGETS[target]))
+    try:
+        return launch.KERNELS[step.kernel].warmup(
+            *map(_mock, recorded.args),
+            launch.kernel_group(step),
+            step.plan,
+            grid=step.grid,
+            **launch.options(step.num_warps, nvidia=TARGETS[target].backend == "cuda"),
+        )
+    finally:
+        driver._active = active
+
+
+def read_code(kernel: Any) -> Code:
+    """Read the facts out of a compiled kernel."""
+    return _read_nvidia(kernel) if "cubin" in kernel.asm else _read_amd(kernel)
+
+
+def _tool(name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _read_nvidia(kernel: Any) -> Code:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage, sass = (
+            subprocess.run([_tool("cuobjdump"), flag, file.name], check=True, capture_output=True, text=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", sass)
+
+    def widths(opcode: str) -> Counter[int]:
+        found: Counter[int] = Counter()
+        for name in lines:
+            if name.split(".")[0] == opcode:
+                parts = name.split(".")
+                bits = next((int(p) for p in parts if p in ("64", "128")), 32)
+                bits = next((int(p[1:]) for p in parts if p in ("U8", "S8", "U16", "S16")), bits)
+                found[bits // 8] += 1
+        return found
+
+    return Code(
+        registers=numbers.get("REG", 0),
+        stack=numbers.get("STACK", 0) + numbers.get("LOCAL", 0),
+        shared=numbers.get("SHARED", 0),
+        loads=widths("LDG"),
+        stores=widths("STG"),
+        barriers=sum(name.startswith("BAR.") for name in lines),
+        instructions=len(lines),
+    )
+
+
+_AMD_WIDTHS = {"ubyte": 1, "sbyte": 1, "byte": 1, "ushort": 2, "sshort": 2, "short": 2, "dword": 4, "dwordx": 4, "dwordx2": 8}
+_AMD_WIDTHS |= {"dwordx3": 12, "dwordx4": 16}
+
+
+def _read_amd(kernel: Any) -> Code:
+    text = kernel.asm["amdgcn"]
+    numbers = {key: int(value) for key, value in re.findall(r"\.(\w+):\s+(\d+)\s*$", text, re.MULTILINE)}
+    code = [line.split()[0] for line in text.splitlines() if re.match(r"^\t[a-z]+_", line)]
+
+    def widths(kind: str) -> Counter[int]:
+        found: Counter[int] = Counter()
+        for name in code:
+            match = re.match(rf"(?:global|buffer)_{kind}_([a-z]+(?:\d)?)", name)
+            if match:
+                found[_AMD_WIDTHS[match[1]]] += 1
+        return found
+
+    return Code(
+        registers=numbers.get("vgpr_count", 0),
+        stack=numbers.get("private_segment_fixed_size", 0) + 4 * numbers.get("vgpr_spill_count", 0),
+        shared=numbers.get("group_segment_fixed_size", 0),
+        loads=widths("load"),
+        stores=widths("store"),
+        barriers=sum(name.startswith("s_barrier") for name in code),
+        instructions=len(code),
+    )
