@@ -145,7 +145,7 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
     middle = right / 2
     side, bottom = project(samples / 2, channels, 0)
 
-    def write(x: float, y: float, text: str, size: int, **style: Any) -> None:  # noqa: ANN401  whatever matplotlib takes
+    def write(x: float, y: float, text: str, size: int, **style: Any) -> None:
         axes.text(x, y, text, color=INK, fontsize=size, ha="center", **style)
 
     write(middle, top + 0.5, panel.title, 14, weight="bold")

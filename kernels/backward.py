@@ -42,7 +42,7 @@ def load_tile(dy, x, group, outer, walk, q, r1, r2, mask, mean, rstd, plan: tl.c
 
 @triton.jit
 def weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan: tl.constexpr):
-    """weight * dy."""
+    """Weight * dy."""
     if weight is None:
         return g
     return g * load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, g.dtype, plan)
@@ -50,7 +50,7 @@ def weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan: tl.const
 
 @triton.jit
 def write(dx, g, xhat, mean1, mean2, rstd, group, outer, walk, q, r1, r2, mask, plan: tl.constexpr):
-    """dx from weight * dy and the group's sum1 / n and sum2 / n."""
+    """Dx from weight * dy and the group's sum1 / n and sum2 / n."""
     if not plan.constant:
         g -= mean1 + xhat * mean2 if plan.centered else xhat * mean2
     store(dx, tensor_offsets(group, group.dx, outer, walk, q, r1, r2, plan), g * rstd, mask)
@@ -61,7 +61,10 @@ def save_parameter_sums(out, group, outer, q, r1, r2, exists, in1, in2, values, 
     """Sum a tile over the axes along which the parameters are constant and store the rest at ``group.parts``."""
     at = small_offsets(group, group.parts, outer, q, plan)[:, None, None]
     there = exists[:, None, None]
-    if plan.affine_r1:
+    if plan.affine_r1 and plan.affine_r2:
+        at += (r1 * group.parts.r1)[None, :, None] + (r2 * group.parts.r2)[None, None, :]
+        store(out, at, values, cube(exists, in1, in2))
+    elif plan.affine_r1:
         store(out, at + (r1 * group.parts.r1)[None, :, None], tl.sum(values, 2)[:, :, None], there & in1[None, :, None])
     elif plan.affine_r2:
         store(out, at + (r2 * group.parts.r2)[None, None, :], tl.sum(values, 1)[:, None, :], there & in2[None, None, :])

@@ -37,7 +37,7 @@ def moments(x, mask, count, plan: tl.constexpr):
 
 @triton.jit
 def combine(count, mean, correction, squares, tile_count, tile_mean, tile_correction, tile_squares):
-    """Chan's rule for the moments of two sets, with means relative to the first tile's: a large mean costs no digits."""
+    """Chan's rule for the moments of two sets, with means relative to the first tile's: large ones cost no digits."""
     total = count + tile_count
     part = tile_count / tl.where(total == 0.0, 1.0, total)
     mean = tl.where(count == 0.0, tile_mean, mean)
@@ -124,7 +124,7 @@ def load_statistics(mean, rstd, correction, running, index, eps, exists, dtype: 
 
 @triton.jit
 def write(y, weight, bias, x, mean, correction, rstd, group, outer, walk, q, r1, r2, exists, mask, plan: tl.constexpr):
-    """y = (x - mean) * rstd * weight + bias, for one tile."""
+    """Y = (x - mean) * rstd * weight + bias, for one tile."""
     if plan.centered:
         x = (x - mean) - correction
     if weight is not None:

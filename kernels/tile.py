@@ -1,10 +1,11 @@
 """Steps that every kernel shares: which tile a program owns, where its elements lie, how they are loaded and stored.
 
-A tile has three dimensions (kept, r1, r2), see `normtriton.grouping.Grouping`. Index vectors are int64, so that a tensor
-may hold more than 2**31 elements; the extra address arithmetic was 6 SASS instructions in 297 for a row of 4096.
+A tile has three dimensions (kept, r1, r2), see `normtriton.grouping.Grouping`. Index vectors are int64, so that a
+tensor may hold more than 2**31 elements; the extra address arithmetic was 6 SASS instructions in 297 for a row of 4096.
 
-Triton knows of an integer argument that 16 divides it, or nothing. So strides come in units of ``plan.vector`` elements
-and are multiplied back here, by a constant: the compiler sees the alignment of a row of 1000 and loads 16 bytes at once.
+Triton knows of an integer argument that 16 divides it, or nothing. So strides come in units of ``plan.vector``
+elements and are multiplied back here, by a constant: the compiler sees the alignment of a row of 1000 and loads 16
+bytes at once.
 """
 
 import triton
@@ -127,7 +128,9 @@ def small_offsets(group, strides, outer, q, plan: tl.constexpr):
 
 
 @triton.jit
-def load_parameter(pointer, strides, group, outer, walk, q, r1, r2, exists, mask, dtype: tl.constexpr, plan: tl.constexpr):
+def load_parameter(
+    pointer, strides, group, outer, walk, q, r1, r2, exists, mask, dtype: tl.constexpr, plan: tl.constexpr
+):
     """A parameter in the dtype of the arithmetic: (block_kept, 1, 1) where it is constant within a group.
 
     Along r2 it takes the tile's whole shape: loaded as a vector and broadcast afterwards, it is converted from its own

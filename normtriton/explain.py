@@ -67,8 +67,10 @@ class Explanation(NamedTuple):
         }
         norm = self.problem.norm
         lines = [
-            f"{self.name} of {self.problem.shape}, axes ({norm.axes}): statistics over ({norm.over}), "
-            f"parameters along ({norm.affine})",
+            (
+                f"{self.name} of {self.problem.shape}, axes ({norm.axes}): statistics over ({norm.over}), "
+                f"parameters along ({norm.affine})"
+            ),
             f"runs: {routes[self.route]}",
         ]
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
@@ -183,10 +185,7 @@ def explain(function: Callable[..., Tensor], *args: Any, sms: int | None = None,
     weight, bias = (arguments.get(p) for p in ("weight", "bias"))
     if name in ("batch_norm", "instance_norm"):
         weight, bias = (p if p is None or p.dim() == 1 else p.reshape(-1) for p in (weight, bias))
-    if not functional.uses_kernels(x):
-        route = "torch"
-    else:
-        route = "triton" if x.is_cuda else "interpreter"
+    route = "torch" if not functional.uses_kernels(x) else "triton" if x.is_cuda else "interpreter"
     if sms is None:
         sms = launch.multiprocessors(x) if x.is_cuda else 132
     if x.numel() == 0:

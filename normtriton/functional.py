@@ -140,7 +140,7 @@ def layer_norm(
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     if not uses_kernels(input):
-        return F.layer_norm(input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]  # any sequence works
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
     return normalize(input, weight, bias, layer_norm_call(input, normalized_shape, weight, bias, eps))
 
 
@@ -200,7 +200,7 @@ def rms_norm(
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     if not uses_kernels(input):
-        return F.rms_norm(input, normalized_shape, weight, eps)  # type: ignore[arg-type]  # any sequence works
+        return F.rms_norm(input, normalized_shape, weight, eps)
     return normalize(input, weight, None, rms_norm_call(input, normalized_shape, weight, eps))
 
 
@@ -224,8 +224,8 @@ def batch_norm_call(
         raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
     _check_momentum("batch_norm", momentum)
     if not training:
-        for name, running in (("running_mean", running_mean), ("running_var", running_var)):
-            if running is None:
+        for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+            if statistic is None:
                 raise RuntimeError(f"{name} must be defined in evaluation mode")
     channels = shape[1] if x.dim() > 1 else 0
     running = _check_running("batch_norm", x, channels, running_mean, running_var, momentum)
@@ -326,7 +326,9 @@ def _check_running(
         if t.numel() != channels:
             raise RuntimeError(f"{what} should contain {channels} elements not {t.numel()}; input is {list(x.shape)}")
         if t.requires_grad:
-            raise RuntimeError(f"{name} is not differentiable with respect to {what}, which must not require a gradient")
+            raise RuntimeError(
+                f"{name} is not differentiable with respect to {what}, which must not require a gradient"
+            )
     # a view, never a copy: it is written
     mean, var = mean if mean.dim() == 1 else mean.view(-1), var if var.dim() == 1 else var.view(-1)
     return Running(mean, var, mean.stride(0), var.stride(0), _exact_pair(momentum))

@@ -55,7 +55,8 @@ class Grouping(NamedTuple):
     walk: tuple[int, ...]
     r1: int
     r2: int
-    count: int  #: elements that share statistics
+    count: int  # type: ignore[assignment]  # the field's word; no one counts in a Grouping
+    #: elements that share statistics
     fixed: tuple[bool, bool, bool] | None  #: may the sizes of (kept, r1, r2) be compiled in?
     x: Strides | None = None
     y: Strides | None = None
@@ -191,7 +192,5 @@ def contiguous(sizes: Sequence[int]) -> tuple[int, ...]:
 def spread(dims: Sequence[Sequence[Any]], strides: Sequence[int]) -> dict[tuple[str, int], int]:
     """A tensor's strides by named axis: {(name, ordinal): stride}."""
     return {
-        (axis.name, axis.ordinal): axis.step * stride
-        for dim, stride in zip(dims, strides, strict=True)
-        for axis in dim
+        (axis.name, axis.ordinal): axis.step * stride for dim, stride in zip(dims, strides, strict=True) for axis in dim
     }

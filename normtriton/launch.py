@@ -30,7 +30,6 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 INTERPRETER_SMS = 2
 
 
-
 @lru_cache(maxsize=64)
 def options(num_warps: int, nvidia: bool) -> dict[str, Any]:
     """Compiler options of a launch.
@@ -105,7 +104,7 @@ def kernel_group(launch: Launch) -> Grouping:
     operands = {name: strides(getattr(group, name)) for name in group._fields[8:]}
     return group._replace(
         kept=constant(group.kept // plan.kept_unit, fixed_kept),
-        cells=None,
+        cells=0,  # the plan has it
         r1=constant(group.r1, fixed_r1),
         r2=constant(group.r2 // plan.r2_unit, fixed_r2),
         count=constant(group.count, group.fixed is not None and fixed_r1 and fixed_r2 and not group.walk),
@@ -197,8 +196,8 @@ def backward(
     dx = torch.empty_like(x)
     shape = problem.parameter_shape
     if dx.numel() == 0:
-        grads = (x.new_zeros(shape, dtype=dtype) if dtype else None for dtype in (weight_dtype, bias_dtype))
-        return (dx if wants_dx else None, *grads)
+        dweight, dbias = (x.new_zeros(shape, dtype=dtype) if dtype else None for dtype in (weight_dtype, bias_dtype))
+        return dx if wants_dx else None, dweight, dbias
     dweight = x.new_empty(shape, dtype=weight_dtype) if weight_dtype else None
     dbias = x.new_empty(shape, dtype=bias_dtype) if bias_dtype else None
     parameters = dweight is not None or dbias is not None

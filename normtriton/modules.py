@@ -26,7 +26,7 @@ __all__ = [
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  PyTorch's name, here and below
-        self._check_input_dim(input)  # type: ignore[operator]  # torch declares it as a tensor or module
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]  # torch has no types for it
         momentum = 0.0 if self.momentum is None else self.momentum
         updating = self.training and self.track_running_stats
         if updating and self.num_batches_tracked is not None:

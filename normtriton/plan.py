@@ -137,7 +137,7 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 0) -
 
 
 def _fit(size: int, limit: int) -> int:
-    """The block for an axis that wastes least of its last tile; among blocks that waste under an eighth, the largest."""
+    """The block for an axis that wastes least of its last tile; of those that waste under an eighth, the largest."""
     if power_of_two(size) <= limit and power_of_two(size) * 8 <= size * 9:
         return power_of_two(size)
     blocks = [1 << k for k in range(7, limit.bit_length()) if 1 << k <= max(power_of_two(size), 128)]

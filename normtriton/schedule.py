@@ -104,7 +104,9 @@ class Problem(NamedTuple):
 SPLIT: Key = ("split", 0)
 
 
-def merging(problem: Problem, rows: int, kept: tuple[Key, ...], cells: tuple[Key, ...], **operands: dict[Key, int]) -> Grouping:
+def merging(
+    problem: Problem, rows: int, kept: tuple[Key, ...], cells: tuple[Key, ...], **operands: dict[Key, int]
+) -> Grouping:
     """The `Grouping` of a buffer of partial results, (rows, *cells), merged over the rows and all axes not kept."""
     sizes = {SPLIT: rows} | {key: problem.axes[key] for key in cells}
     parts = dict(zip(sizes, contiguous(list(sizes.values())), strict=True))
@@ -169,15 +171,101 @@ def finalizer(kernel: str, group: Grouping) -> Launch:
     return Launch(kernel, group, make_plan(group, tile, "merge", 4), (tile.blocks(group), 1), tile.num_warps)
 
 
-def _main(kernel: str, group: Grouping, tile: Tile, stage: str, itemsize: int, grid: tuple[int, int], **flags: bool) -> Launch:
-    return Launch(kernel, group, make_plan(group, tile, stage, itemsize, **flags), grid, tile.num_warps)
+def apply_chunks(group: Grouping, tile: Tile) -> int:
+    """Programs along the reduced axes for an elementwise launch: a few tiles each."""
+    tiles = tile.tiles(group)
+    return planning.even_chunks(tiles, ceil(tiles / 4))
 
 
-def share(problem: Problem, group: Grouping, tile: Tile, itemsize: int, sms: int) -> int:
-    """Programs that share a group."""
-    if problem.norm.batch_invariant:
-        return planning.chunks_by_size(group, tile, itemsize)
-    return planning.chunks_to_fill(group, tile, sms)
+class Pass(NamedTuple):
+    """One direction of one norm, on the way to its `Schedule`: what its launches have in common.
+
+    Attributes:
+        problem: norm and shape.
+        kernel: "forward" or "backward".
+        tensors: strides of the tensors of full size; the one that is written comes last.
+        weight: strides of the weight, or None.
+        bias: strides of the bias, or None.
+        itemsize: bytes of an element of x.
+        sms: multiprocessors of the device.
+        constant: whether the statistics are given.
+    """
+
+    problem: Problem
+    kernel: str
+    tensors: dict[str, dict[Key, int]]
+    weight: dict[Key, int] | None
+    bias: dict[Key, int] | None
+    itemsize: int
+    sms: int
+    constant: bool
+
+    @property
+    def channels(self) -> tuple[Key, ...]:
+        """The axes of the running statistics."""
+        return tuple(key for key in self.problem.kept if key in self.problem.affine)
+
+    @property
+    def stats(self) -> dict[Key, int]:
+        """Strides of the statistics."""
+        return self.problem.dense(self.channels if self.constant else self.problem.kept)
+
+    def group(self, over: tuple[Key, ...], parts: dict[Key, int] | None = None) -> Grouping:
+        """The `Grouping` that reduces these axes, with these strides of partial results."""
+        operands: dict[str, dict[Key, int] | None] = {**self.tensors}
+        operands |= {"weight": self.weight, "bias": self.bias, "stats": self.stats, "parts": parts}
+        return self.problem.grouping([*self.tensors][-1], over, tuple(self.tensors), operands)
+
+    def tile(self, group: Grouping) -> Tile:
+        """One of many tiles."""
+        return planning.looped_tile(group, self.itemsize, tensors=len(self.tensors) - 1)
+
+    def launch(
+        self, group: Grouping, tile: Tile, stage: str, grid: tuple[int, int], accumulate: bool = False
+    ) -> Launch:
+        """A launch of the direction's kernel."""
+        flags = {"centered": self.problem.norm.centered, "constant": self.constant, "accumulate": accumulate}
+        plan = make_plan(group, tile, stage, self.itemsize, **flags)
+        return Launch(self.kernel, group, plan, grid, tile.num_warps)
+
+    def walk(self, group: Grouping, stage: str, chunks: int = 1) -> Launch:
+        """A launch whose programs walk the tiles of a group, so many programs each group."""
+        tile = self.tile(group)
+        return self.launch(group, tile, stage, (tile.blocks(group), chunks))
+
+    def apply(self, group: Grouping) -> Launch:
+        """An elementwise launch."""
+        return self.walk(group, "apply", apply_chunks(group, self.tile(group)))
+
+    def chunks(self, group: Grouping) -> int:
+        """Programs that share a group."""
+        tile = self.tile(group)
+        if self.problem.norm.batch_invariant:
+            return planning.chunks_by_size(group, tile, self.itemsize)
+        return planning.chunks_to_fill(group, tile, self.sms)
+
+    def scattered(self, group: Grouping) -> bool:
+        """Whether a group's neighbours in memory are so few that its rows would be read in pieces of sectors.
+
+        So with channels_last group norm: C / G channels of one group, then those of the next. Taking each channel for
+        a cell of its own, merged afterwards, reads whole rows instead.
+        """
+        problem = self.problem
+        steps = [*self.tensors.values()][-1]
+        nearest = min((key for key in problem.over if problem.axes[key] > 1), key=steps.__getitem__, default=None)
+        if nearest not in problem.affine or not problem.summed or group.vector_axis != "r2":
+            return False
+        row = group.r2 * self.itemsize
+        fits = planning.resident_tile(group, self.itemsize, planning.RESIDENT_FORWARD) is not None
+        return row % 32 != 0 if fits else row < planning.COLUMN_BYTES or row % 32 != 0
+
+    def without(self, kept: tuple[Key, ...]) -> tuple[Key, ...]:
+        """The axes to reduce if these are kept."""
+        return tuple(key for key in self.problem.over if key not in kept)
+
+    def size(self, keys: tuple[Key, ...]) -> int:
+        """Elements of a buffer with these axes."""
+        return prod(self.problem.axes[key] for key in keys)
 
 
 @lru_cache(maxsize=4096)
@@ -191,109 +279,72 @@ def forward_schedule(
     sms: int,
     running: str = "",
 ) -> Schedule:
-    """The launches of a forward pass.
+    """The launches of a forward pass, from strides in elements.
 
-    Args:
-        problem: norm and shape.
-        x, y, weight, bias: strides in elements; None for a parameter that is missing.
-        itemsize: bytes of an element of x.
-        sms: multiprocessors of the device.
-        running: "use" them as constants, "update" them, or neither.
+    ``running`` says what becomes of running statistics: "use" them as constants, "update" them, or neither.
     """
-    flags = {"centered": problem.norm.centered, "constant": running == "use"}
-    # the running statistics have one entry a channel; without a batch axis among the kept, that is one a group
-    channels = tuple(key for key in problem.kept if key in problem.affine)
-    averaged = running == "update" and channels != problem.kept
-    stats = problem.dense(channels if running == "use" else problem.kept)
     tensors = {"x": problem.tensor(x), "y": problem.tensor(y)}
-    small = {
-        "weight": None if weight is None else problem.parameter(weight),
-        "bias": None if bias is None else problem.parameter(bias),
-        "stats": stats,
-    }
-    group = problem.grouping("y", problem.over, ("x", "y"), tensors | small | {"parts": stats})
-    average = None
-    if averaged:
-        own = problem.dense(channels)
-        sizes = {key: problem.axes[key] for key in problem.kept}
-        axes = [
-            Axis(size, key not in channels, key in problem.affine, {"parts": stats[key], "stats": own.get(key, 0)})
-            for key, size in sizes.items()
-        ]
-        average = finalizer("average_running", build(axes, tensors=("parts",), leader="parts"))
-    done = {"parameters": average, "num_groups": problem.num_groups}
+    w, b = (None if p is None else problem.parameter(p) for p in (weight, bias))
+    one = Pass(problem, "forward", tensors, w, b, itemsize, sms, running == "use")
+    group = one.group(problem.over)
+    if one.constant:
+        return Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
 
-    if running == "use":
-        tile = planning.looped_tile(group, itemsize)
-        chunks = planning.even_chunks(tile.tiles(group), 1 << 30)
-        main = _main("forward", group, tile, "apply", itemsize, (tile.blocks(group), chunks), **flags)
-        return Schedule("constant", "the statistics are given, so that nothing is summed", main, **done)
-
-    scattered = _scattered(problem, group, y, itemsize)
+    # one entry a channel: unless that is one a group, the groups' statistics are averaged
+    averaged = running == "update" and one.channels != problem.kept
+    average = average_over(problem, one.stats, one.channels) if averaged else None
+    scattered = one.scattered(group)
     tile = planning.resident_tile(group, itemsize, planning.RESIDENT_FORWARD)
-    if tile and not scattered:
-        main = _main("forward", group, tile, "resident", itemsize, (tile.blocks(group), 1), **flags)
+    schedule = None
+    if not scattered and tile:
+        main = one.launch(group, tile, "resident", (tile.blocks(group), 1))
         reason = f"{group.count} elements a group fit in the registers of {tile.num_warps} warps"
-        return Schedule("resident", reason, main, **done)
+        schedule = Schedule("resident", reason, main)
+    elif not scattered and one.chunks(group) == 1:
+        main = one.walk(group, "streamed")
+        reason = f"{group.count} elements a group are too many for registers; {main.grid[0]} programs walk them"
+        schedule = Schedule("streamed", reason, main)
+    else:
+        schedule = split_forward(one, scattered)
+    return schedule._replace(parameters=average, num_groups=problem.num_groups)
 
-    if not scattered:
-        tile = planning.looped_tile(group, itemsize)
-        chunks = share(problem, group, tile, itemsize, sms)
-        if chunks == 1:
-            main = _main("forward", group, tile, "streamed", itemsize, (tile.blocks(group), 1), **flags)
-            reason = f"{group.count} elements a group are too many for registers; {tile.blocks(group)} programs walk them"
-            return Schedule("streamed", reason, main, **done)
 
-    # several programs share a group, or a group's elements are too scattered to be walked as one
+def split_forward(one: Pass, scattered: bool) -> Schedule:
+    """Measure the parts of a group, merge them, apply: if several programs share it, or its rows are too short."""
+    problem = one.problem
     keys = problem.cells if scattered else problem.kept
-    over = tuple(key for key in problem.over if key not in keys)
-    measured = problem.grouping("y", over, ("x", "y"), tensors | {"stats": problem.dense(keys), "parts": problem.dense(keys)})
-    applied = problem.grouping("y", over, ("x", "y"), tensors | small)
-    tile, apply_tile = planning.looped_tile(measured, itemsize), planning.looped_tile(applied, itemsize)
-    chunks = share(problem, measured, tile, itemsize, sms)
-    merged = merging(problem, chunks, problem.kept, keys, stats=stats)
-    reason = (
-        f"neighbours in memory belong to different groups, so that cells of {measured.count // merged_cells(problem, keys)} elements are measured "
-        f"and merged"
-        if scattered
-        else f"{group.count} elements a group are walked by {chunks} programs"
-    )
+    over = one.without(keys)
+    measured = one._replace(weight=None, bias=None).group(over, problem.dense(keys))
+    chunks = one.chunks(measured)
+    count = one.size(problem.over)
+    if scattered:
+        reason = f"neighbours in memory belong to different groups: cells of {measured.reduced} elements are merged"
+    else:
+        reason = f"{count} elements a group are walked by {chunks} programs"
     return Schedule(
         "split",
         reason,
-        main=_main("forward", measured, tile, "measure", itemsize, (tile.blocks(measured), chunks), **flags),
-        merge=finalizer("merge_moments", merged),
-        apply=_main("forward", applied, apply_tile, "apply", itemsize, (apply_tile.blocks(applied), apply_chunks(applied, apply_tile)), **flags),
+        main=one.walk(measured, "measure", chunks),
+        merge=finalizer("merge_moments", merging(problem, chunks, problem.kept, keys, stats=one.stats)),
+        apply=one.apply(one.group(over)),
         chunks=chunks,
-        parts=chunks * prod(problem.axes[key] for key in keys),
-        **done,
+        parts=chunks * one.size(keys),
     )
 
 
-def apply_chunks(group: Grouping, tile: Tile) -> int:
-    """Programs along the reduced axes for an elementwise launch: a few tiles each."""
-    tiles = tile.tiles(group)
-    return planning.even_chunks(tiles, ceil(tiles / 4))
-
-
-def merged_cells(problem: Problem, keys: tuple[Key, ...]) -> int:
-    """Cells that make up a group."""
-    return prod(problem.axes[key] for key in keys if key in problem.over)
-
-
-def _scattered(problem: Problem, group: Grouping, strides: type_strides, itemsize: int) -> bool:
-    """Whether a group's neighbours in memory are so few that its rows would be read in pieces of sectors.
-
-    So with channels_last group norm: C / G channels of one group, then those of the next. Taking each channel for a
-    cell of its own, merged afterwards, reads whole rows instead.
-    """
-    steps = problem.tensor(strides)
-    nearest = min((key for key in problem.over if problem.axes[key] > 1), key=steps.__getitem__, default=None)
-    if nearest not in problem.affine or not problem.summed or group.vector_axis != "r2":
-        return False
-    row = group.r2 * itemsize
-    fits = planning.resident_tile(group, itemsize, planning.RESIDENT_FORWARD) is not None
-    return row % 32 != 0 if fits else row < planning.COLUMN_BYTES or row % 32 != 0
+def average_over(problem: Problem, each: dict[Key, int], channels: tuple[Key, ...]) -> Launch:
+    """The launch that averages every group's statistics into those of the channels."""
+    own = problem.dense(channels)
+    axes = [
+        Axis(
+            problem.axes[key],
+            key not in channels,
+            key in problem.affine,
+            {"parts": each[key], "stats": own.get(key, 0)},
+        )
+        for key in problem.kept
+    ]
+    return finalizer("average_running", build(axes, tensors=("parts",), leader="parts"))
 
 
 @lru_cache(maxsize=4096)
@@ -309,149 +360,118 @@ def backward_schedule(
     wants_dx: bool = True,
     constant: bool = False,
 ) -> Schedule:
-    """The launches of a backward pass.
+    """The launches of a backward pass, from strides in elements.
 
-    Args:
-        problem: norm and shape.
-        x, dy, dx, weight: strides in elements.
-        itemsize: bytes of an element of x.
-        sms: multiprocessors of the device.
-        parameters: whether dweight or dbias is wanted.
-        wants_dx: whether dx is.
-        constant: whether the forward pass used the running statistics.
+    ``parameters`` says whether dweight or dbias is wanted, ``wants_dx`` whether dx is, ``constant`` whether the forward
+    pass used the running statistics.
     """
-    flags = {"centered": problem.norm.centered, "constant": constant}
-    channels = tuple(key for key in problem.kept if key in problem.affine)
-    stats = problem.dense(channels if constant else problem.kept)
     tensors = {"x": problem.tensor(x), "dy": problem.tensor(dy), "dx": problem.tensor(dx)}
-    names = ("x", "dy", "dx")
     w = None if weight is None else problem.parameter(weight)
-    gradient = problem.parameter(contiguous(problem.parameter_shape))
-    cells = problem.cells
-    gathers = parameters and not problem.summed
-    # a parameter's own sum is complete in one group if no kept axis is left to sum over
-    complete = all(key in problem.affine for key in cells)
-    num_groups = problem.num_groups
-
-    def group_for(over: tuple[Key, ...], parts: dict[Key, int], weight: dict[Key, int] | None = w) -> Grouping:
-        return problem.grouping("dx", over, names, tensors | {"weight": weight, "stats": stats, "parts": parts})
-
-    def sum_rows(rows: int, keys: tuple[Key, ...]) -> Launch:
-        """Sum (rows, *keys) partial gradients into the parameters'."""
-        return finalizer("sum_parts", merging(problem, rows, problem.affine, keys, stats=gradient))
-
-    if gathers:
-        if any(key in problem.affine for key in problem.kept):
-            raise NotImplementedError(
-                f"parameters along {problem.norm.affine!r}, partly kept and partly among {problem.norm.over!r}, "
-                f"have no gradient yet"
-            )
-        group = group_for(problem.over, gradient)
-        tile = planning.resident_tile(group, itemsize, planning.RESIDENT_ACCUMULATE, planning.RESIDENT_ACCUMULATE)
-        if tile:
-            rows = min(tile.blocks(group), sms)
-            main = _main("backward", group, tile, "resident", itemsize, (rows, 1), accumulate=True, **flags)
-            return Schedule(
-                "resident",
-                f"{group.count} elements a group fit in registers beside the parameters and their gradients; "
-                f"{rows} programs leave a row of partial gradients each",
-                main,
-                parameters=sum_rows(rows, problem.affine) if rows > 1 else None,
-                rows=rows * group.count if rows > 1 else 0,
-                num_groups=num_groups,
-            )
-        return _gathered_split(problem, group_for, w, stats, itemsize, sms, wants_dx, flags, sum_rows, gradient)
-
-    parts = gradient if complete else problem.dense(cells)
-    rows = 0 if complete or not parameters else prod(problem.axes[key] for key in cells)
-    reduce_rows = sum_rows(1, cells) if rows else None
+    one = Pass(problem, "backward", tensors, w, None, itemsize, sms, constant)
+    # No group sums for a parameter on its own: gather over many groups, while they all have the same parameters. Where
+    # they do not (group norm without space), every element is a cell, and its partial gradient goes through memory.
     if constant:
-        group = group_for(problem.over, parts)
-        tile = planning.looped_tile(group, itemsize, tensors=2)
-        if not parameters:
-            main = _main("backward", group, tile, "apply", itemsize, (tile.blocks(group), apply_chunks(group, tile)), **flags)
-            return Schedule("constant", "the statistics are given, so that nothing is summed", main, num_groups=num_groups)
-        chunks = planning.chunks_to_fill(group, tile, sms)
-        main = _main("backward", group, tile, "measure", itemsize, (tile.blocks(group), chunks), **flags)
-        return Schedule(
-            "constant",
-            f"the statistics are given; {chunks} programs a channel sum the parameters' gradients",
-            main,
-            parameters=sum_rows(chunks, cells),
-            chunks=chunks,
-            parts=chunks * prod(problem.axes[key] for key in cells),
-            num_groups=num_groups,
-        )
+        schedule = constant_backward(one, parameters)
+    elif parameters and not problem.summed and not any(key in problem.affine for key in problem.kept):
+        schedule = gathering_backward(one, wants_dx)
+    else:
+        schedule = summing_backward(one, parameters, wants_dx)
+    return schedule._replace(num_groups=problem.num_groups)
 
-    group = group_for(problem.over, parts)
-    scattered = _scattered(problem, group, dx, itemsize)
-    tile = planning.resident_tile(group, itemsize, planning.RESIDENT_BACKWARD)
-    if tile and not scattered:
-        main = _main("backward", group, tile, "resident", itemsize, (tile.blocks(group), 1), **flags)
-        reason = f"{group.count} elements a group, of x and of dy, fit in the registers of {tile.num_warps} warps"
-        return Schedule("resident", reason, main, parameters=reduce_rows, rows=rows, num_groups=num_groups)
 
-    mixed = scattered or (parameters and any(key in problem.affine for key in problem.over))
-    if not mixed:
-        tile = planning.looped_tile(group, itemsize, tensors=2)
-        chunks = share(problem, group, tile, itemsize, sms)
-        if chunks == 1:
-            main = _main("backward", group, tile, "streamed", itemsize, (tile.blocks(group), 1), **flags)
-            reason = f"{group.count} elements a group are too many for registers; {tile.blocks(group)} programs walk them"
-            return Schedule("streamed", reason, main, parameters=reduce_rows, rows=rows, num_groups=num_groups)
+def sum_rows(problem: Problem, rows: int, keys: tuple[Key, ...]) -> Launch:
+    """The launch that sums (rows, *keys) partial gradients into the parameters'."""
+    gradient = problem.parameter(contiguous(problem.parameter_shape))
+    return finalizer("sum_parts", merging(problem, rows, problem.affine, keys, stats=gradient))
 
-    keys = cells if mixed else problem.kept
-    over = tuple(key for key in problem.over if key not in keys)
-    measured = group_for(over, problem.dense(keys))
-    tile = planning.looped_tile(measured, itemsize, tensors=2)
-    chunks = share(problem, measured, tile, itemsize, sms)
-    weights = {} if w is None or measured_weighted(problem, keys) else {"weight": w}
-    merge = merging(problem, chunks, problem.kept, keys, stats=stats, **weights)
+
+def constant_backward(one: Pass, parameters: bool) -> Schedule:
+    """The statistics are given: dx is elementwise, and is written while the parameters' gradients are summed."""
+    problem, cells = one.problem, one.problem.cells
+    group = one.group(problem.over, problem.dense(cells))
+    if not parameters:
+        return Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
+    chunks = planning.chunks_to_fill(group, one.tile(group), one.sms)
     return Schedule(
-        "split",
-        f"{group.count} elements a group are walked by {chunks * merged_cells(problem, keys)} programs",
-        main=_main("backward", measured, tile, "measure", itemsize, (tile.blocks(measured), chunks), **flags),
-        merge=finalizer("sum_parts", merge) if wants_dx else None,
-        apply=_main("backward", measured, tile, "apply", itemsize, (tile.blocks(measured), apply_chunks(measured, tile)), **flags)
-        if wants_dx
-        else None,
-        parameters=sum_rows(chunks, keys) if parameters else None,
+        "constant",
+        f"the statistics are given; {chunks} programs a channel sum the parameters' gradients",
+        one.walk(group, "measure", chunks),
+        parameters=sum_rows(problem, chunks, cells),
         chunks=chunks,
-        parts=chunks * prod(problem.axes[key] for key in keys),
-        num_groups=num_groups,
+        parts=chunks * one.size(cells),
     )
 
 
-def measured_weighted(problem: Problem, keys: tuple[Key, ...]) -> bool:
-    """Whether the measuring launch applies the weight itself: it varies within what that launch sums."""
-    return any(key in problem.affine and key not in keys for key in problem.over)
-
-
-def _gathered_split(problem, group_for, w, stats, itemsize, sms, wants_dx, flags, sum_rows, gradient) -> Schedule:  # type: ignore[no-untyped-def]
-    """Groups too large for registers whose parameters vary within them: sum, then sweep the groups tile by tile."""
-    group = group_for(problem.over, gradient)
-    tile = planning.looped_tile(group, itemsize, tensors=2)
+def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
+    """Every group has the same parameters, as in layer norm: programs sweep many groups and gather their gradients."""
+    problem = one.problem
+    group = one.group(problem.over, problem.parameter(contiguous(problem.parameter_shape)))
+    tile = planning.resident_tile(group, one.itemsize, planning.RESIDENT_ACCUMULATE, planning.RESIDENT_ACCUMULATE)
+    resident = tile is not None
+    if tile is None:
+        tile = one.tile(group)
     tiles = tile.tiles(group)
-    rows = max(min(tile.blocks(group), 2 * sms // tiles), 1)
-    sweep = _main("backward", group, tile, "apply", itemsize, (rows, tiles), accumulate=True, **flags)
-    done = {
-        "parameters": sum_rows(rows, problem.affine) if rows > 1 else None,
-        "rows": rows * group.count if rows > 1 else 0,
-        "num_groups": problem.num_groups,
-    }
-    if not wants_dx:
-        return Schedule("split", f"{tiles} programs share a group, {rows} of them its parameters", sweep, **done)
-    measured = group_for(problem.over, stats)
-    walk = planning.looped_tile(measured, itemsize, tensors=2)
-    chunks = share(problem, measured, walk, itemsize, sms)
-    return Schedule(
-        "split",
-        f"{group.count} elements a group are summed by {chunks} programs, then swept by {tiles}, "
-        f"{rows} rows of partial gradients each",
-        main=_main("backward", measured, walk, "measure", itemsize, (walk.blocks(measured), chunks), **flags),
-        merge=finalizer("sum_parts", merging(problem, chunks, problem.kept, problem.kept, stats=stats)) if chunks > 1 else None,
+    rows = max(min(tile.blocks(group), (1 if resident else 2) * one.sms // tiles), 1)
+    sweep = one.launch(group, tile, "resident" if resident else "apply", (rows, tiles), accumulate=True)
+    schedule = Schedule(
+        "resident" if resident else "split",
+        f"{group.count} elements a group fit in registers beside the parameters and their gradients; {rows} programs "
+        f"leave a row of partial gradients each",
+        sweep,
+        parameters=sum_rows(problem, rows, problem.affine) if rows > 1 else None,
+        rows=rows * group.count if rows > 1 else 0,
+    )
+    if resident or not wants_dx:
+        return schedule
+    measured = one.group(problem.over, one.stats)
+    chunks = one.chunks(measured)
+    merged = merging(problem, chunks, problem.kept, problem.kept, stats=one.stats)
+    return schedule._replace(
+        reason=f"{group.count} elements a group are summed by {chunks} programs, then swept by {tiles}, {rows} rows of "
+        f"partial gradients each",
+        main=one.walk(measured, "measure", chunks),
+        merge=finalizer("sum_parts", merged) if chunks > 1 else None,
         apply=sweep,
         chunks=chunks,
         parts=chunks * problem.num_groups,
-        **done,
+    )
+
+
+def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
+    """A group's sums over its cells serve dx and the parameters both, as in batch, instance and group norm."""
+    problem, cells = one.problem, one.problem.cells
+    # a cell's sum is the gradient itself if there is one cell a parameter
+    complete = all(key in problem.affine for key in cells if problem.axes[key] > 1)
+    parts = problem.parameter(contiguous(problem.parameter_shape)) if complete else problem.dense(cells)
+    rows = 0 if complete or not parameters else one.size(cells)
+    reduce = sum_rows(problem, 1, cells) if rows else None
+    group = one.group(problem.over, parts)
+    scattered = one.scattered(group)
+    tile = planning.resident_tile(group, one.itemsize, planning.RESIDENT_BACKWARD)
+    if tile and not scattered:
+        main = one.launch(group, tile, "resident", (tile.blocks(group), 1))
+        reason = f"{group.count} elements a group, of x and of dy, fit in the registers of {tile.num_warps} warps"
+        return Schedule("resident", reason, main, parameters=reduce, rows=rows)
+    mixed = scattered or (parameters and any(key in problem.affine for key in problem.over))
+    if not mixed and one.chunks(group) == 1:
+        main = one.walk(group, "streamed")
+        reason = f"{group.count} elements a group are too many for registers; {main.grid[0]} programs walk them"
+        return Schedule("streamed", reason, main, parameters=reduce, rows=rows)
+
+    keys = cells if mixed else problem.kept
+    measured = one.group(one.without(keys), problem.dense(keys))
+    chunks = one.chunks(measured)
+    # the measuring launch has weighted its sums already if the weight varies within what it sums
+    weighted = any(key in problem.affine and key not in keys for key in problem.over)
+    factors = {} if one.weight is None or weighted else {"weight": one.weight}
+    merged = merging(problem, chunks, problem.kept, keys, stats=one.stats, **factors)
+    return Schedule(
+        "split",
+        f"{group.count} elements a group are walked by {chunks * (group.count // measured.reduced)} programs",
+        main=one.walk(measured, "measure", chunks),
+        merge=finalizer("sum_parts", merged) if wants_dx else None,
+        apply=one.apply(measured) if wants_dx else None,
+        parameters=sum_rows(problem, chunks, keys) if parameters else None,
+        chunks=chunks,
+        parts=chunks * one.size(keys),
     )

@@ -2,8 +2,8 @@
 
     python -m normtriton.perf.codegen
 
-compiles the launches that a list of real shapes asks for. The compiler is Triton's own; the assembler and the tools that
-read its output come with the triton package. Not under TRITON_INTERPRET=1.
+compiles the launches that a list of real shapes asks for and prints what it reads. The compiler is Triton's own; the
+assembler and the tools that read its output come with the triton package. Not under TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def recording(sms: int = 132) -> Iterator[list[Recorded]]:
     launches: list[Recorded] = []
     run, count = launch._run, launch.multiprocessors
     launch._run = lambda step, *args: launches.append(Recorded(step, args))
-    launch.multiprocessors = lambda _x: sms
+    launch.multiprocessors = lambda x: sms  # noqa: ARG005  called by position
     try:
         yield launches
     finally:
@@ -124,7 +124,7 @@ def _mock(value: Any) -> Any:
 def compile_launch(recorded: Recorded, target: str) -> Any:
     """Triton's compiled kernel for a launch."""
     step = recorded.launch
-    active = driver._active if hasattr(driver, "_active") else None
+    active = driver._active
     driver.set_active(_Driver(TARGETS[target]))
     try:
         return launch.KERNELS[step.kernel].warmup(
@@ -179,7 +179,17 @@ def _read_nvidia(kernel: Any) -> Code:
     )
 
 
-_AMD_WIDTHS = {"ubyte": 1, "sbyte": 1, "byte": 1, "ushort": 2, "sshort": 2, "short": 2, "dword": 4, "dwordx": 4, "dwordx2": 8}
+_AMD_WIDTHS = {
+    "ubyte": 1,
+    "sbyte": 1,
+    "byte": 1,
+    "ushort": 2,
+    "sshort": 2,
+    "short": 2,
+    "dword": 4,
+    "dwordx": 4,
+    "dwordx2": 8,
+}
 _AMD_WIDTHS |= {"dwordx3": 12, "dwordx4": 16}
 
 
@@ -205,3 +215,21 @@ def _read_amd(kernel: Any) -> Code:
         barriers=sum(name.startswith("s_barrier") for name in code),
         instructions=len(code),
     )
+
+
+def main() -> None:
+    """Print a row for every launch of every shape."""
+    from .shapes import CASES, make  # noqa: PLC0415  shapes imports the library's functions, which codegen does not need
+
+    for case in CASES:
+        for dtype in (torch.bfloat16, torch.float32):
+            for memory_format in (torch.contiguous_format, torch.channels_last)[: 1 + (len(case.shape) == 4)]:
+                for direction, launches in launches_of(*make(case, dtype, memory_format)).items():
+                    for recorded in launches:
+                        code = read_code(compile_launch(recorded, "sm_90"))
+                        what = f"{case.name} {str(dtype)[6:]} {str(memory_format)[6:]} {direction}"
+                        print(what, recorded.launch.kernel, recorded.launch.plan.stage, code)  # noqa: T201  a report
+
+
+if __name__ == "__main__":
+    main()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from normtriton import functional
-from normtriton.autograd import Call
+
+if TYPE_CHECKING:
+    from normtriton.autograd import Call
 
 
 class Case(NamedTuple):

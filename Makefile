@@ -1,0 +1,65 @@
+# make demo    train with torch.nn's norms and with these, side by side
+# make test    lint, types, kernels interpreted, kernels compiled; no GPU needed
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Versions the tests run with. Naming torch's exactly keeps pip from choosing a far larger build.
+TORCH := torch==2.13.0
+TRITON := 3.9.0
+MATRIX := 3.6.0 3.7.1 3.8.0 3.9.0
+# of the interpreted tests, those that reach every branch of the plans once
+SMOKE := tests/test_grouping.py tests/test_norms.py -k "grouping or branch_of_the_plan or derivation"
+
+.PHONY: demo test test-interpreted test-compiled test-matrix smoke lint clean
+
+demo: .venv/demo
+	$(BIN)/python examples/demo.py
+
+test: lint test-interpreted test-compiled
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-interpreted: .venv/test
+	TRITON_INTERPRET=1 $(PYTEST)
+
+test-compiled: .venv/test
+	TRITON_INTERPRET=0 $(PYTEST) tests/test_compile.py
+
+# Every Triton release that is supported, interpreted and compiled.
+test-matrix: $(MATRIX:%=matrix-%)
+
+matrix-%: .venv-%/done
+	TRITON_INTERPRET=1 .venv-$*/bin/python -m pytest -n 2
+	TRITON_INTERPRET=0 .venv-$*/bin/python -m pytest -n 2 tests/test_compile.py
+
+# The oldest supported Triton, in brief.
+smoke: .venv-3.6.0/done
+	TRITON_INTERPRET=1 .venv-3.6.0/bin/python -m pytest -n 2 $(SMOKE)
+	TRITON_INTERPRET=0 .venv-3.6.0/bin/python -m pytest -n 2 tests/test_compile.py -k "sm_90 and bfloat16"
+
+.venv/torch:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $(TORCH) triton==$(TRITON)
+	touch $@
+
+.venv/test: .venv/torch pyproject.toml
+	$(BIN)/pip install -q -e '.[test,demo]'
+	touch $@
+
+.venv/demo: .venv/torch pyproject.toml
+	$(BIN)/pip install -q -e '.[demo]'
+	touch $@
+
+.venv-%/done: pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install -q $(TORCH) triton==$*
+	.venv-$*/bin/pip install -q -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png

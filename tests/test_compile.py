@@ -1,0 +1,82 @@
+"""What the plans of real shapes ask for compiles for real GPUs, with no spill and with 16-byte accesses. No GPU needed.
+
+Runs in a process of its own, without TRITON_INTERPRET=1; see conftest.py.
+"""
+
+import pytest
+import torch
+from normtriton.perf.codegen import TARGETS, compile_launch, launches_of, read_code
+from normtriton.perf.shapes import CASES, make
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+CELLS = [
+    pytest.param(case, dtype, layout, id=f"{case.name}-{dtype}-{layout}")
+    for case in CASES
+    for dtype in DTYPES
+    for layout in (FORMATS if len(case.shape) == 4 else ("contiguous",))
+]
+
+
+def narrowest(case, dtype, layout):
+    """Bytes of the widest access that the layout allows."""
+    if case.shape[-1] == 7 and layout == "contiguous":  # rows of 49 elements start anywhere
+        return DTYPES[dtype].itemsize
+    return 16
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("case", "dtype", "layout"), CELLS)
+def test_real_shapes(case, dtype, layout, target):
+    """No spill, no stack, wide accesses, no float64 where none is wanted."""
+    directions = launches_of(*make(case, DTYPES[dtype], FORMATS[layout]))
+    wanted = narrowest(case, dtype, layout)
+    for direction, launches in directions.items():
+        for recorded in launches:
+            kernel = compile_launch(recorded, target)
+            code = read_code(kernel)
+            what = (direction, recorded.launch.kernel, recorded.launch.plan, code)
+            assert code.stack == 0, what
+            text = kernel.asm.get("ptx") or kernel.asm["amdgcn"]
+            assert ".f64" not in text and "_f64" not in text, what
+            if recorded.launch.kernel != direction:
+                continue  # a finalizer: its buffers are small
+            assert max(code.loads) == wanted, what
+            if wanted == 16 and dtype == "bfloat16":
+                assert min(code.loads) >= 4 and min(code.stores) >= 4, what  # no element goes alone
+            if recorded.launch.plan.stage != "measure":
+                assert max(code.stores) == wanted, what
+
+
+@pytest.mark.parametrize("alignment", [8, 4, 2])
+def test_narrower_alignments(alignment):
+    """Rows that 4 or 8 bytes divide are read 4 or 8 bytes at once."""
+    from normtriton.functional import layer_norm_call
+
+    width = 1000 + alignment // 2
+    x = torch.empty(64, width, dtype=torch.bfloat16, device="meta")
+    call = layer_norm_call(x, (width,), None, None, 1e-5)
+    (recorded,) = launches_of(call, x, None, None)["forward"]
+    code = read_code(compile_launch(recorded, "sm_90"))
+    assert max(code.loads) == alignment and max(code.stores) == max(alignment, 4)
+
+
+def test_float64_compiles():
+    """The same kernels, in float64."""
+    for case in CASES[4:6]:
+        for launches in launches_of(*make(case, torch.float64, torch.contiguous_format)).values():
+            for recorded in launches:
+                assert read_code(compile_launch(recorded, "sm_90")).stack == 0
+
+
+def test_a_second_batch_size_compiles_little():
+    """Sizes that change between batches are not compiled in."""
+    from normtriton.functional import layer_norm_call
+
+    names = set()
+    for rows in (128, 256, 384, 1000, 4096):
+        x = torch.empty(rows, 4096, dtype=torch.bfloat16, device="meta")
+        w = torch.empty(4096, device="meta")
+        for recorded in launches_of(layer_norm_call(x, (4096,), w, w, 1e-5), x, w, w)["forward"]:
+            names.add(compile_launch(recorded, "sm_90").hash)
+    assert len(names) == 1

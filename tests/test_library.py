@@ -1,0 +1,187 @@
+"""What is kept, allocated, launched and said; and that a norm is its axes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import CASES, lay_out
+from normtriton.perf.codegen import recording
+from normtriton.perf.shapes import CASES as REAL
+from normtriton.perf.shapes import make
+from oracle import close, reference
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import normtriton as nt
+from normtriton import launch
+from normtriton.autograd import Call, normalize
+from normtriton.norms import Norm
+from normtriton.schedule import Problem
+
+
+def test_a_new_norm_is_its_axes():
+    """Layer norm over channels (LayerNorm2d), forward and backward, from one line."""
+    over_channels = Norm("n c *s", over="c", affine="c")
+
+    for layout in ("contiguous", "channels_last", "sliced"):
+        x = lay_out(torch.randn(3, 10, 7, 5), layout).requires_grad_()
+        weight, bias = torch.randn(10, requires_grad=True), torch.randn(10, requires_grad=True)
+        y = normalize(x, weight, bias, Call(Problem(over_channels, tuple(x.shape)), launch.exact_pair(1e-6)))
+        dy = torch.randn(x.shape)
+        y.backward(dy)
+        want = reference(x, weight, bias, dy, dims=(1,), spread=(1, -1, 1, 1), eps=1e-6)
+        close(y, want.y)
+        close(x.grad, want.dx, slack=8 * want.hardness, scale=2 * want.dx.abs().max().item())
+        close(weight.grad, want.dweight, scale=20)
+        close(bias.grad, want.dbias, scale=20)
+
+
+def test_a_norm_with_parameters_for_each_sample():
+    """Parameters that differ between samples (adaptive layer norm) need no new kernel either."""
+    adaptive = Norm("b t d", over="d", affine="b d")
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    weight, bias = torch.randn(2, 8, requires_grad=True), torch.randn(2, 8, requires_grad=True)
+    y = normalize(x, weight, bias, Call(Problem(adaptive, (2, 3, 8)), launch.exact_pair(1e-5)))
+    dy = torch.randn(x.shape)
+    y.backward(dy)
+    want = reference(x, weight, bias, dy, dims=(2,), spread=(2, 1, 8))
+    close(y, want.y)
+    close(x.grad, want.dx, slack=8, scale=2 * want.dx.abs().max().item())
+    close(weight.grad, want.dweight, scale=20)
+    close(bias.grad, want.dbias, scale=20)
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of every tensor that an operation returns anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.names.append(func.name())
+        if isinstance(out, torch.Tensor):
+            self.sizes.append(out.numel() * out.itemsize)
+        return out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_saved_for_backward(name):
+    """x, weight, mean and rstd, and nothing else."""
+    case = CASES[name]
+    x = lay_out(torch.randn(case.shape), case.layout).requires_grad_()
+    weight, bias = torch.ones(case.features(), requires_grad=True), None
+    if case.norm != "rms":
+        bias = torch.ones(case.features(), requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        case.run(x, weight, bias)
+    groups = case.explain(x, weight, bias).forward.schedule.num_groups
+    assert sorted(t.numel() for t in kept) == sorted(
+        [x.numel(), weight.numel(), *[groups] * (1 if case.norm == "rms" else 2)]
+    )
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", REAL, ids=lambda c: c.name)
+def test_partial_buffers_are_small(case, layout):
+    """Nothing is allocated but results and, above 16 MB, buffers under 1 % of x; no operation of PyTorch's runs.
+
+    Of layer and RMS norm's gradients, whose every element is another parameter's, a row for each multiprocessor is
+    kept besides: that is 1 % from 26,400 rows of float32 on (132 multiprocessors), and more below.
+    """
+    if layout == "channels_last" and len(case.shape) != 4:
+        return
+    call, x, weight, bias = make(
+        case, torch.float32, getattr(torch, {"contiguous": "contiguous_format"}.get(layout, layout))
+    )
+    size, results = x.numel() * 4, 4 * (2 * weight.numel() + 2 * call.problem.num_groups)
+    rows = 132 * 8 * weight.numel() if case.norm in ("layer", "rms") else 0
+    y, mean, rstd = torch.empty_like(x), *(torch.empty(call.problem.num_groups, device="meta") for _ in range(2))
+    wants = (True, torch.float32, None if bias is None else torch.float32)
+    for direction in ("forward", "backward"):
+        with recording(), Allocations() as allocations:
+            if direction == "forward":
+                launch.forward(call.problem, x, weight, bias, call.eps, call.running, call.use_running)
+            else:
+                launch.backward(call.problem, y, x, weight, mean, rstd, None, call.eps, wants)
+        assert set(allocations.names) <= {"aten::empty_like", "aten::new_empty"}
+        assert sum(s >= size for s in allocations.sizes) == 1  # y or dx
+        if size > 16 * 2**20:
+            merged = 4 * 2 * call.problem.num_groups
+            assert sum(s for s in allocations.sizes if s < size) <= results + merged + size // 100 + rows
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "backward"),
+    [
+        ("row", 1, 2),
+        ("batch-r1", 1, 1),
+        ("batch-streamed", 1, 1),
+        ("batch-split", 3, 4),
+        ("instance", 1, 2),
+        ("group", 1, 2),
+        ("group-cells", 3, 4),
+        ("row-split", 3, 3),
+    ],
+)
+def test_launches(name, forward, backward, monkeypatch):
+    """As many launches as the plan says, and no more."""
+    case, ran = CASES[name], []
+    run = launch._run
+    monkeypatch.setattr(launch, "_run", lambda step, *args: (ran.append(step.kernel), run(step, *args)))
+    x = lay_out(torch.randn(case.shape), case.layout).requires_grad_()
+    weight, bias = torch.ones(case.features(), requires_grad=True), torch.ones(case.features(), requires_grad=True)
+    y = case.run(x, weight, bias)
+    assert len(ran) == forward
+    y.backward(lay_out(torch.randn(y.shape), case.layout))
+    assert len(ran) == forward + backward
+
+
+def test_gradients_that_nobody_wants_cost_nothing(monkeypatch):
+    """A frozen input or frozen parameters: no dx is written, no partial gradient is kept."""
+    ran = []
+    run = launch._run
+    monkeypatch.setattr(launch, "_run", lambda step, *args: (ran.append(step), run(step, *args)))
+    x, w = torch.randn(9, 64), torch.randn(64)
+    nt.layer_norm(x, (64,), w.requires_grad_()).backward(torch.randn(9, 64))
+    nt.layer_norm(x.requires_grad_(), (64,), w.detach()).backward(torch.randn(9, 64))
+    assert [step.plan.accumulate for step in ran if step.kernel == "backward"] == [True, False]
+
+
+def test_explain_says_it_in_words():
+    """Grouping, strategy and reason, tile, launches, bytes; on a CPU tensor and for a GPU that is not there."""
+    x = torch.empty(256, 64, 56, 56, dtype=torch.bfloat16, device="meta")
+    text = str(nt.explain(nt.batch_norm, x, None, None, training=True))
+    for word in ("statistics over (n s)", "split", "why:", "tile", "warps", "launches", "bytes moved", "1.5"):
+        assert word in text
+    assert "interpreter" in str(nt.explain(nt.layer_norm, torch.randn(3, 8), (8,)))
+    with pytest.raises(TypeError, match="layer_norm"):
+        nt.explain(torch.nn.functional.layer_norm, torch.randn(3, 8), (8,))
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        nt.explain(nt.layer_norm, torch.randn(3, 8), (7,))
+
+
+@pytest.mark.parametrize("case", REAL, ids=lambda c: c.name)
+def test_bytes_of_the_plan(case):
+    """Resident plans read once; no plan moves more than two reads and a write."""
+    call, x, weight, bias = make(case, torch.float32, torch.contiguous_format)
+    from normtriton.explain import backward_direction, forward_direction
+
+    forward, backward = forward_direction(call, x, weight, bias, 132), backward_direction(call, x, weight, bias, 132)
+    assert forward.moved / forward.compulsory <= (1.0 if forward.schedule.strategy == "resident" else 1.52)
+    assert backward.moved / backward.compulsory <= (1.14 if backward.schedule.strategy == "resident" else 1.72)
+
+
+def test_without_interpreter_a_cpu_tensor_goes_to_pytorch():
+    """The same model runs where there is neither GPU nor interpreter, and explain says how."""
+    code = (
+        "import torch, normtriton as nt; x = torch.randn(4, 6, 3);"
+        "assert torch.equal(nt.GroupNorm(2, 6)(x), torch.nn.GroupNorm(2, 6)(x));"
+        "assert 'torch.nn.functional.group_norm' in str(nt.explain(nt.group_norm, x, 2))"
+    )
+    env = {**os.environ, "TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=env)
