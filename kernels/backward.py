@@ -19,7 +19,6 @@ from .tile import (
     load_parameter,
     locate,
     num_blocks,
-    num_cells,
     reduced_tile,
     small_offsets,
     store,
@@ -43,9 +42,9 @@ def load_tile(dy, x, group, outer, walk, q, r1, r2, mask, mean, rstd, plan: tl.c
 @triton.jit
 def weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan: tl.constexpr):
     """Weight * dy."""
-    if weight is None:
-        return g
-    return g * load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, g.dtype, plan)
+    if weight is not None:
+        g *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, g.dtype, plan)
+    return g
 
 
 @triton.jit
@@ -158,7 +157,7 @@ def normalize_backward(
         weight: parameters or None, at ``group.weight``.
         mean, rstd: saved statistics, at ``group.stats``; ``mean`` is None if it is fixed at zero.
         running, eps: with ``plan.constant`` the statistics used in place of them, else None.
-        sum_dy, sum_dyx: each group's two sums. Stage "measure" writes those of a chunk, (chunks, *parts); stage "apply"
+        sum_dy, sum_dyx: each group's two sums. Stage "measure" writes those of a chunk, (*parts, chunks); stage "apply"
             reads them at ``group.stats``. Weighted, but in "measure" where the weight is constant within a group.
         dweight, dbias: parameter gradients, or partial sums of them, at ``group.parts``; None if not wanted.
         group, plan: `Grouping` and `Plan`.
@@ -202,9 +201,9 @@ def normalize_backward(
                 sum1, sum2 = sum_group(dy, x, dx, weight, m, r, first, last, group, outer, q, exists, plan)
                 at = small_offsets(group, group.parts, outer, q, plan)[:, None, None]
                 if plan.stage == "measure":
-                    row = chunk * num_cells(group, plan)
-                    tl.store(sum_dy + row + at, sum1, mask=there)
-                    tl.store(sum_dyx + row + at, sum2, mask=there)
+                    at = at * tl.num_programs(1) + chunk
+                    tl.store(sum_dy + at, sum1, mask=there)
+                    tl.store(sum_dyx + at, sum2, mask=there)
                 else:
                     if dbias is not None:
                         store(dbias, at, sum1, there)
@@ -214,7 +213,7 @@ def normalize_backward(
                         nowhere = q * 0
                         sum1 = weigh(sum1, weight, group, outer, first, q, nowhere, nowhere, exists, there, plan)
                         sum2 = weigh(sum2, weight, group, outer, first, q, nowhere, nowhere, exists, there, plan)
-            if plan.stage != "measure":
+            if plan.stage != "measure" and dx is not None:
                 for i in tl.range(last - first):
                     walk, r1, r2, in1, in2, _size = reduced_tile(last - 1 - i, group, plan)
                     mask = cube(exists, in1, in2)

@@ -30,9 +30,12 @@ def moments(x, mask, count, plan: tl.constexpr):
         deviation = tl.where(mask, x - mean, 0.0)
         correction = sum_tile(deviation) / count
         squares = sum_tile(deviation * deviation) - count * correction * correction
-        return mean, correction, tl.where(squares < 0.0, 0.0, squares)  # `where` lets NaN pass, a maximum may not
-    squares = sum_tile(x * x)
-    return squares * 0.0, squares * 0.0, squares
+        squares = tl.where(squares < 0.0, 0.0, squares)  # `where` lets NaN pass, a maximum may not
+    else:
+        squares = sum_tile(x * x)
+        mean = tl.zeros_like(squares)
+        correction = mean
+    return mean, correction, squares
 
 
 @triton.jit
@@ -68,10 +71,9 @@ def measure(x, first, last, group, outer, q, exists, dtype: tl.constexpr, plan: 
 
 @triton.jit
 def save_parts(parts, chunk, cells, count, mean, correction, squares, exists, group, plan: tl.constexpr):
-    """Store a chunk's moments: (4, chunks, cells)."""
-    row = num_cells(group, plan)
-    plane = row * tl.num_programs(1)
-    parts += chunk * row + cells
+    """Store a chunk's moments: (4, cells, chunks)."""
+    plane = num_cells(group, plan) * tl.num_programs(1)
+    parts += cells * tl.num_programs(1) + chunk
     tl.store(parts, count, mask=exists)
     tl.store(parts + plane, mean, mask=exists)
     tl.store(parts + plane * 2, correction, mask=exists)
@@ -114,11 +116,12 @@ def load_statistics(mean, rstd, correction, running, index, eps, exists, dtype: 
     if plan.constant:
         m = tl.load(running.mean + index * running.mean_stride, mask=exists, other=0.0).to(dtype)
         variance = tl.load(running.var + index * running.var_stride, mask=exists, other=1.0).to(dtype)
-        return m, tl.zeros_like(m), 1.0 / tl.sqrt(variance + exact(eps, dtype))
-    r = tl.load(rstd + index, mask=exists, other=0.0)
-    zero = tl.zeros_like(r)
-    m = tl.load(mean + index, mask=exists, other=0.0) if plan.centered else zero
-    c = tl.load(correction + index, mask=exists, other=0.0) if correction is not None else zero
+        r = 1.0 / tl.sqrt(variance + exact(eps, dtype))
+        c = tl.zeros_like(m)
+    else:
+        r = tl.load(rstd + index, mask=exists, other=0.0)
+        m = tl.load(mean + index, mask=exists, other=0.0) if plan.centered else tl.zeros_like(r)
+        c = tl.load(correction + index, mask=exists, other=0.0) if correction is not None else tl.zeros_like(r)
     return m, c, r
 
 
@@ -147,7 +150,7 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
         mean, rstd: statistics of each group, at ``group.stats``, float32 or float64. Written, but read by stage
             "apply". ``mean`` is None if it is fixed at zero.
         running: `Running` statistics to update, or with ``plan.constant`` to use; or None.
-        parts: stage "measure" writes each group's (count, mean, correction, squares) there, (4, chunks, *parts); stage
+        parts: stage "measure" writes each group's (count, mean, correction, squares) there, (4, *parts, chunks); stage
             "apply" reads what float32 cannot hold of each group's mean, (groups,).
         eps: added to the variance, see `exact`.
         group, plan: `Grouping` and `Plan`.

@@ -6,6 +6,8 @@ tensor may hold more than 2**31 elements; the extra address arithmetic was 6 SAS
 Triton knows of an integer argument that 16 divides it, or nothing. So strides come in units of ``plan.vector``
 elements and are multiplied back here, by a constant: the compiler sees the alignment of a row of 1000 and loads 16
 bytes at once.
+
+No function returns from inside an ``if``: Triton compiles what follows one, whether it is reached or not.
 """
 
 import triton
@@ -114,8 +116,10 @@ def tensor_offsets(group, strides, outer, walk, q, r1, r2, plan: tl.constexpr):
     step = strides.cell if plan.cells > 1 else strides.kept
     row = base + (r1 * strides.r1)[None, :, None]
     if plan.vector_axis == "kept":
-        return q[:, None, None] * step + (row + (r2 * strides.r2)[None, None, :]) * plan.vector
-    return (row + (q * step)[:, None, None]) * plan.vector + r2[None, None, :] * strides.r2
+        offsets = q[:, None, None] * step + (row + (r2 * strides.r2)[None, None, :]) * plan.vector
+    else:
+        offsets = (row + (q * step)[:, None, None]) * plan.vector + r2[None, None, :] * strides.r2
+    return offsets
 
 
 @triton.jit
@@ -123,8 +127,10 @@ def small_offsets(group, strides, outer, q, plan: tl.constexpr):
     """Offsets of an operand that varies along the kept axes alone: (block_kept,)."""
     base = unravel(outer, group.outer, strides.outer)
     if plan.cells > 1:
-        return base + (q // plan.cells) * strides.kept + (q % plan.cells) * strides.cell
-    return base + q * strides.kept
+        offsets = base + (q // plan.cells) * strides.kept + (q % plan.cells) * strides.cell
+    else:
+        offsets = base + q * strides.kept
+    return offsets
 
 
 @triton.jit
@@ -162,8 +168,10 @@ def sum_tile(values):
 def exact(pair, dtype: tl.constexpr):
     """A Python number handed over as two float32 that add up to it, since float arguments are float32."""
     if dtype == tl.float64:
-        return tl.cast(pair[0], tl.float64) + tl.cast(pair[1], tl.float64)
-    return pair[0]
+        value = tl.cast(pair[0], tl.float64) + tl.cast(pair[1], tl.float64)
+    else:
+        value = pair[0]
+    return value
 
 
 @triton.jit

@@ -112,8 +112,8 @@ class Grouping(NamedTuple):
 
 def merge(outer: Axis, inner: Axis) -> Axis | None:
     """Two neighbouring axes as one, if every operand allows it."""
-    if outer.over != inner.over:
-        return None
+    if outer.over != inner.over or (outer.fixed != inner.fixed and not outer.over):
+        return None  # what is kept of the model stays apart from what is kept of the batch: tiles follow the first
     if any(outer.strides[name] != stride * inner.size for name, stride in inner.strides.items()):
         return None
     return Axis(outer.size * inner.size, outer.over, outer.fixed and inner.fixed, inner.strides)
@@ -147,13 +147,14 @@ def build(axes: Sequence[Axis], *, tensors: Sequence[str], leader: str, count: i
             merged.append(axis)
 
     unit = Axis(1, over=False, fixed=True, strides=dict.fromkeys(operands, 0))
+    nothing = unit._replace(fixed=False)  # a kept axis that this batch happens not to have
     kept = [a for a in merged if not a.over]
     reduced = [unit, unit, *(a for a in merged if a.over)]
     walk, (r1, r2) = [a for a in reduced[:-2] if a is not unit][::-1], reduced[-2:]
     if _flat_run(kept, tensors):
         *outer, group, cell = kept
     else:
-        *outer, group, cell = [*(kept or [unit]), unit]
+        *outer, group, cell = [*(kept or [nothing]), unit]
     outer = outer[::-1]
 
     def strides(name: str) -> Strides:

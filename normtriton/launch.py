@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import struct
+from ctypes import c_float
 from functools import lru_cache
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -67,8 +68,8 @@ class Running(NamedTuple):
 
 def exact_pair(value: float) -> tuple[float, float]:
     """A float64 as two float32 whose sum it is to 48 bits: what a kernel's float argument can carry."""
-    high = struct.unpack("f", struct.pack("f", value))[0]
-    return high, value - high if value - high == value - high else 0.0
+    high = c_float(value).value
+    return high, value - high if isfinite(high) else 0.0
 
 
 @lru_cache(maxsize=8192)

@@ -111,10 +111,18 @@ def _column(group: Grouping, itemsize: int) -> int:
     """The tile's width along a contiguous kept axis, 1 if it is not contiguous."""
     if group.vector_axis != "kept":
         return 1
-    return min(max(COLUMN_BYTES // itemsize, 1), power_of_two(group.kept))
+    return min(max(COLUMN_BYTES // itemsize, 1), _most(group))
 
 
-def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 0) -> Tile | None:
+def _most(group: Grouping) -> int:
+    """The most groups that a tile may hold: as many as there are, where that is the model's matter.
+
+    Where it is the batch's, the tile does not follow it, since the order in which a tile is summed follows its shape.
+    """
+    return power_of_two(group.kept) if group.fixed and group.fixed[0] else 1 << 30
+
+
+def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024) -> Tile | None:
     """A tile that holds whole groups, or None if they are too large.
 
     A group of up to 1024 elements takes one warp, which needs no barrier; smaller groups share the tile. With a
@@ -125,15 +133,17 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 0) -
     fixed = group.fixed or (False, False, False)
     elements = _extent(group.r1, fixed[1]) * _extent(group.r2, fixed[2])
     width = _column(group, itemsize)
-    limit = limit // 2 if width > 1 else limit  # compiled: sums across rows take more registers
+    limit = min(limit, RESIDENT_FORWARD // 2) if width > 1 else limit  # compiled: sums across rows take registers
+    wide = 2 if itemsize == 8 else 1  # registers of an element
+    limit, target = limit // wide, target // wide
     if width * elements > limit:  # 32 bytes, one sector, is the least that wastes no traffic
         width = min(width, max(32 // itemsize, 1))
     if width * elements > limit:
         return None
     padded = power_of_two(group.r1) * power_of_two(group.r2)
-    room = max(target or 1024, padded) // padded
-    kept = max(width, min(room, power_of_two(group.kept)))
-    return Tile(kept, power_of_two(group.r1), power_of_two(group.r2), warps(kept * elements))
+    room = max(target, padded) // padded
+    kept = max(width, min(room, _most(group)))
+    return Tile(kept, power_of_two(group.r1), power_of_two(group.r2), warps(kept * elements, PER_THREAD // wide))
 
 
 def _fit(size: int, limit: int) -> int:
@@ -155,7 +165,7 @@ def looped_tile(group: Grouping, itemsize: int, tensors: int = 1) -> Tile:
     exchange of 64 columns' sums takes the registers.
     """
     kept = _column(group, itemsize)
-    per_thread = PER_THREAD // (2 if tensors > 1 or kept > 1 else 1)
+    per_thread = PER_THREAD // (2 if tensors > 1 or kept > 1 else 1) // (2 if itemsize == 8 else 1)
     room = 8 * 32 * per_thread // kept
     r2 = min(_fit(group.r2, room), room)
     r1 = min(power_of_two(group.r1), max(room // r2, 1))

@@ -105,10 +105,19 @@ SPLIT: Key = ("split", 0)
 
 
 def merging(
-    problem: Problem, rows: int, kept: tuple[Key, ...], cells: tuple[Key, ...], **operands: dict[Key, int]
+    problem: Problem,
+    chunks: int,
+    kept: tuple[Key, ...],
+    cells: tuple[Key, ...],
+    operands: dict[str, dict[Key, int]],
+    rows: bool = False,
 ) -> Grouping:
-    """The `Grouping` of a buffer of partial results, (rows, *cells), merged over the rows and all axes not kept."""
-    sizes = {SPLIT: rows} | {key: problem.axes[key] for key in cells}
+    """The `Grouping` of a buffer of partial results, (*cells, chunks), merged over the chunks and all axes not kept.
+
+    With ``rows`` it is (chunks, *cells). Otherwise a group's parts lie together, however many groups there are.
+    """
+    sizes = {key: problem.axes[key] for key in cells}
+    sizes = {SPLIT: chunks} | sizes if rows else sizes | {SPLIT: chunks}
     parts = dict(zip(sizes, contiguous(list(sizes.values())), strict=True))
     strides = {"parts": parts, **operands}
     axes = [
@@ -167,7 +176,7 @@ def finalizer(kernel: str, group: Grouping) -> Launch:
     kept = min(lanes, planning.power_of_two(group.kept))
     r2 = min(planning.power_of_two(group.r2), 2048 // kept)
     r1 = min(planning.power_of_two(group.r1), max(2048 // (kept * r2), 1))
-    tile = Tile(kept, r1, r2, 4)
+    tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 16, most=4))
     return Launch(kernel, group, make_plan(group, tile, "merge", 4), (tile.blocks(group), 1), tile.num_warps)
 
 
@@ -325,7 +334,7 @@ def split_forward(one: Pass, scattered: bool) -> Schedule:
         "split",
         reason,
         main=one.walk(measured, "measure", chunks),
-        merge=finalizer("merge_moments", merging(problem, chunks, problem.kept, keys, stats=one.stats)),
+        merge=finalizer("merge_moments", merging(problem, chunks, problem.kept, keys, {"stats": one.stats})),
         apply=one.apply(one.group(over)),
         chunks=chunks,
         parts=chunks * one.size(keys),
@@ -379,10 +388,10 @@ def backward_schedule(
     return schedule._replace(num_groups=problem.num_groups)
 
 
-def sum_rows(problem: Problem, rows: int, keys: tuple[Key, ...]) -> Launch:
-    """The launch that sums (rows, *keys) partial gradients into the parameters'."""
+def sum_gradients(problem: Problem, chunks: int, keys: tuple[Key, ...], rows: bool = False) -> Launch:
+    """The launch that sums partial gradients, (*keys, chunks) or (chunks, *keys), into the parameters'."""
     gradient = problem.parameter(contiguous(problem.parameter_shape))
-    return finalizer("sum_parts", merging(problem, rows, problem.affine, keys, stats=gradient))
+    return finalizer("sum_parts", merging(problem, chunks, problem.affine, keys, {"stats": gradient}, rows))
 
 
 def constant_backward(one: Pass, parameters: bool) -> Schedule:
@@ -396,7 +405,7 @@ def constant_backward(one: Pass, parameters: bool) -> Schedule:
         "constant",
         f"the statistics are given; {chunks} programs a channel sum the parameters' gradients",
         one.walk(group, "measure", chunks),
-        parameters=sum_rows(problem, chunks, cells),
+        parameters=sum_gradients(problem, chunks, cells),
         chunks=chunks,
         parts=chunks * one.size(cells),
     )
@@ -411,6 +420,10 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     if tile is None:
         tile = one.tile(group)
     tiles = tile.tiles(group)
+    if tiles >= 1 << 16:
+        raise NotImplementedError(
+            f"groups of {group.count} elements, each with its own parameters, have no gradient yet"
+        )
     rows = max(min(tile.blocks(group), (1 if resident else 2) * one.sms // tiles), 1)
     sweep = one.launch(group, tile, "resident" if resident else "apply", (rows, tiles), accumulate=True)
     schedule = Schedule(
@@ -418,14 +431,14 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
         f"{group.count} elements a group fit in registers beside the parameters and their gradients; {rows} programs "
         f"leave a row of partial gradients each",
         sweep,
-        parameters=sum_rows(problem, rows, problem.affine) if rows > 1 else None,
+        parameters=sum_gradients(problem, rows, problem.affine, rows=True) if rows > 1 else None,
         rows=rows * group.count if rows > 1 else 0,
     )
     if resident or not wants_dx:
         return schedule
     measured = one.group(problem.over, one.stats)
     chunks = one.chunks(measured)
-    merged = merging(problem, chunks, problem.kept, problem.kept, stats=one.stats)
+    merged = merging(problem, chunks, problem.kept, problem.kept, {"stats": one.stats})
     return schedule._replace(
         reason=f"{group.count} elements a group are summed by {chunks} programs, then swept by {tiles}, {rows} rows of "
         f"partial gradients each",
@@ -444,7 +457,7 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     complete = all(key in problem.affine for key in cells if problem.axes[key] > 1)
     parts = problem.parameter(contiguous(problem.parameter_shape)) if complete else problem.dense(cells)
     rows = 0 if complete or not parameters else one.size(cells)
-    reduce = sum_rows(problem, 1, cells) if rows else None
+    reduce = sum_gradients(problem, 1, cells) if rows else None
     group = one.group(problem.over, parts)
     scattered = one.scattered(group)
     tile = planning.resident_tile(group, one.itemsize, planning.RESIDENT_BACKWARD)
@@ -463,15 +476,15 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     chunks = one.chunks(measured)
     # the measuring launch has weighted its sums already if the weight varies within what it sums
     weighted = any(key in problem.affine and key not in keys for key in problem.over)
-    factors = {} if one.weight is None or weighted else {"weight": one.weight}
-    merged = merging(problem, chunks, problem.kept, keys, stats=one.stats, **factors)
+    operands = {"stats": one.stats} if one.weight is None or weighted else {"stats": one.stats, "weight": one.weight}
+    merged = merging(problem, chunks, problem.kept, keys, operands)
     return Schedule(
         "split",
         f"{group.count} elements a group are walked by {chunks * (group.count // measured.reduced)} programs",
         main=one.walk(measured, "measure", chunks),
         merge=finalizer("sum_parts", merged) if wants_dx else None,
         apply=one.apply(measured) if wants_dx else None,
-        parameters=sum_rows(problem, chunks, keys) if parameters else None,
+        parameters=sum_gradients(problem, chunks, keys) if parameters else None,
         chunks=chunks,
         parts=chunks * one.size(keys),
     )

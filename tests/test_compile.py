@@ -41,11 +41,11 @@ def test_real_shapes(case, dtype, layout, target):
             assert ".f64" not in text and "_f64" not in text, what
             if recorded.launch.kernel != direction:
                 continue  # a finalizer: its buffers are small
-            assert max(code.loads) == wanted, what
+            assert max(code.loads) == max(wanted, 4) and wanted in code.loads, what  # statistics take 4
             if wanted == 16 and dtype == "bfloat16":
                 assert min(code.loads) >= 4 and min(code.stores) >= 4, what  # no element goes alone
             if recorded.launch.plan.stage != "measure":
-                assert max(code.stores) == wanted, what
+                assert max(code.stores) == max(wanted, 4) and wanted in code.stores, what
 
 
 @pytest.mark.parametrize("alignment", [8, 4, 2])
@@ -79,4 +79,58 @@ def test_a_second_batch_size_compiles_little():
         w = torch.empty(4096, device="meta")
         for recorded in launches_of(layer_norm_call(x, (4096,), w, w, 1e-5), x, w, w)["forward"]:
             names.add(compile_launch(recorded, "sm_90").hash)
-    assert len(names) == 1
+    assert len(names) <= 2  # Triton tells sizes that 16 divides from others
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_rarer_calls(target, affine, layout, dtype):
+    """Evaluation, tracked instance norm, no parameters, unmerged axes, float64: all compile, none spills."""
+    from normtriton import functional
+
+    x = torch.empty(4, 48, 24, 24, dtype=dtype, device="meta").to(memory_format=FORMATS[layout])
+    big = torch.empty(2, 48, 200, 200, dtype=dtype, device="meta").to(memory_format=FORMATS[layout])
+    w = torch.ones(48, device="meta") if affine else None
+    mean = torch.ones(48, device="meta", dtype=torch.float64)
+    row = torch.empty(64, 48, dtype=dtype, device="meta")
+    calls = [
+        (functional.batch_norm_call(x, mean, mean, w, w, False, 0.1, 1e-5), x),
+        (functional.batch_norm_call(big, mean, mean, w, w, True, 0.1, 1e-5), big),
+        (functional.instance_norm_call(big, mean, mean, w, w, True, 0.1, 1e-5), big),
+        (functional.group_norm_call(x, 8, w, w, 1e-5), x),
+        (functional.group_norm_call(x[:, :, ::2, ::2], 8, w, w, 1e-5), x[:, :, ::2, ::2]),
+        (functional.group_norm_call(row, 8, w, w, 1e-5), row),
+        (functional.layer_norm_call(row, (48,), w, w, 1e-5), row),
+    ]
+    for call, tensor in calls:
+        for launches in launches_of(call, tensor, w, w).values():
+            for recorded in launches:
+                code = read_code(compile_launch(recorded, target))
+                assert code.stack == 0, (recorded.launch, code)
+
+
+@pytest.mark.parametrize("norm", ["layer", "instance", "group", "group-cells", "long"])
+def test_the_batch_is_not_compiled_in(norm):
+    """Tiles, and so the order of every sum that y and dx need, are the same in any batch of a batch-invariant norm."""
+    from normtriton.perf.codegen import recording  # noqa: F401  beside its only use
+    from normtriton.perf.shapes import Case
+
+    shapes = {
+        "layer": Case("layer", (1, 64)),
+        "long": Case("layer", (1, 400000)),
+        "instance": Case("instance", (1, 3, 8, 8)),
+        "group": Case("group", (1, 320, 64, 64), 4),
+        "group-cells": Case("group", (1, 320, 64, 64), 32),
+    }
+    layout = torch.channels_last if norm == "group-cells" else torch.contiguous_format
+    case, seen = shapes[norm], set()
+    for batch in (1, 2, 7, 64):
+        directions = launches_of(*make(case._replace(shape=(batch, *case.shape[1:])), torch.bfloat16, layout))
+        steps = [r.launch for launches in directions.values() for r in launches]
+        if steps[-1].kernel == "sum_parts":  # the parameters' gradients are sums over the batch
+            steps.pop()
+        blocks = [(s.kernel, s.plan.stage, s.plan.block_kept, s.plan.block_r1, s.plan.block_r2) for s in steps]
+        seen.add((*blocks, *(s.num_warps for s in steps), *((s.plan.vector, s.plan.vector_axis) for s in steps)))
+    assert len(seen) == 1
