@@ -81,7 +81,7 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
     dtype: tl.constexpr = rstd.dtype.element_ty
     walk, r1, r2, in1, in2, _size = reduced_tile(tl.program_id(1), group, plan)
     every = tl.full((plan.block_kept,), True, tl.int1)
-    zero = tl.zeros((plan.block_kept,), tl.int64)
+    zero = tl.full((plan.block_kept,), 0, tl.int64)
     shape: tl.constexpr = (plan.block_kept, plan.block_r1, plan.block_r2)
     n = tl.zeros((), dtype) + group.count
     if weight is not None:
@@ -89,9 +89,9 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
         mask = cube(every, in1, in2)
         w = load_parameter(weight, group.weight, group, nowhere, walk, zero, r1, r2, every, mask, dtype, plan)
     if dweight is not None:
-        gathered_dyx = tl.zeros(shape, dtype)
+        gathered_dyx = tl.full(shape, 0.0, dtype)
     if dbias is not None:
-        gathered_dy = tl.zeros(shape, dtype)
+        gathered_dy = tl.full(shape, 0.0, dtype)
 
     for block in tl.range(tl.program_id(0), num_blocks(group, plan), tl.num_programs(0)):
         outer, q, exists = locate(tl.zeros((), tl.int32) + block, group, plan)
@@ -130,7 +130,7 @@ def sum_group(dy, x, dx, weight, mean, rstd, first, last, group, outer, q, exist
 
     Constant statistics need no sums for dx, so that it is written on the way.
     """
-    sum1 = tl.zeros((plan.block_kept, plan.block_r1, plan.block_r2), rstd.dtype)
+    sum1 = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, rstd.dtype)
     sum2 = sum1
     for i in tl.range(last - first):
         walk, r1, r2, in1, in2, _size = reduced_tile(first + i, group, plan)

@@ -39,7 +39,7 @@ def merge_moments(parts, plane, mean, rstd, correction, running, eps, group, pla
     first, last = chunk_of_tiles(tl.program_id(1), group, plan)
     origin = tensor_offsets(group, group.parts, outer, first, q, tl.arange(0, 1), tl.arange(0, 1), plan)
     pivot = tl.load(parts + plane + origin, mask=there, other=0.0)
-    count = tl.zeros((plan.block_kept, 1, 1), dtype)
+    count = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
     m = count
     c = count
     squares = count
@@ -72,7 +72,7 @@ def sum_buffer(parts, weight, out, group, plan: tl.constexpr):
     dtype: tl.constexpr = parts.dtype.element_ty
     outer, q, exists = locate(tl.program_id(0), group, plan)
     first, last = chunk_of_tiles(tl.program_id(1), group, plan)
-    total = tl.zeros((plan.block_kept, plan.block_r1, plan.block_r2), dtype)
+    total = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
     for i in tl.range(last - first):
         walk, r1, r2, in1, in2, _size = reduced_tile(first + i, group, plan)
         mask = cube(exists, in1, in2)
@@ -113,7 +113,7 @@ def average_running(mean, variance, running, group, plan: tl.constexpr):
     dtype: tl.constexpr = mean.dtype.element_ty
     outer, q, exists = locate(tl.program_id(0), group, plan)
     first, last = chunk_of_tiles(tl.program_id(1), group, plan)
-    sum_mean = tl.zeros((plan.block_kept, plan.block_r1, plan.block_r2), dtype)
+    sum_mean = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
     sum_variance = sum_mean
     for i in tl.range(last - first):
         walk, r1, r2, in1, in2, _size = reduced_tile(first + i, group, plan)

@@ -54,7 +54,7 @@ def combine(count, mean, correction, squares, tile_count, tile_mean, tile_correc
 def measure(x, first, last, group, outer, q, exists, dtype: tl.constexpr, plan: tl.constexpr):
     """(count, mean, correction, squares) of each group over tiles first to last."""
     count = tl.zeros((), dtype)
-    mean = tl.zeros((plan.block_kept, 1, 1), dtype)
+    mean = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
     correction = mean
     squares = mean
     for i in tl.range(last - first):
