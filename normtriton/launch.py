@@ -85,7 +85,8 @@ def kernel_group(launch: Launch) -> Grouping:
     fixed_kept, fixed_r1, fixed_r2 = group.fixed or (False, False, False)
 
     def constant(value: int, fixed: bool = False) -> Any:
-        return tl.constexpr(value) if fixed or value == 0 else value
+        # the interpreter gains nothing from it, and before 3.9 mistakes it for a tensor of another kind
+        return tl.constexpr(value) if not INTERPRETED and (fixed or value == 0) else value
 
     def strides(s: Strides | None) -> Any:
         if s is None:
