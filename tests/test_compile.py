@@ -114,7 +114,6 @@ def test_rarer_calls(target, affine, layout, dtype):
 @pytest.mark.parametrize("norm", ["layer", "instance", "group", "group-cells", "long"])
 def test_the_batch_is_not_compiled_in(norm):
     """Tiles, and so the order of every sum that y and dx need, are the same in any batch of a batch-invariant norm."""
-    from normtriton.perf.codegen import recording  # noqa: F401  beside its only use
     from normtriton.perf.shapes import Case
 
     shapes = {
