@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 TORCH := torch==2.13.0
 TRITON := 3.9.0
 # Interpreters before 3.9 turn one-element arrays into numbers as numpy 2.4 no longer lets them.
-MATRIX := 3.7.1 3.8.0 3.9.0
+MATRIX := 3.6.0 3.7.1 3.8.0 3.9.0
 # of the interpreted tests, those that reach every branch of the plans once; of the compiled ones, a few shapes
 SMOKE := tests/test_norms.py -k branch_of_the_plan
 SMOKE_COMPILED := tests/test_compile.py -k "real and sm_90 and bfloat16 and (layer or 320)"
@@ -40,9 +40,9 @@ matrix-%: .venv-%/done
 	TRITON_INTERPRET=0 .venv-$*/bin/python -m pytest -n 2 tests/test_compile.py
 
 # The oldest supported Triton, in brief.
-smoke: .venv-3.7.1/done
-	TRITON_INTERPRET=1 .venv-3.7.1/bin/python -m pytest -n 2 $(SMOKE)
-	TRITON_INTERPRET=0 .venv-3.7.1/bin/python -m pytest -n 2 $(SMOKE_COMPILED)
+smoke: .venv-3.6.0/done
+	TRITON_INTERPRET=1 .venv-3.6.0/bin/python -m pytest -n 2 $(SMOKE)
+	TRITON_INTERPRET=0 .venv-3.6.0/bin/python -m pytest -n 2 $(SMOKE_COMPILED)
 
 .venv/torch:
 	$(PYTHON) -m venv .venv

@@ -88,7 +88,7 @@ def update_running(running, index, mean, variance, count, mask):
     """
     mean_at, var_at = index * running.mean_stride, index * running.var_stride
     unbiased = variance if count is None else variance * (count / (count - 1.0))
-    if running.momentum is not None:
+    if len(running.momentum) > 0:
         m = exact(running.momentum, mean.dtype)
         old_mean = tl.load(running.mean + mean_at, mask=mask, other=0.0).to(mean.dtype)
         old_var = tl.load(running.var + var_at, mask=mask, other=0.0).to(mean.dtype)

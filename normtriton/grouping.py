@@ -57,7 +57,6 @@ class Grouping(NamedTuple):
     r2: int
     count: int  # type: ignore[assignment]  # the field's word; no one counts in a Grouping
     #: elements that share statistics
-    fixed: tuple[bool, bool, bool] | None  #: may the sizes of (kept, r1, r2) be compiled in?
     x: Strides | None = None
     y: Strides | None = None
     dy: Strides | None = None
@@ -66,6 +65,9 @@ class Grouping(NamedTuple):
     bias: Strides | None = None
     stats: Strides | None = None
     parts: Strides | None = None
+    #: May the sizes of (kept, r1, r2) be compiled in? A kernel is handed None instead, and that must come last: Triton
+    #: 3.6 brings the type of a nested tuple up to date only when a constant that follows it is set.
+    fixed: tuple[bool, bool, bool] | None = None
 
     @property
     def tensors(self) -> tuple[Strides, ...]:

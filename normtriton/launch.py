@@ -47,6 +47,9 @@ def options(num_warps: int, nvidia: bool) -> dict[str, Any]:
 
 _NVIDIA = torch.version.hip is None
 
+#: The fields of a `Grouping` that hold an operand's strides.
+OPERANDS = ("x", "y", "dy", "dx", "weight", "bias", "stats", "parts")
+
 KERNELS = {
     "forward": normalize_forward,
     "backward": normalize_backward,
@@ -57,13 +60,13 @@ KERNELS = {
 
 
 class Running(NamedTuple):
-    """Running statistics as the kernels take them; without momentum they are overwritten."""
+    """Running statistics as the kernels take them; with an empty momentum they are overwritten."""
 
     mean: Any
     var: Any
     mean_stride: int
     var_stride: int
-    momentum: tuple[float, float] | None
+    momentum: tuple[float, ...]  # as `exact_pair` makes it
 
 
 def exact_pair(value: float) -> tuple[float, float]:
@@ -103,7 +106,7 @@ def kernel_group(launch: Launch) -> Grouping:
             **{name: constant(value) for name, value in scaled.items()},
         )
 
-    operands = {name: strides(getattr(group, name)) for name in group._fields[8:]}
+    operands = {name: strides(getattr(group, name)) for name in OPERANDS}
     return group._replace(
         kept=constant(group.kept // plan.kept_unit, fixed_kept),
         cells=0,  # the plan has it
@@ -167,7 +170,7 @@ def forward(
         torch.autograd.graph.increment_version((running.mean, running.var))
     if schedule.parameters:  # each group writes its own; they are averaged afterwards
         each = x.new_empty((2, groups), dtype=dtype)
-        target = Running(each[0], each[1], 1, 1, None)
+        target = Running(each[0], each[1], 1, 1, ())
     if not schedule.apply:
         _run(schedule.main, x, y, weight, bias, mean, rstd, target, None, eps)
     else:
