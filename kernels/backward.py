@@ -23,6 +23,7 @@ from .tile import (
     small_offsets,
     store,
     sum_tile,
+    sum_tiles,
     tensor_offsets,
     unravel,
 )
@@ -56,19 +57,31 @@ def write(dx, g, xhat, mean1, mean2, rstd, group, outer, walk, q, r1, r2, mask, 
 
 
 @triton.jit
-def save_parameter_sums(out, group, outer, q, r1, r2, exists, in1, in2, values, plan: tl.constexpr):
-    """Sum a tile over the axes along which the parameters are constant and store the rest at ``group.parts``."""
-    at = small_offsets(group, group.parts, outer, q, plan)[:, None, None]
-    there = exists[:, None, None]
+def sum_where_constant(a, b, plan: tl.constexpr):
+    """Sum two tiles over the axes along which the parameters are constant, dimensions kept."""
     if plan.affine_r1 and plan.affine_r2:
-        at += (r1 * group.parts.r1)[None, :, None] + (r2 * group.parts.r2)[None, None, :]
-        store(out, at, values, cube(exists, in1, in2))
-    elif plan.affine_r1:
-        store(out, at + (r1 * group.parts.r1)[None, :, None], tl.sum(values, 2)[:, :, None], there & in1[None, :, None])
-    elif plan.affine_r2:
-        store(out, at + (r2 * group.parts.r2)[None, None, :], tl.sum(values, 1)[:, None, :], there & in2[None, None, :])
+        sum_a, sum_b = a, b
+    elif plan.affine_r1 or plan.affine_r2:
+        axis: tl.constexpr = 2 if plan.affine_r1 else 1
+        if plan.ctas > 1:
+            sum_a, sum_b = tl.split(tl.sum(tl.join(a, b), axis, keep_dims=True))
+        else:
+            sum_a, sum_b = tl.sum(a, axis, keep_dims=True), tl.sum(b, axis, keep_dims=True)
     else:
-        store(out, at, sum_tile(values), there)
+        sum_a, sum_b = sum_tiles(a, b, plan)
+    return sum_a, sum_b
+
+
+@triton.jit
+def parameter_tile(r1, r2, in1, in2, exists, plan: tl.constexpr):
+    """The part of a tile along which the parameters vary, as `sum_where_constant` leaves it: indices and mask."""
+    if not plan.affine_r1:
+        r1 = tl.arange(0, 1)
+        in1 = r1 == 0
+    if not plan.affine_r2:
+        r2 = tl.arange(0, 1)
+        in2 = r2 == 0
+    return r1, r2, cube(exists, in1, in2)
 
 
 @triton.jit
@@ -96,7 +109,7 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
     for block in tl.range(tl.program_id(0), num_blocks(group, plan), tl.num_programs(0)):
         outer, q, exists = locate(tl.zeros((), tl.int32) + block, group, plan)
         mask = cube(exists, in1, in2)
-        index = small_offsets(group, group.stats, outer, q, plan)[:, None, None]
+        index = small_offsets(group, group.stats, outer, q, plan)
         there = exists[:, None, None]
         m, _c, r = load_statistics(mean, rstd, None, None, index, None, there, dtype, plan)
         g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
@@ -108,8 +121,10 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
             if weight is not None:
                 g *= w
             if plan.stage == "resident":
-                sum1 = sum_tile(g) if plan.centered else 0.0
-                sum2 = sum_tile(g * xhat)
+                if plan.centered:
+                    sum1, sum2 = sum_tiles(g, g * xhat, plan)
+                else:
+                    sum1, sum2 = 0.0, sum_tile(g * xhat)
             else:
                 sum1 = tl.load(sum_dy + index, mask=there, other=0.0) if plan.centered else 0.0
                 sum2 = tl.load(sum_dyx + index, mask=there, other=0.0)
@@ -172,7 +187,7 @@ def normalize_backward(
         block, chunk = tl.program_id(0), tl.program_id(1)
         outer, q, exists = locate(block, group, plan)
         there = exists[:, None, None]
-        index = small_offsets(group, group.stats, outer, q, plan)[:, None, None]
+        index = small_offsets(group, group.stats, outer, q, plan)
         m, _c, r = load_statistics(mean, rstd, None, running, index, eps, there, dtype, plan)
         n = tl.zeros((), dtype) + group.count
 
@@ -180,15 +195,20 @@ def normalize_backward(
             walk, r1, r2, in1, in2, _size = reduced_tile(chunk * 0, group, plan)
             mask = cube(exists, in1, in2)
             g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
+            p1, p2, inside = parameter_tile(r1, r2, in1, in2, exists, plan)
+            sum1, sum2 = sum_where_constant(g, g * xhat, plan)
+            at = small_offsets(group, group.parts, outer, q, plan)
+            at += (p1 * group.parts.r1)[None, :, None] + (p2 * group.parts.r2)[None, None, :]
             if dbias is not None:
-                save_parameter_sums(dbias, group, outer, q, r1, r2, exists, in1, in2, g, plan)
+                store(dbias, at, sum1, inside)
             if dweight is not None:
-                save_parameter_sums(dweight, group, outer, q, r1, r2, exists, in1, in2, g * xhat, plan)
+                store(dweight, at, sum2, inside)
             if dx is not None:
                 g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
-                mean1 = sum_tile(g) / n if plan.centered else 0.0
-                mean2 = sum_tile(g * xhat) / n
-                write(dx, g, xhat, mean1, mean2, r, group, outer, walk, q, r1, r2, mask, plan)
+                sum1 = weigh(sum1, weight, group, outer, walk, q, p1, p2, exists, inside, plan)
+                sum2 = weigh(sum2, weight, group, outer, walk, q, p1, p2, exists, inside, plan)
+                sum1, sum2 = sum_tiles(sum1, sum2, plan)
+                write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)
         else:
             first, last = chunk_of_tiles(chunk, group, plan)
             if plan.stage == "apply":
@@ -199,7 +219,7 @@ def normalize_backward(
                     sum2 = tl.load(sum_dyx + index, mask=there, other=0.0)
             else:
                 sum1, sum2 = sum_group(dy, x, dx, weight, m, r, first, last, group, outer, q, exists, plan)
-                at = small_offsets(group, group.parts, outer, q, plan)[:, None, None]
+                at = small_offsets(group, group.parts, outer, q, plan)
                 if plan.stage == "measure":
                     at = at * tl.num_programs(1) + chunk
                     tl.store(sum_dy + at, sum1, mask=there)

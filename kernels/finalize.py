@@ -58,7 +58,7 @@ def merge_moments(parts, plane, mean, rstd, correction, running, eps, group, pla
         deviation = relative - tile_c
         tile_squares = sum_tile(part_squares + deviation * deviation * n)
         count, m, c, squares = combine(count, m, c, squares, tile_n, pivot, tile_c, tile_squares)
-    index = small_offsets(group, group.stats, outer, q, plan)[:, None, None]
+    index = small_offsets(group, group.stats, outer, q, plan)
     total = m + c
     count = tl.where(there, count, 1.0)
     save_statistics(mean, rstd, running, index, total, squares / count, count, eps, there)
@@ -80,7 +80,7 @@ def sum_buffer(parts, weight, out, group, plan: tl.constexpr):
         if weight is not None:
             part *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, dtype, plan)
         total += part
-    store(out, small_offsets(group, group.stats, outer, q, plan)[:, None, None], sum_tile(total), exists[:, None, None])
+    store(out, small_offsets(group, group.stats, outer, q, plan), sum_tile(total), exists[:, None, None])
 
 
 @triton.jit
@@ -122,5 +122,5 @@ def average_running(mean, variance, running, group, plan: tl.constexpr):
         sum_mean += tl.load(mean + at, mask=mask, other=0.0)
         sum_variance += tl.load(variance + at, mask=mask, other=0.0)
     n = tl.zeros((), dtype) + group.count
-    index = small_offsets(group, group.stats, outer, q, plan)[:, None, None]
+    index = small_offsets(group, group.stats, outer, q, plan)
     update_running(running, index, sum_tile(sum_mean) / n, sum_tile(sum_variance) / n, None, exists[:, None, None])

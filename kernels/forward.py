@@ -14,6 +14,7 @@ from .tile import (
     small_offsets,
     store,
     sum_tile,
+    sum_tiles,
     tensor_offsets,
 )
 
@@ -28,8 +29,9 @@ def moments(x, mask, count, plan: tl.constexpr):
     if plan.centered:
         mean = sum_tile(x) / count
         deviation = tl.where(mask, x - mean, 0.0)
-        correction = sum_tile(deviation) / count
-        squares = sum_tile(deviation * deviation) - count * correction * correction
+        correction, squares = sum_tiles(deviation, deviation * deviation, plan)
+        correction = correction / count
+        squares = squares - count * correction * correction
         squares = tl.where(squares < 0.0, 0.0, squares)  # `where` lets NaN pass, a maximum may not
     else:
         squares = sum_tile(x * x)
@@ -163,7 +165,7 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
     block, chunk = tl.program_id(0), tl.program_id(1)
     outer, q, exists = locate(block, group, plan)
     there = exists[:, None, None]
-    index = small_offsets(group, group.stats, outer, q, plan)[:, None, None]
+    index = small_offsets(group, group.stats, outer, q, plan)
 
     if plan.stage == "resident":
         walk, r1, r2, in1, in2, _size = reduced_tile(chunk * 0, group, plan)
@@ -180,7 +182,7 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
         else:
             count, m, c, squares = measure(x, first, last, group, outer, q, exists, dtype, plan)
             if plan.stage == "measure":
-                cells = small_offsets(group, group.parts, outer, q, plan)[:, None, None]
+                cells = small_offsets(group, group.parts, outer, q, plan)
                 save_parts(parts, chunk, cells, count, m, c, squares, there, group, plan)
             else:
                 r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there)

@@ -58,6 +58,7 @@ class Plan:
         affine_r1, affine_r2: whether the parameters vary along these axes.
         affine_reduced: whether they vary within a group at all.
         accumulate: whether programs gather parameter gradients over many groups.
+        ctas: thread blocks that share the tile, as a cluster.
     """
 
     stage: str
@@ -78,6 +79,7 @@ class Plan:
     affine_r2: bool = False
     affine_reduced: bool = False
     accumulate: bool = False
+    ctas: int = 1
 
 
 class Tile(NamedTuple):
