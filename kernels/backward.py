@@ -22,6 +22,7 @@ from .tile import (
     reduced_tile,
     small_offsets,
     store,
+    sum_pair,
     sum_tile,
     sum_tiles,
     tensor_offsets,
@@ -62,11 +63,7 @@ def sum_where_constant(a, b, plan: tl.constexpr):
     if plan.affine_r1 and plan.affine_r2:
         sum_a, sum_b = a, b
     elif plan.affine_r1 or plan.affine_r2:
-        axis: tl.constexpr = 2 if plan.affine_r1 else 1
-        if plan.ctas > 1:
-            sum_a, sum_b = tl.split(tl.sum(tl.join(a, b), axis, keep_dims=True))
-        else:
-            sum_a, sum_b = tl.sum(a, axis, keep_dims=True), tl.sum(b, axis, keep_dims=True)
+        sum_a, sum_b = sum_pair(a, b, 2 if plan.affine_r1 else 1, plan)
     else:
         sum_a, sum_b = sum_tiles(a, b, plan)
     return sum_a, sum_b
@@ -88,8 +85,8 @@ def parameter_tile(r1, r2, in1, in2, exists, plan: tl.constexpr):
 def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias, group, plan: tl.constexpr):
     """One tile of parameters, many groups: the parameters stay in registers, their gradients gather there.
 
-    Stage "resident" takes the two sums of a group from its tile, "apply" from memory. A program leaves one row of
-    partial parameter gradients.
+    Stage "resident" takes the two sums of a group from its tile; "measure" leaves those of each tile at
+    ``group.stats`` times the number of tiles. A program leaves one row of partial parameter gradients.
     """
     dtype: tl.constexpr = rstd.dtype.element_ty
     walk, r1, r2, in1, in2, _size = reduced_tile(tl.program_id(1), group, plan)
@@ -117,18 +114,20 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
             gathered_dyx += g * xhat
         if dbias is not None:
             gathered_dy += g
-        if dx is not None:
+        if dx is not None or sum_dyx is not None:
             if weight is not None:
                 g *= w
-            if plan.stage == "resident":
-                if plan.centered:
-                    sum1, sum2 = sum_tiles(g, g * xhat, plan)
-                else:
-                    sum1, sum2 = 0.0, sum_tile(g * xhat)
+            if plan.centered:
+                sum1, sum2 = sum_tiles(g, g * xhat, plan)
             else:
-                sum1 = tl.load(sum_dy + index, mask=there, other=0.0) if plan.centered else 0.0
-                sum2 = tl.load(sum_dyx + index, mask=there, other=0.0)
-            write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)
+                sum1, sum2 = 0.0, sum_tile(g * xhat)
+            if plan.stage == "measure":
+                at = index * tl.num_programs(1) + tl.program_id(1)
+                if plan.centered:
+                    tl.store(sum_dy + at, sum1, mask=there)
+                tl.store(sum_dyx + at, sum2, mask=there)
+            else:
+                write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)
 
     row = tl.program_id(0).to(tl.int64) * group.count + unravel(walk, group.walk, group.parts.walk)
     row += (r1 * group.parts.r1)[:, None] + (r2 * group.parts.r2)[None, :]

@@ -12,6 +12,8 @@ from .tile import (
     cube,
     load_parameter,
     locate,
+    num_blocks,
+    num_tiles,
     reduced_tile,
     small_offsets,
     store,
@@ -67,20 +69,21 @@ def merge_moments(parts, plane, mean, rstd, correction, running, eps, group, pla
 
 
 @triton.jit
-def sum_buffer(parts, weight, out, group, plan: tl.constexpr):
-    """One of the sums of `sum_parts`."""
-    dtype: tl.constexpr = parts.dtype.element_ty
-    outer, q, exists = locate(tl.program_id(0), group, plan)
-    first, last = chunk_of_tiles(tl.program_id(1), group, plan)
-    total = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
-    for i in tl.range(last - first):
-        walk, r1, r2, in1, in2, _size = reduced_tile(first + i, group, plan)
-        mask = cube(exists, in1, in2)
-        part = tl.load(parts + tensor_offsets(group, group.parts, outer, walk, q, r1, r2, plan), mask=mask, other=0.0)
-        if weight is not None:
-            part *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, dtype, plan)
-        total += part
-    store(out, small_offsets(group, group.stats, outer, q, plan), sum_tile(total), exists[:, None, None])
+def sum_buffer(parts, weight, out, block, group, plan: tl.constexpr):
+    """One of the sums of `sum_parts`, for one block of results; None of them if ``out`` is."""
+    if out is not None:
+        dtype: tl.constexpr = parts.dtype.element_ty
+        outer, q, exists = locate(block, group, plan)
+        total = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+        for t in tl.range(num_tiles(group, plan)):
+            walk, r1, r2, in1, in2, _size = reduced_tile(tl.zeros((), tl.int32) + t, group, plan)
+            mask = cube(exists, in1, in2)
+            at = tensor_offsets(group, group.parts, outer, walk, q, r1, r2, plan)
+            part = tl.load(parts + at, mask=mask, other=0.0)
+            if weight is not None:
+                part *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, dtype, plan)
+            total += part
+        store(out, small_offsets(group, group.stats, outer, q, plan), sum_tile(total), exists[:, None, None])
 
 
 @triton.jit
@@ -94,10 +97,31 @@ def sum_parts(first_parts, second_parts, weight, first_out, second_out, group, p
 
     Grid: (blocks of results, 1).
     """
-    if first_out is not None:
-        sum_buffer(first_parts, weight, first_out, group, plan)
-    if second_out is not None:
-        sum_buffer(second_parts, weight, second_out, group, plan)
+    sum_buffer(first_parts, weight, first_out, tl.program_id(0), group, plan)
+    sum_buffer(second_parts, weight, second_out, tl.program_id(0), group, plan)
+
+
+@triton.jit
+def sum_twice(
+    sum_dy, sum_dyx, weight, dy_out, dyx_out, row_dy, row_dyx, dbias, dweight, group, also, plan: tl.constexpr,
+    also_plan: tl.constexpr,
+):  # fmt: skip
+    """What dx needs and the parameter gradients, which do not wait for each other: two `sum_parts` in one launch.
+
+    Args:
+        sum_dy, sum_dyx, weight, dy_out, dyx_out, group, plan: of the one.
+        row_dy, row_dyx, dbias, dweight, also, also_plan: of the other, which has no weight.
+
+    Grid: (blocks of results of both, 1).
+    """
+    block = tl.program_id(0)
+    blocks = num_blocks(group, plan)
+    if block < blocks:
+        sum_buffer(sum_dy, weight, dy_out, block, group, plan)
+        sum_buffer(sum_dyx, weight, dyx_out, block, group, plan)
+    else:
+        sum_buffer(row_dy, None, dbias, block - blocks, also, also_plan)
+        sum_buffer(row_dyx, None, dweight, block - blocks, also, also_plan)
 
 
 @triton.jit

@@ -168,35 +168,38 @@ def flatten(values):
 
 
 @triton.jit
-def column(sums):
-    """Sums of groups, (block_kept,) or a scalar, as (block_kept, 1, 1)."""
-    if len(sums.shape) == 0:
-        tile = tl.full((1, 1, 1), 0.0, sums.dtype) + sums
-    else:
-        tile = sums[:, None, None]
-    return tile
-
-
-@triton.jit
 def sum_tile(values):
     """Sums over (r1, r2), dimensions kept: (block_kept, 1, 1)."""
     flat = flatten(values)
-    return column(tl.sum(flat, len(flat.shape) - 1))
+    return tl.reshape(tl.sum(flat, len(flat.shape) - 1, keep_dims=True), (values.shape[0], 1, 1))
+
+
+@triton.jit
+def add_pairs(a, b, other_a, other_b):
+    """The sums of two pairs."""
+    return a + other_a, b + other_b
+
+
+@triton.jit
+def sum_pair(a, b, axis: tl.constexpr, plan: tl.constexpr):
+    """Sums of two tensors along an axis, dimensions kept. In a cluster, one exchange for both, as it waits for each.
+
+    Elsewhere pairs only take more registers: compiled, group norm of 16 x 4096 elements spilled 136 bytes. And the
+    interpreter adds pairs one by one in Python.
+    """
+    if plan.ctas > 1 and not INTERPRETED:
+        sum_a, sum_b = tl.reduce((a, b), axis, add_pairs, keep_dims=True)
+    else:
+        sum_a, sum_b = tl.sum(a, axis, keep_dims=True), tl.sum(b, axis, keep_dims=True)
+    return sum_a, sum_b
 
 
 @triton.jit
 def sum_tiles(a, b, plan: tl.constexpr):
-    """`sum_tile` of two tiles. In a cluster they are exchanged together, so that it waits for itself once.
-
-    Elsewhere joined tiles only take more registers: compiled, group norm of 16 x 4096 elements spills 136 bytes.
-    """
-    if plan.ctas > 1 and not INTERPRETED:  # numpy adds joined tiles one by one and loses digits
-        pairs = tl.join(flatten(a), flatten(b))
-        sum_a, sum_b = tl.split(tl.sum(pairs, len(pairs.shape) - 2))
-        sum_a, sum_b = column(sum_a), column(sum_b)
-    else:
-        sum_a, sum_b = sum_tile(a), sum_tile(b)
-    return sum_a, sum_b
+    """`sum_tile` of two tiles."""
+    flat_a, flat_b = flatten(a), flatten(b)
+    sum_a, sum_b = sum_pair(flat_a, flat_b, len(flat_a.shape) - 1, plan)
+    return tl.reshape(sum_a, (a.shape[0], 1, 1)), tl.reshape(sum_b, (a.shape[0], 1, 1))
 
 
 @triton.jit

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from . import clusters as switch
 from . import functional, launch
+from .plan import Device
 from .schedule import Problem, backward_schedule, forward_schedule
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Explanation(NamedTuple):
         route: "triton", "interpreter" or "torch".
         problem: the norm and the shape.
         forward, backward: either direction; the schedules are those a GPU would run, whatever the route.
-        sms: multiprocessors they are planned for.
+        device: what they are planned for.
     """
 
     name: str
@@ -57,7 +59,7 @@ class Explanation(NamedTuple):
     problem: Problem
     forward: Direction
     backward: Direction
-    sms: int
+    device: Device
 
     def __str__(self) -> str:
         routes = {
@@ -72,6 +74,10 @@ class Explanation(NamedTuple):
                 f"parameters along ({norm.affine})"
             ),
             f"runs: {routes[self.route]}",
+            (
+                f"planned for {self.device.sms} multiprocessors, {'with' if self.device.clusters else 'without'} "
+                f"thread-block clusters"
+            ),
         ]
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
             schedule = direction.schedule
@@ -92,21 +98,22 @@ def _describe(step: Launch) -> str:
     axis = {"kept": "along the kept axis", "r2": "along the reduced axis", "": "one by one"}[plan.vector_axis]
     stage = f" ({plan.stage})" if step.kernel in ("forward", "backward") else ""
     cells = f", {group.cells} of them a group" if group.cells > 1 else ""
+    shared = f" in each of {plan.ctas} thread blocks" if plan.ctas > 1 else ""
     return (
         f"{step.kernel}{stage}: {kept} kept{cells}, {reduced} reduced; tile {plan.block_kept} x {plan.block_r1} x "
-        f"{plan.block_r2}, {step.num_warps} warps, grid {step.grid[0]} x {step.grid[1]}; "
+        f"{plan.block_r2}, {step.num_warps} warps{shared}, grid {step.grid[0]} x {step.grid[1]}; "
         f"{plan.vector} elements an access {axis}"
     )
 
 
 def forward_direction(
-    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, sms: int, y: Tensor | None = None
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, device: Device, y: Tensor | None = None
 ) -> Direction:
     """The forward pass of a checked call."""
     y = torch.empty_like(x, device="meta") if y is None else y
     mode = "" if call.running is None else "use" if call.use_running else "update"
     strides = [None if p is None else p.stride() for p in (weight, bias)]
-    schedule = forward_schedule(call.problem, x.stride(), y.stride(), *strides, x.itemsize, sms, mode)
+    schedule = forward_schedule(call.problem, x.stride(), y.stride(), *strides, x.itemsize, device, mode)
     parameters = sum(p.numel() * p.itemsize for p in (weight, bias) if p is not None)
     if call.running is not None:
         parameters += sum(t.numel() * t.itemsize for t in call.running[:2]) * (1 if call.use_running else 2)
@@ -129,7 +136,7 @@ def statistics_size(x: Tensor) -> int:
 
 
 def backward_direction(
-    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, sms: int, dy: Tensor | None = None
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, device: Device, dy: Tensor | None = None
 ) -> Direction:
     """The backward pass of a checked call, for a gradient in the memory format of the result."""
     dx = torch.empty_like(x, device="meta")
@@ -142,7 +149,7 @@ def backward_direction(
         dx.stride(),
         None if weight is None else weight.stride(),
         x.itemsize,
-        sms,
+        device,
         bool(parameters),
         True,
         call.use_running,
@@ -160,13 +167,17 @@ def backward_direction(
     return Direction(schedule, moved, compulsory)
 
 
-def explain(function: Callable[..., Tensor], *args: Any, sms: int | None = None, **kwargs: Any) -> Explanation:
+def explain(
+    function: Callable[..., Tensor], *args: Any, sms: int | None = None, clusters: bool | None = None, **kwargs: Any
+) -> Explanation:
     """Say what a call would do: grouping, strategy and why, tiles, warps, launches, bytes moved. Runs nothing.
 
     Args:
         function: one of the library's functions, as `normtriton.layer_norm`.
         args, kwargs: its arguments; tensors may be on the meta device.
         sms: multiprocessors to plan for; by default those of the input's GPU, without one 132, an H100's.
+        clusters: whether to plan with thread-block clusters; by default as on the input's GPU, without one unless
+            `normtriton.clusters` has them off.
     Raises:
         TypeError: function is not one of the library's.
         What the function itself raises for these arguments.
@@ -186,15 +197,15 @@ def explain(function: Callable[..., Tensor], *args: Any, sms: int | None = None,
     if name in ("batch_norm", "instance_norm"):
         weight, bias = (p if p is None or p.dim() == 1 else p.reshape(-1) for p in (weight, bias))
     route = "torch" if not functional.uses_kernels(x) else "triton" if x.is_cuda else "interpreter"
-    if sms is None:
-        sms = launch.multiprocessors(x) if x.is_cuda else 132
+    device = launch.device_of(x) if x.is_cuda else Device(132, switch.compiles() and switch.mode() != "off")
+    device = Device(device.sms if sms is None else sms, device.clusters if clusters is None else clusters)
     if x.numel() == 0:
         raise ValueError(f"nothing to explain: input of shape {tuple(x.shape)} is empty and launches nothing")
     return Explanation(
         name,
         route,
         call.problem,
-        forward_direction(call, x, weight, bias, sms),
-        backward_direction(call, x, weight, bias, sms),
-        sms,
+        forward_direction(call, x, weight, bias, device),
+        backward_direction(call, x, weight, bias, device),
+        device,
     )

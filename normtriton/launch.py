@@ -11,13 +11,15 @@ import torch
 import triton
 import triton.language as tl
 
+from . import clusters
 from .kernels.backward import normalize_backward
-from .kernels.finalize import average_running, merge_moments, sum_parts
+from .kernels.finalize import average_running, merge_moments, sum_parts, sum_twice
 from .kernels.forward import normalize_forward
+from .plan import Device
 from .schedule import Problem, backward_schedule, forward_schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
@@ -32,7 +34,7 @@ INTERPRETER_SMS = 2
 
 
 @lru_cache(maxsize=64)
-def options(num_warps: int, nvidia: bool) -> dict[str, Any]:
+def options(num_warps: int, nvidia: bool, ctas: int = 1) -> dict[str, Any]:
     """Compiler options of a launch.
 
     Fusing a * b + c into one rounding is Triton's default up to 3.9 and not from 3.10 on; we want it everywhere. Loops
@@ -40,8 +42,10 @@ def options(num_warps: int, nvidia: bool) -> dict[str, Any]:
     may use all registers such a program can have: left alone it aims at an occupancy and spills one or two to meet it.
     """
     chosen: dict[str, Any] = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": True}
-    if nvidia:
+    if nvidia and ctas == 1:  # in clusters the assembler does without: told so, it took 128 registers instead of 63
         chosen["maxnreg"] = min(64 * 1024 // (32 * num_warps), 255)
+    if ctas > 1:
+        chosen["num_ctas"] = ctas
     return chosen
 
 
@@ -55,6 +59,7 @@ KERNELS = {
     "backward": normalize_backward,
     "merge_moments": merge_moments,
     "sum_parts": sum_parts,
+    "sum_twice": sum_twice,
     "average_running": average_running,
 }
 
@@ -118,18 +123,46 @@ def kernel_group(launch: Launch) -> Grouping:
     )
 
 
+@lru_cache(maxsize=8192)
+def constants(launch: Launch) -> tuple[Any, ...]:
+    """The last arguments of a launch's kernel: its `Grouping` and its `Plan`, or both of two reductions."""
+    if launch.also is None:
+        return kernel_group(launch), launch.plan
+    group, plan = launch.also
+    return kernel_group(launch), kernel_group(launch._replace(group=group, plan=plan)), launch.plan, plan
+
+
 def _run(launch: Launch, *args: Any) -> None:
-    KERNELS[launch.kernel][launch.grid](*args, kernel_group(launch), launch.plan, **options(launch.num_warps, _NVIDIA))
+    chosen = options(launch.num_warps, _NVIDIA, launch.plan.ctas)
+    KERNELS[launch.kernel][launch.grid](*args, *constants(launch), **chosen)
+
+
+def _run_clustered(launch: Launch, *args: Any) -> bool:
+    """Whether a launch in clusters was accepted; if not, nothing was written and the device is given no other."""
+    try:
+        _run(launch, *args)
+    except (RuntimeError, triton.TritonError) as error:
+        x = next(arg for arg in args if isinstance(arg, torch.Tensor))
+        clusters.refuse(x.get_device(), error)
+        return False
+    return True
 
 
 @lru_cache(maxsize=64)
-def _device_sms(index: int) -> int:
-    return int(torch.cuda.get_device_properties(index).multi_processor_count)
+def _device(index: int) -> Device:
+    if index < 0:  # the interpreter's CPU
+        return Device(INTERPRETER_SMS, clusters.mode() == "on" and -1 not in clusters.refused)
+    return Device(int(torch.cuda.get_device_properties(index).multi_processor_count), clusters.allowed(index))
 
 
-def multiprocessors(x: Tensor) -> int:
-    """Multiprocessors of x's device."""
-    return _device_sms(x.get_device()) if x.is_cuda else INTERPRETER_SMS
+def device_of(x: Tensor) -> Device:
+    """What plans depend on of x's device."""
+    return _device(x.get_device())
+
+
+def forget_devices() -> None:
+    """Ask anew what devices can do: `normtriton.clusters` has changed its mind."""
+    _device.cache_clear()
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
@@ -149,6 +182,7 @@ def forward(
     eps: tuple[float, float],
     running: Running | None,
     use_running: bool,
+    device: Device | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(y, mean, rstd); mean is None if it is fixed at zero, both are if the running statistics are used."""
     y = torch.empty_like(x)
@@ -156,7 +190,7 @@ def forward(
         return y, None, None
     mode = "" if running is None else "use" if use_running else "update"
     schedule = forward_schedule(
-        problem, x.stride(), y.stride(), _strides(weight), _strides(bias), x.itemsize, multiprocessors(x), mode
+        problem, x.stride(), y.stride(), _strides(weight), _strides(bias), x.itemsize, device or device_of(x), mode
     )
     if use_running:
         _run(schedule.main, x, y, weight, bias, None, None, running, None, eps)
@@ -171,7 +205,10 @@ def forward(
     if schedule.parameters:  # each group writes its own; they are averaged afterwards
         each = x.new_empty((2, groups), dtype=dtype)
         target = Running(each[0], each[1], 1, 1, ())
-    if not schedule.apply:
+    if schedule.strategy == "clustered":
+        if not _run_clustered(schedule.main, x, y, weight, bias, mean, rstd, target, None, eps):
+            return forward(problem, x, weight, bias, eps, running, use_running, device_of(x))
+    elif not schedule.apply:
         _run(schedule.main, x, y, weight, bias, mean, rstd, target, None, eps)
     else:
         assert schedule.merge is not None
@@ -195,6 +232,7 @@ def backward(
     running: Running | None,
     eps: tuple[float, float],
     wants: tuple[bool, torch.dtype | None, torch.dtype | None],
+    device: Device | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dweight, dbias); ``wants`` says whether dx is wanted, and in which dtypes the other two, if they are."""
     wants_dx, weight_dtype, bias_dtype = wants
@@ -207,45 +245,60 @@ def backward(
     dbias = x.new_empty(shape, dtype=bias_dtype) if bias_dtype else None
     parameters = dweight is not None or dbias is not None
     schedule = backward_schedule(
-        problem, x.stride(), dy.stride(), dx.stride(), _strides(weight), x.itemsize, multiprocessors(x), parameters,
-        wants_dx, running is not None,
+        problem, x.stride(), dy.stride(), dx.stride(), _strides(weight), x.itemsize, device or device_of(x),
+        parameters, wants_dx, running is not None,
     )  # fmt: skip
-    _launch_backward(schedule, dy, x, dx if wants_dx else None, weight, mean, rstd, running, eps, dweight, dbias)
-    return dx if wants_dx else None, dweight, dbias
+    given = Given(dy, x, dx if wants_dx else None, weight, mean, rstd, running, eps, dweight, dbias)
+    if schedule.strategy == "clustered":
+        if not _launch_backward(schedule, given, _run_clustered):
+            return backward(problem, dy, x, weight, mean, rstd, running, eps, wants, device_of(x))
+    else:
+        _launch_backward(schedule, given, _run)
+    return given.dx, dweight, dbias
 
 
-def _launch_backward(
-    schedule: Schedule,
-    dy: Tensor,
-    x: Tensor,
-    dx: Tensor | None,
-    weight: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
-    running: Running | None,
-    eps: tuple[float, float],
-    dweight: Tensor | None,
-    dbias: Tensor | None,
-) -> None:
+class Given(NamedTuple):
+    """The tensors of a backward pass."""
+
+    dy: Tensor
+    x: Tensor
+    dx: Tensor | None
+    weight: Tensor | None
+    mean: Tensor | None
+    rstd: Tensor | None
+    running: Running | None
+    eps: tuple[float, float]
+    dweight: Tensor | None
+    dbias: Tensor | None
+
+
+def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool | None]) -> bool:
+    """Make the launches, the first one by ``run``; false if it was refused."""
+    dy, x, dx, weight, mean, rstd, running, eps, dweight, dbias = given
     dtype = statistics_dtype(x)
-    fixed: Sequence[Any] = (weight, mean, rstd, running)
+    fixed = (weight, mean, rstd, running)
     row_dy, row_dyx = dbias, dweight
     if schedule.rows:
         row_dy = x.new_empty(schedule.rows, dtype=dtype) if dbias is not None else None
         row_dyx = x.new_empty(schedule.rows, dtype=dtype) if dweight is not None else None
     if not schedule.parts:
-        _run(schedule.main, dy, x, dx, *fixed, None, None, row_dyx, row_dy, eps)
+        if run(schedule.main, dy, x, dx, *fixed, None, None, row_dyx, row_dy, eps) is False:
+            return False
     else:
         sum_dy, sum_dyx = (x.new_empty(schedule.parts, dtype=dtype) for _ in range(2))
-        _run(schedule.main, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps)
-        merged = sum_dy, sum_dyx
+        if schedule.main.plan.accumulate:
+            _run(schedule.main, dy, x, None, *fixed, sum_dy, sum_dyx, row_dyx, row_dy, eps)
+        else:
+            _run(schedule.main, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps)
+            row_dy, row_dyx = sum_dy, sum_dyx
+        merged: tuple[Tensor, ...] = (sum_dy, sum_dyx)
         if schedule.merge:
             merged = x.new_empty(schedule.num_groups, dtype=dtype), x.new_empty(schedule.num_groups, dtype=dtype)
             w = weight if schedule.merge.group.weight else None
-            _run(schedule.merge, sum_dy, sum_dyx, w, *merged)
+            gradients = (row_dy, row_dyx, dbias, dweight) if schedule.merge.also else ()
+            _run(schedule.merge, sum_dy, sum_dyx, w, *merged, *gradients)
         if schedule.apply:
-            _run(schedule.apply, dy, x, dx, *fixed, *merged, row_dyx, row_dy, eps)
-        if not schedule.rows:
-            row_dy, row_dyx = sum_dy, sum_dyx
+            _run(schedule.apply, dy, x, dx, *fixed, *merged, None, None, eps)
     if schedule.parameters:
         _run(schedule.parameters, row_dy, row_dyx, None, dbias, dweight)
+    return True

@@ -26,9 +26,15 @@ RESIDENT_ACCUMULATE = 8 * 1024
 PER_THREAD = 32
 #: Bytes of neighbouring elements that a tile spans at least where the kept axis is the contiguous one: four sectors.
 COLUMN_BYTES = 128
-#: Bytes that one program may walk twice. Two programs on each of 132 SMs then walk 50 MB together, the L2 of an H100,
-#: so that the second walk reads most of it from there.
-STREAMED_BYTES = 192 * 1024
+#: Elements of one thread block's share of a tile that a cluster holds. Compiled for sm_90 and sm_100, 16 warps: more
+#: spills. Half of it takes about 64 registers a thread, so that two clusters share their multiprocessors.
+CLUSTER_FORWARD = 32 * 1024
+CLUSTER_BACKWARD = 16 * 1024
+CLUSTER_ACCUMULATE = 8 * 1024
+#: Thread blocks of the largest cluster that every device with clusters can run.
+MAX_CTAS = 8
+#: Bytes of one tensor that a program may have to itself where others could share them: 8 MB then make 100 programs.
+PROGRAM_BYTES = 80 * 1024
 #: Bytes a program walks when several share a group whose bits may not depend on the batch: 8 MB then make 128 programs.
 CHUNK_BYTES = 64 * 1024
 #: Programs an SM that sharing aims for where the batch may decide.
@@ -82,13 +88,21 @@ class Plan:
     ctas: int = 1
 
 
+class Device(NamedTuple):
+    """What plans depend on of a device: its multiprocessors, and whether their programs may form clusters."""
+
+    sms: int
+    clusters: bool = False
+
+
 class Tile(NamedTuple):
-    """Elements of a tile along (kept, r1, r2), powers of two, and the warps that share it."""
+    """Elements of a tile along (kept, r1, r2), powers of two, and the warps and thread blocks that share it."""
 
     kept: int
     r1: int
     r2: int
     num_warps: int
+    ctas: int = 1
 
     def blocks(self, group: Grouping) -> int:
         """Blocks of groups in the whole tensor."""
@@ -148,6 +162,23 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024
     return Tile(kept, power_of_two(group.r1), power_of_two(group.r2), warps(kept * elements, PER_THREAD // wide))
 
 
+def cluster_tile(group: Grouping, itemsize: int, limit: int, least: int = 1) -> Tile | None:
+    """A tile that holds one group in a cluster, or None if it is too large.
+
+    As few thread blocks as leave each half of ``limit`` elements, at most `MAX_CTAS`, and at least ``least``. Not where
+    the kept axis is the contiguous one: sums of many columns take 7 to 11 exchanges, against 2 to 4.
+    """
+    if group.walk or group.cells > 1 or group.vector_axis == "kept":
+        return None
+    wide = 2 if itemsize == 8 else 1  # registers of an element
+    r1, r2 = power_of_two(group.r1), power_of_two(group.r2)
+    elements = r1 * r2 * wide
+    if elements > MAX_CTAS * limit or least > MAX_CTAS:
+        return None
+    ctas = next((n for n in (2, 4) if elements <= n * limit // 2 and n >= least), MAX_CTAS)
+    return Tile(1, r1, r2, warps(elements // ctas), ctas)
+
+
 def _fit(size: int, limit: int) -> int:
     """The block for an axis that wastes least of its last tile; of those that waste under an eighth, the largest."""
     if power_of_two(size) <= limit and power_of_two(size) * 8 <= size * 9:
@@ -198,6 +229,7 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: b
         affine_r1=r1,
         affine_r2=r2,
         affine_reduced=r1 or r2 or walk,
+        ctas=tile.ctas,
         **flags,
     )
 
@@ -206,7 +238,7 @@ def chunks_by_size(group: Grouping, tile: Tile, itemsize: int) -> int:
     """Programs that share a block of groups, from the block's size alone: its bits do not depend on the batch."""
     tiles = tile.tiles(group)
     walked = tiles * tile.kept * tile.r1 * tile.r2 * itemsize
-    if walked <= STREAMED_BYTES:
+    if walked <= PROGRAM_BYTES:
         return 1
     return even_chunks(tiles, ceil(walked / CHUNK_BYTES))
 

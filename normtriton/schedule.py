@@ -3,6 +3,7 @@
 Strategies, forward and backward:
 
     resident    a tile holds whole groups: one launch, one read
+    clustered   a cluster of thread blocks holds one group: one launch, one read
     streamed    a program walks its groups twice: one launch, two reads
     split       several programs share a group: measure, merge, apply: two reads
     constant    the statistics are given: one elementwise launch
@@ -20,7 +21,7 @@ from typing import NamedTuple
 from . import plan as planning
 from .grouping import Axis, Grouping, build, contiguous, spread
 from .norms import Norm, name_axes
-from .plan import Plan, Tile, make_plan
+from .plan import Device, Plan, Tile, make_plan
 
 type_strides = tuple[int, ...]
 Key = tuple[str, int]
@@ -128,23 +129,25 @@ def merging(
 
 
 class Launch(NamedTuple):
-    """One kernel launch."""
+    """One kernel launch; ``also`` is a second reduction of the same buffers that it makes beside its own."""
 
     kernel: str
     group: Grouping
     plan: Plan
     grid: tuple[int, int]
     num_warps: int
+    also: tuple[Grouping, Plan] | None = None
 
 
 class Schedule(NamedTuple):
     """The launches of one direction of one norm, and the buffers between them.
 
     Attributes:
-        strategy: "resident", "streamed", "split" or "constant".
+        strategy: "resident", "clustered", "streamed", "split" or "constant".
         reason: why, in words.
         main: the launch that writes y or dx; the first one if there are two.
-        merge: merges what ``main`` measured, into statistics or into the sums that dx needs; or None.
+        merge: merges what ``main`` measured, into statistics, or into the sums that dx needs and, if it has an
+            ``also``, parameter gradients; or None.
         apply: the second launch of a split, or None.
         parameters: sums partial parameter gradients (backward), or averages running statistics (forward); or None.
         chunks: programs that share a group.
@@ -180,6 +183,13 @@ def finalizer(kernel: str, group: Grouping) -> Launch:
     return Launch(kernel, group, make_plan(group, tile, "merge", 4), (tile.blocks(group), 1), tile.num_warps)
 
 
+def together(first: Launch, second: Launch) -> Launch:
+    """Two finalizers of the same buffers in one launch."""
+    blocks = first.grid[0] + second.grid[0]
+    warps = max(first.num_warps, second.num_warps)
+    return Launch("sum_twice", first.group, first.plan, (blocks, 1), warps, also=(second.group, second.plan))
+
+
 def apply_chunks(group: Grouping, tile: Tile) -> int:
     """Programs along the reduced axes for an elementwise launch: a few tiles each."""
     tiles = tile.tiles(group)
@@ -196,7 +206,7 @@ class Pass(NamedTuple):
         weight: strides of the weight, or None.
         bias: strides of the bias, or None.
         itemsize: bytes of an element of x.
-        sms: multiprocessors of the device.
+        device: what plans depend on of the device.
         constant: whether the statistics are given.
     """
 
@@ -206,7 +216,7 @@ class Pass(NamedTuple):
     weight: dict[Key, int] | None
     bias: dict[Key, int] | None
     itemsize: int
-    sms: int
+    device: Device
     constant: bool
 
     @property
@@ -251,13 +261,30 @@ class Pass(NamedTuple):
         tile = self.tile(group)
         if self.problem.norm.batch_invariant:
             return planning.chunks_by_size(group, tile, self.itemsize)
-        return planning.chunks_to_fill(group, tile, self.sms)
+        return planning.chunks_to_fill(group, tile, self.device.sms)
 
-    def scattered(self, group: Grouping) -> bool:
+    def on_chip(self, group: Grouping, limit: int, cluster_limit: int, target: int = 1024) -> Tile | None:
+        """The tile that holds whole groups: a program's own, or a cluster's if they are large; or None."""
+        tile = planning.resident_tile(group, self.itemsize, limit, target)
+        if not self.device.clusters or (tile and group.reduced * self.itemsize <= planning.PROGRAM_BYTES):
+            return tile
+        # batch norm may let the batch decide, and fills three quarters of the multiprocessors at least
+        enough = self.problem.norm.batch_invariant
+        least = 1 if enough else ceil(self.device.sms * 3 / 4 / self.problem.num_groups)
+        return planning.cluster_tile(group, self.itemsize, cluster_limit, least) or tile
+
+    def held(self, group: Grouping, tile: Tile, operands: str = "") -> tuple[str, str]:
+        """The strategy of a tile that holds whole groups, and the reason in words."""
+        if tile.ctas > 1:
+            where = f"{tile.ctas} thread blocks of {tile.num_warps} warps, one cluster"
+            return "clustered", f"{group.count} elements a group{operands} fit in the registers of {where}"
+        return "resident", f"{group.count} elements a group{operands} fit in the registers of {tile.num_warps} warps"
+
+    def scattered(self, group: Grouping, held: bool) -> bool:
         """Whether a group's neighbours in memory are so few that its rows would be read in pieces of sectors.
 
         So with channels_last group norm: C / G channels of one group, then those of the next. Taking each channel for
-        a cell of its own, merged afterwards, reads whole rows instead.
+        a cell of its own, merged afterwards, reads whole rows instead. ``held``: the group is on chip, and read once.
         """
         problem = self.problem
         steps = [*self.tensors.values()][-1]
@@ -265,8 +292,7 @@ class Pass(NamedTuple):
         if nearest not in problem.affine or not problem.summed or group.vector_axis != "r2":
             return False
         row = group.r2 * self.itemsize
-        fits = planning.resident_tile(group, self.itemsize, planning.RESIDENT_FORWARD) is not None
-        return row % 32 != 0 if fits else row < planning.COLUMN_BYTES or row % 32 != 0
+        return row % 32 != 0 if held else row < planning.COLUMN_BYTES or row % 32 != 0
 
     def without(self, kept: tuple[Key, ...]) -> tuple[Key, ...]:
         """The axes to reduce if these are kept."""
@@ -285,7 +311,7 @@ def forward_schedule(
     weight: type_strides | None,
     bias: type_strides | None,
     itemsize: int,
-    sms: int,
+    device: Device,
     running: str = "",
 ) -> Schedule:
     """The launches of a forward pass, from strides in elements.
@@ -294,7 +320,7 @@ def forward_schedule(
     """
     tensors = {"x": problem.tensor(x), "y": problem.tensor(y)}
     w, b = (None if p is None else problem.parameter(p) for p in (weight, bias))
-    one = Pass(problem, "forward", tensors, w, b, itemsize, sms, running == "use")
+    one = Pass(problem, "forward", tensors, w, b, itemsize, device, running == "use")
     group = one.group(problem.over)
     if one.constant:
         return Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
@@ -302,13 +328,10 @@ def forward_schedule(
     # one entry a channel: unless that is one a group, the groups' statistics are averaged
     averaged = running == "update" and one.channels != problem.kept
     average = average_over(problem, one.stats, one.channels) if averaged else None
-    scattered = one.scattered(group)
-    tile = planning.resident_tile(group, itemsize, planning.RESIDENT_FORWARD)
-    schedule = None
+    tile = one.on_chip(group, planning.RESIDENT_FORWARD, planning.CLUSTER_FORWARD)
+    scattered = one.scattered(group, tile is not None)
     if not scattered and tile:
-        main = one.launch(group, tile, "resident", (tile.blocks(group), 1))
-        reason = f"{group.count} elements a group fit in the registers of {tile.num_warps} warps"
-        schedule = Schedule("resident", reason, main)
+        schedule = Schedule(*one.held(group, tile), one.launch(group, tile, "resident", (tile.blocks(group), 1)))
     elif not scattered and one.chunks(group) == 1:
         main = one.walk(group, "streamed")
         reason = f"{group.count} elements a group are too many for registers; {main.grid[0]} programs walk them"
@@ -364,7 +387,7 @@ def backward_schedule(
     dx: type_strides,
     weight: type_strides | None,
     itemsize: int,
-    sms: int,
+    device: Device,
     parameters: bool,
     wants_dx: bool = True,
     constant: bool = False,
@@ -376,7 +399,7 @@ def backward_schedule(
     """
     tensors = {"x": problem.tensor(x), "dy": problem.tensor(dy), "dx": problem.tensor(dx)}
     w = None if weight is None else problem.parameter(weight)
-    one = Pass(problem, "backward", tensors, w, None, itemsize, sms, constant)
+    one = Pass(problem, "backward", tensors, w, None, itemsize, device, constant)
     # No group sums for a parameter on its own: gather over many groups, while they all have the same parameters. Where
     # they do not (group norm without space), every element is a cell, and its partial gradient goes through memory.
     if constant:
@@ -400,7 +423,7 @@ def constant_backward(one: Pass, parameters: bool) -> Schedule:
     group = one.group(problem.over, problem.dense(cells))
     if not parameters:
         return Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
-    chunks = planning.chunks_to_fill(group, one.tile(group), one.sms)
+    chunks = planning.chunks_to_fill(group, one.tile(group), one.device.sms)
     return Schedule(
         "constant",
         f"the statistics are given; {chunks} programs a channel sum the parameters' gradients",
@@ -415,38 +438,36 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     """Every group has the same parameters, as in layer norm: programs sweep many groups and gather their gradients."""
     problem = one.problem
     group = one.group(problem.over, problem.parameter(contiguous(problem.parameter_shape)))
-    tile = planning.resident_tile(group, one.itemsize, planning.RESIDENT_ACCUMULATE, planning.RESIDENT_ACCUMULATE)
-    resident = tile is not None
-    if tile is None:
-        tile = one.tile(group)
+    limit = planning.RESIDENT_ACCUMULATE
+    held = one.on_chip(group, limit, planning.CLUSTER_ACCUMULATE, target=limit)
+    tile = held or one.tile(group)
     tiles = tile.tiles(group)
     if tiles >= 1 << 16:
         raise NotImplementedError(
             f"groups of {group.count} elements, each with its own parameters, have no gradient yet"
         )
-    rows = max(min(tile.blocks(group), (1 if resident else 2) * one.sms // tiles), 1)
-    sweep = one.launch(group, tile, "resident" if resident else "apply", (rows, tiles), accumulate=True)
-    schedule = Schedule(
-        "resident" if resident else "split",
-        f"{group.count} elements a group fit in registers beside the parameters and their gradients; {rows} programs "
-        f"leave a row of partial gradients each",
-        sweep,
-        parameters=sum_gradients(problem, rows, problem.affine, rows=True) if rows > 1 else None,
-        rows=rows * group.count if rows > 1 else 0,
-    )
-    if resident or not wants_dx:
-        return schedule
+    rows = max(min(tile.blocks(group), (1 if held else 2) * one.device.sms // (tiles * tile.ctas)), 1)
+    sweep = one.launch(group, tile, "resident" if held else "measure", (rows, tiles), accumulate=True)
+    gradients = sum_gradients(problem, rows, problem.affine, rows=True) if rows > 1 else None
+    size = rows * group.count if rows > 1 else 0
+    left = f"{rows} programs leave a row of partial gradients each"
+    if held:
+        strategy, reason = one.held(group, held, " beside the parameters and their gradients")
+        return Schedule(strategy, f"{reason}; {left}", sweep, parameters=gradients, rows=size)
+    merged = finalizer("sum_parts", merging(problem, tiles, problem.kept, problem.kept, {"stats": one.stats}))
+    if gradients and wants_dx:
+        merged, gradients = together(merged, gradients), None
     measured = one.group(problem.over, one.stats)
-    chunks = one.chunks(measured)
-    merged = merging(problem, chunks, problem.kept, problem.kept, {"stats": one.stats})
-    return schedule._replace(
-        reason=f"{group.count} elements a group are summed by {chunks} programs, then swept by {tiles}, {rows} rows of "
-        f"partial gradients each",
-        main=one.walk(measured, "measure", chunks),
-        merge=finalizer("sum_parts", merged) if chunks > 1 else None,
-        apply=sweep,
-        chunks=chunks,
-        parts=chunks * problem.num_groups,
+    return Schedule(
+        "split",
+        f"{group.count} elements a group are swept in {tiles} tiles; {left}",
+        sweep,
+        merge=merged if wants_dx else None,
+        apply=one.apply(measured) if wants_dx else None,
+        parameters=gradients,
+        chunks=tiles,
+        parts=tiles * problem.num_groups if wants_dx else 0,
+        rows=size,
     )
 
 
@@ -459,12 +480,11 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     rows = 0 if complete or not parameters else one.size(cells)
     reduce = sum_gradients(problem, 1, cells) if rows else None
     group = one.group(problem.over, parts)
-    scattered = one.scattered(group)
-    tile = planning.resident_tile(group, one.itemsize, planning.RESIDENT_BACKWARD)
+    tile = one.on_chip(group, planning.RESIDENT_BACKWARD, planning.CLUSTER_BACKWARD)
+    scattered = one.scattered(group, tile is not None)
     if tile and not scattered:
         main = one.launch(group, tile, "resident", (tile.blocks(group), 1))
-        reason = f"{group.count} elements a group, of x and of dy, fit in the registers of {tile.num_warps} warps"
-        return Schedule("resident", reason, main, parameters=reduce, rows=rows)
+        return Schedule(*one.held(group, tile, ", of x and of dy,"), main, parameters=reduce, rows=rows)
     mixed = scattered or (parameters and any(key in problem.affine for key in problem.over))
     if not mixed and one.chunks(group) == 1:
         main = one.walk(group, "streamed")
@@ -477,14 +497,17 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     # the measuring launch has weighted its sums already if the weight varies within what it sums
     weighted = any(key in problem.affine and key not in keys for key in problem.over)
     operands = {"stats": one.stats} if one.weight is None or weighted else {"stats": one.stats, "weight": one.weight}
-    merged = merging(problem, chunks, problem.kept, keys, operands)
+    merged = finalizer("sum_parts", merging(problem, chunks, problem.kept, keys, operands)) if wants_dx else None
+    gradients = sum_gradients(problem, chunks, keys) if parameters else None
+    if merged and gradients:
+        merged, gradients = together(merged, gradients), None
     return Schedule(
         "split",
         f"{group.count} elements a group are walked by {chunks * (group.count // measured.reduced)} programs",
         main=one.walk(measured, "measure", chunks),
-        merge=finalizer("sum_parts", merged) if wants_dx else None,
+        merge=merged,
         apply=one.apply(measured) if wants_dx else None,
-        parameters=sum_gradients(problem, chunks, keys) if parameters else None,
+        parameters=gradients,
         chunks=chunks,
         parts=chunks * one.size(keys),
     )

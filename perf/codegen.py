@@ -23,6 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import MockTensor
 
 from normtriton import launch
+from normtriton.plan import Device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,11 @@ TARGETS = {
 }
 
 
+#: What plans are made for unless another device is named.
+H100 = Device(132)
+H100_CLUSTERS = Device(132, clusters=True)
+
+
 class Code(NamedTuple):
     """Facts of one compiled kernel.
 
@@ -47,7 +53,8 @@ class Code(NamedTuple):
         stack: bytes of local memory a thread: spills, and arrays that did not fit in registers.
         shared: bytes of shared memory a program.
         loads, stores: how many instructions access global memory with how many bytes each.
-        barriers: barriers of a program.
+        barriers: barriers of a thread block.
+        cluster_barriers: barriers of a whole cluster.
         instructions: instructions in the program's text.
     """
 
@@ -57,6 +64,7 @@ class Code(NamedTuple):
     loads: Counter[int]
     stores: Counter[int]
     barriers: int
+    cluster_barriers: int
     instructions: int
 
 
@@ -68,28 +76,28 @@ class Recorded(NamedTuple):
 
 
 @contextmanager
-def recording(sms: int = 132) -> Iterator[list[Recorded]]:
-    """Collect launches instead of making them, planned for so many multiprocessors. Not for use among threads."""
+def recording(device: Device = H100) -> Iterator[list[Recorded]]:
+    """Collect launches instead of making them, planned for a device. Not for use among threads."""
     launches: list[Recorded] = []
-    run, count = launch._run, launch.multiprocessors
+    run, ask = launch._run, launch.device_of
     launch._run = lambda step, *args: launches.append(Recorded(step, args))
-    launch.multiprocessors = lambda x: sms  # noqa: ARG005  called by position
+    launch.device_of = lambda x: device  # noqa: ARG005  called by position
     try:
         yield launches
     finally:
-        launch._run, launch.multiprocessors = run, count
+        launch._run, launch.device_of = run, ask
 
 
 def launches_of(
-    call: Call, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, sms: int = 132
+    call: Call, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, device: Device = H100
 ) -> dict[str, list[Recorded]]:
     """The launches of a checked call, {"forward": ..., "backward": ...}. Tensors may be on the meta device."""
     problem = call.problem
-    with recording(sms) as forward:
+    with recording(device) as forward:
         _y, mean, rstd = launch.forward(problem, x, weight, bias, call.eps, call.running, call.use_running)
     running = call.running if call.use_running else None
     dtypes = [None if p is None else p.dtype for p in (weight, bias)]
-    with recording(sms) as backward:
+    with recording(device) as backward:
         dy = torch.empty_like(x)
         launch.backward(problem, dy, x, weight, mean, rstd, running, call.eps, (True, dtypes[0], dtypes[1]))
     return {"forward": forward, "backward": backward}
@@ -129,10 +137,9 @@ def compile_launch(recorded: Recorded, target: str) -> Any:
     try:
         return launch.KERNELS[step.kernel].warmup(
             *map(_mock, recorded.args),
-            launch.kernel_group(step),
-            step.plan,
+            *launch.constants(step),
             grid=step.grid,
-            **launch.options(step.num_warps, nvidia=TARGETS[target].backend == "cuda"),
+            **launch.options(step.num_warps, TARGETS[target].backend == "cuda", step.plan.ctas),
         )
     finally:
         driver._active = active
@@ -175,6 +182,7 @@ def _read_nvidia(kernel: Any) -> Code:
         loads=widths("LDG"),
         stores=widths("STG"),
         barriers=sum(name.startswith("BAR.") for name in lines),
+        cluster_barriers=kernel.asm["ptx"].count("barrier.cluster.wait"),
         instructions=len(lines),
     )
 
@@ -213,6 +221,7 @@ def _read_amd(kernel: Any) -> Code:
         loads=widths("load"),
         stores=widths("store"),
         barriers=sum(name.startswith("s_barrier") for name in code),
+        cluster_barriers=0,
         instructions=len(code),
     )
 

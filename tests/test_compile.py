@@ -5,8 +5,10 @@ Runs in a process of its own, without TRITON_INTERPRET=1; see conftest.py.
 
 import pytest
 import torch
-from normtriton.perf.codegen import TARGETS, compile_launch, launches_of, read_code
-from normtriton.perf.shapes import CASES, make
+from normtriton.perf.codegen import H100_CLUSTERS, TARGETS, compile_launch, launches_of, read_code
+from normtriton.perf.shapes import CASES, Case, make
+
+from normtriton.clusters import compiles
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -46,6 +48,41 @@ def test_real_shapes(case, dtype, layout, target):
                 assert min(code.loads) >= 4 and min(code.stores) >= 4, what  # no element goes alone
             if recorded.launch.plan.stage != "measure":
                 assert max(code.stores) == max(wanted, 4) and wanted in code.stores, what
+
+
+CLUSTERED = [
+    # forward and backward, forward only
+    *(Case("layer", (64, n)) for n in (65536, 50000, 98304, 262144)),
+    Case("rms", (64, 65536)),
+    *(Case("batch", (n, 64, 56, 56)) for n in (16, 32, 64)),
+    Case("batch", (1024 * 64, 64)),
+    Case("instance", (8, 64, 256, 256)),
+    Case("instance", (8, 64, 300, 300)),
+    *(Case("group", (2, 512, n, 128), 32) for n in (32, 64, 128)),
+    Case("group", (8, 320, 64, 64), 32),
+]
+
+
+@pytest.mark.skipif(not compiles(), reason="clusters need Triton 3.9")
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CLUSTERED, ids=lambda case: case.name)
+def test_clusters(case, dtype, layout, target):
+    """A cluster's programs do not spill, move 16 bytes at once and wait for each other at most six times."""
+    if layout == "channels_last" and (len(case.shape) != 4 or case.norm in ("batch", "instance")):
+        return  # contiguous columns are not for clusters
+    clustered = 0
+    for direction, launches in launches_of(*make(case, DTYPES[dtype], FORMATS[layout]), H100_CLUSTERS).items():
+        for recorded in launches:
+            code = read_code(compile_launch(recorded, target))
+            what = (direction, recorded.launch.plan, code)
+            assert code.stack == 0, what
+            if recorded.launch.plan.ctas > 1:
+                clustered += 1
+                assert code.cluster_barriers <= 6, what
+                assert max(code.loads) == 16 and max(code.stores) == 16, what
+    assert clustered or case.shape == (1024 * 64, 64) or case.shape[1] == 320
 
 
 @pytest.mark.parametrize("alignment", [8, 4, 2])
@@ -114,8 +151,6 @@ def test_rarer_calls(target, affine, layout, dtype):
 @pytest.mark.parametrize("norm", ["layer", "instance", "group", "group-cells", "long"])
 def test_the_batch_is_not_compiled_in(norm):
     """Tiles, and so the order of every sum that y and dx need, are the same in any batch of a batch-invariant norm."""
-    from normtriton.perf.shapes import Case
-
     shapes = {
         "layer": Case("layer", (1, 64)),
         "long": Case("layer", (1, 400000)),

@@ -1,0 +1,153 @@
+"""Whether thread-block clusters may be used: up to eight thread blocks that hold a group together and read it once.
+
+A cluster needs an NVIDIA GPU of compute capability 9.0 to 11.x and Triton 3.9. ``NORMTRITON_CLUSTERS``, or `set_mode`:
+
+    auto    use them where a trial on the device agreed with the results of separate launches (the default)
+    on      use them wherever they are supported, without a trial; in Triton's interpreter too, which has no clusters
+            but runs the same plans
+    off     never
+
+A trial takes two small layer norms, once for a device and a Triton version; the verdict is kept in
+``NORMTRITON_CACHE``, by default ``normtriton`` in the user's cache folder. A launch that fails all the same is warned
+of once, made again without clusters, and no other is tried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import torch
+import triton
+
+MODES = ("auto", "on", "off")
+
+
+def _valid(mode: str) -> str:
+    if mode not in MODES:
+        raise ValueError(f"NORMTRITON_CLUSTERS is one of {', '.join(MODES)}, not {mode!r}")
+    return mode
+
+
+_mode = _valid(os.environ.get("NORMTRITON_CLUSTERS", "auto"))
+refused: set[int] = set()  #: devices on which a launch failed; -1 is the interpreter's
+_verdicts: dict[int, bool] = {}
+
+
+def mode() -> str:
+    """The setting in force: "auto", "on" or "off"."""
+    return _mode
+
+
+def set_mode(mode: str) -> None:
+    """Change the setting for the calls that follow.
+
+    Raises:
+        ValueError: not one of the three.
+    """
+    global _mode  # noqa: PLW0603  one switch for the process
+    _mode = _valid(mode)
+    from . import launch  # noqa: PLC0415  it asks this module
+
+    launch.forget_devices()
+
+
+def compiles() -> bool:
+    """Whether this Triton compiles sums across a cluster: 3.8 fails on some, 3.7 on all."""
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
+
+
+def supported(index: int) -> bool:
+    """Whether a device has clusters that this Triton compiles for. Those of 12.x are reported both ways upstream."""
+    if torch.version.hip is not None or not compiles():
+        return False
+    return (9, 0) <= torch.cuda.get_device_capability(index) < (12, 0)
+
+
+def allowed(index: int) -> bool:
+    """Whether plans for a device may use clusters."""
+    if _mode == "off" or index in refused or not supported(index):
+        return False
+    return _mode == "on" or _verdict(index)
+
+
+def refuse(index: int, error: BaseException) -> None:
+    """Note that a clustered launch failed on a device: no other is tried."""
+    if index not in refused:
+        warnings.warn(
+            f"normtriton: a launch in thread-block clusters failed on cuda:{index} ({error}); it and all that follow "
+            f"take separate launches instead. NORMTRITON_CLUSTERS=off avoids the attempt.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    refused.add(index)
+    from . import launch  # noqa: PLC0415  it asks this module
+
+    launch.forget_devices()
+
+
+def cache_file() -> Path:
+    """Where verdicts are kept."""
+    folder = os.environ.get("NORMTRITON_CACHE")
+    if folder:
+        return Path(folder) / "clusters.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normtriton" / "clusters.json"
+
+
+def _read() -> dict[str, bool]:
+    try:
+        known = json.loads(cache_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in known.items() if isinstance(value, bool)} if isinstance(known, dict) else {}
+
+
+def _write(key: str, verdict: bool) -> None:
+    file = cache_file()
+    temporary = file.with_suffix(f".{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(_read() | {key: verdict}, indent=1))
+        temporary.replace(file)  # a reader sees the old file or the new one
+    except OSError:
+        pass  # a folder that cannot be written costs a trial in every process, nothing else
+
+
+def _verdict(index: int) -> bool:
+    if index not in _verdicts:
+        key = f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}, Triton {triton.__version__}"
+        known = _read()
+        if key not in known:
+            if torch.cuda.is_current_stream_capturing():
+                return False  # a trial waits for the device, which a capture forbids
+            known[key] = trial(index)
+            _write(key, known[key])
+        _verdicts[index] = known[key]
+    return _verdicts[index]
+
+
+def trial(index: int) -> bool:
+    """Run a small layer norm in clusters and without, forward and backward, and compare."""
+    from . import functional, launch  # noqa: PLC0415  they ask this module
+    from .plan import Device  # noqa: PLC0415  beside them
+
+    # every element takes part in the comparison, and no two lie alike: a program that lost its share would show
+    x = torch.arange(3 * 65536, device=f"cuda:{index}").mul_(40503).remainder_(65521).view(3, 65536).to(torch.bfloat16)
+    weight = x[1].float() / 65521
+    dy = x.flip(0)
+    call = functional.layer_norm_call(x, (65536,), weight, weight, 1e-5)
+    results = []
+    try:
+        for clusters in (True, False):
+            device = Device(132, clusters)
+            y, mean, rstd = launch.forward(call.problem, x, weight, weight, call.eps, None, False, device)
+            wants = (True, torch.float32, torch.float32)
+            gradients = launch.backward(call.problem, dy, x, weight, mean, rstd, None, call.eps, wants, device)
+            results.append([t.float() for t in (y, mean, rstd, *gradients) if t is not None])
+        torch.cuda.synchronize(index)
+    except Exception as error:  # noqa: BLE001  whatever a driver or compiler raises, the answer is no
+        warnings.warn(f"normtriton: a trial of thread-block clusters failed: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return all(torch.allclose(a, b, rtol=2e-2, atol=2e-3 * float(b.abs().max())) for a, b in zip(*results, strict=True))

@@ -1,0 +1,218 @@
+"""Thread-block clusters: the plans, the switch, and what happens when a device refuses.
+
+The interpreter runs a clustered plan as one program; that the compiled ones work is for `test_compile` and a GPU.
+"""
+
+import json
+import warnings
+
+import pytest
+import torch
+from cases import Case, lay_out
+from normtriton.perf.shapes import Case as Real
+from normtriton.perf.shapes import make
+from test_norms import check, parameters
+
+import normtriton as nt
+from normtriton import clusters, launch
+from normtriton.plan import Device
+from normtriton.schedule import backward_schedule, forward_schedule
+
+CLUSTERED = {
+    "row": Case("layer", (2, 65536), "clustered", "clustered"),
+    "row-tail": Case("layer", (3, 50001), "clustered", "clustered"),
+    "rms": Case("rms", (2, 60000), "clustered", "clustered"),
+    "row-forward-only": Case("layer", (2, 70000), "clustered", "split"),
+    "batch": Case("batch", (7, 2, 80, 80), "clustered", "clustered"),
+    "instance": Case("instance", (1, 2, 210, 210), "clustered", "clustered"),
+    "group": Case("group", (2, 12, 60, 64), "clustered", "clustered", groups=2),
+    "group-last": Case("group", (1, 32, 60, 50), "clustered", "clustered", "channels_last", groups=2),
+    "batch-too-large": Case("batch", (9, 2, 180, 181), "split", "split"),
+}
+
+
+@pytest.fixture
+def switch(tmp_path, monkeypatch):
+    """A clean switch, and a cache of its own."""
+    monkeypatch.setenv("NORMTRITON_CACHE", str(tmp_path))
+    monkeypatch.setattr(clusters, "_verdicts", {})
+    monkeypatch.setattr(clusters, "refused", set())
+    before = clusters.mode()
+    launch.forget_devices()
+    yield clusters.set_mode
+    clusters.set_mode(before)
+
+
+@pytest.mark.parametrize("case", CLUSTERED.values(), ids=CLUSTERED)
+def test_clustered_plans_give_the_textbook(case, switch):
+    """On: one launch holds the group, and gives what the oracle and the separate launches give."""
+    torch.manual_seed(0)
+    x = lay_out(torch.randn(case.shape) * 2 + 3, case.layout)
+    weight, bias = parameters(case)
+    dy = lay_out(torch.randn(case.shape), case.layout)
+    ran, run = [], launch._run
+
+    def spy(step, *args):
+        ran.append(step)
+        run(step, *args)
+
+    results = {}
+    for mode in ("on", "off"):
+        switch(mode)
+        ran.clear()
+        for parameter in (weight, bias):
+            if parameter is not None:
+                parameter.grad = None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch, "_run", spy)
+            results[mode] = check(case, x, weight, bias, dy)
+        ctas = {step.plan.ctas for step in ran if step.kernel in ("forward", "backward")}
+        wanted = {case.forward, case.backward} == {"clustered"}
+        assert (min(ctas) > 1) == (wanted and mode == "on")
+        assert (max(ctas) > 1) == (case.forward == "clustered" and mode == "on")
+    torch.testing.assert_close(results["on"][1], results["off"][1], rtol=1e-5, atol=1e-5)
+
+
+def test_explain_says_so(switch):
+    """The strategy, the size of the cluster and the setting are in words."""
+    x = torch.empty(64, 65536, device="meta")
+    text = str(nt.explain(nt.layer_norm, x, (65536,), sms=132, clusters=True))
+    assert "forward: clustered, 1 launch," in text and "in each of 4 thread blocks" in text
+    assert "with thread-block clusters" in text
+    switch("off")
+    text = str(nt.explain(nt.layer_norm, x, (65536,)))
+    assert "clustered" not in text and "without thread-block clusters" in text
+
+
+@pytest.mark.parametrize("norm", ["layer", "instance", "group"])
+def test_the_cluster_follows_the_group(norm):
+    """Of a batch-invariant norm, the batch does not change the number of thread blocks."""
+    shapes = {"layer": (1, 65536), "instance": (1, 3, 256, 256), "group": (1, 32, 64, 128)}
+    seen = set()
+    for batch in (1, 2, 7, 64):
+        call, x, *_ = make(
+            Real(norm, (batch, *shapes[norm][1:]), 2 if norm == "group" else 0), torch.bfloat16, torch.contiguous_format
+        )
+        device = Device(132, clusters=True)
+        steps = forward_schedule(call.problem, x.stride(), x.stride(), (1,), (1,), 2, device).launches
+        steps += backward_schedule(call.problem, x.stride(), x.stride(), x.stride(), (1,), 2, device, True).launches[:1]
+        seen.add(tuple((s.plan.ctas, s.plan.block_kept, s.plan.block_r1, s.plan.block_r2, s.num_warps) for s in steps))
+    assert len(seen) == 1 and all(step[0] > 1 for step in next(iter(seen)))
+
+
+def test_a_refused_launch_is_made_again_without(switch, monkeypatch):
+    """A device that refuses: said once, the results are right, and it is not asked again."""
+    switch("on")
+    run, asked = launch._run, []
+
+    def refuse(step, *args):
+        if step.plan.ctas > 1:
+            asked.append(step)
+            raise RuntimeError("Triton Error [CUDA]: cluster misconfiguration")
+        run(step, *args)
+
+    monkeypatch.setattr(launch, "_run", refuse)
+    case = CLUSTERED["batch"]
+    weight, bias = parameters(case)
+    mean, var = torch.zeros(2), torch.ones(2)
+    x = torch.randn(case.shape)
+    with pytest.warns(RuntimeWarning, match=r"cluster misconfiguration.*NORMTRITON_CLUSTERS=off"):
+        y = nt.batch_norm(x, mean, var, weight, bias, training=True)
+    want_mean, want_var = torch.zeros(2), torch.ones(2)
+    want = torch.nn.functional.batch_norm(x, want_mean, want_var, weight, bias, training=True)
+    torch.testing.assert_close(y, want)
+    torch.testing.assert_close((mean, var), (want_mean, want_var))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(case, x, weight, bias, torch.randn(case.shape))
+    assert len(asked) == 1
+
+
+def test_a_refused_backward_is_made_again_without(switch, monkeypatch):
+    """The same for the first clustered launch being a gradient's."""
+    switch("on")
+    run = launch._run
+
+    def refuse(step, *args):
+        if step.plan.ctas > 1 and step.kernel == "backward":
+            raise RuntimeError("no such cluster")
+        run(step, *args)
+
+    monkeypatch.setattr(launch, "_run", refuse)
+    case = CLUSTERED["row"]
+    x = torch.randn(case.shape)
+    with pytest.warns(RuntimeWarning, match="no such cluster"):
+        check(case, x, *parameters(case), torch.randn(case.shape))
+
+
+def test_modes(switch):
+    """Three words; another raises and changes nothing."""
+    for mode in ("auto", "on", "off"):
+        switch(mode)
+        assert clusters.mode() == mode
+    with pytest.raises(ValueError, match=r"auto, on, off, not 'yes'"):
+        switch("yes")
+    assert clusters.mode() == "off"
+
+
+@pytest.fixture
+def fake_device(monkeypatch):
+    """A CUDA device in name only."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Fake {index}")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(clusters, "supported", lambda index: index != 7)
+    trials = []
+    monkeypatch.setattr(clusters, "trial", lambda index: trials.append(index) or index == 0)
+    return trials
+
+
+def test_auto_trusts_a_trial_and_remembers_it(switch, fake_device, tmp_path, monkeypatch):
+    """One trial a device, kept in the cache folder; damaged files are made anew; a capture waits."""
+    switch("auto")
+    assert clusters.allowed(0) and clusters.allowed(0) and not clusters.allowed(1) and not clusters.allowed(7)
+    assert fake_device == [0, 1]
+    assert sorted(json.loads((tmp_path / "clusters.json").read_text()).values()) == [False, True]
+    monkeypatch.setattr(clusters, "_verdicts", {})
+    assert clusters.allowed(0) and not clusters.allowed(1)
+    assert fake_device == [0, 1]  # read, not tried again
+    for damaged in ("{", "[]", '{"Fake 0": 3}', ""):
+        (tmp_path / "clusters.json").write_text(damaged)
+        monkeypatch.setattr(clusters, "_verdicts", {})
+        assert clusters.allowed(0)
+    assert fake_device == [0, 1, 0, 0, 0, 0]
+    (tmp_path / "clusters.json").unlink()
+    monkeypatch.setattr(clusters, "_verdicts", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not clusters.allowed(0) and not clusters._verdicts and len(fake_device) == 6
+    switch("on")
+    assert clusters.allowed(1) and not clusters.allowed(7)  # no trial, but what is not supported stays off
+    switch("off")
+    assert not clusters.allowed(0)
+
+
+def test_an_unwritable_cache_costs_nothing_else(switch, fake_device, tmp_path, monkeypatch):
+    """The verdict holds for the process."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NORMTRITON_CACHE", str(tmp_path / "file" / "below"))
+    switch("auto")
+    assert clusters.allowed(0) and clusters.allowed(0)
+    assert fake_device == [0]
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_the_trial_compares_both_ways(agree, monkeypatch):
+    """The trial runs clustered plans and separate launches; a share that is lost shows."""
+    arange = torch.arange
+    monkeypatch.setattr(torch, "arange", lambda n, **_device: arange(n))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _index: None)
+    run, seen = launch._run, set()
+
+    def lossy(step, *args):
+        seen.add(step.plan.ctas > 1)
+        run(step, *args)
+        if step.plan.ctas > 1 and step.kernel == "forward" and not agree:
+            args[1][:, -8192:] = 0  # what a program that did not run would leave
+
+    monkeypatch.setattr(launch, "_run", lossy)
+    assert clusters.trial(0) is agree
+    assert seen == {True, False}
