@@ -80,7 +80,6 @@ def exact_pair(value: float) -> tuple[float, float]:
     return high, value - high if isfinite(high) else 0.0
 
 
-@lru_cache(maxsize=8192)
 def kernel_group(launch: Launch) -> Grouping:
     """A launch's `Grouping` as its kernel takes it.
 
@@ -123,7 +122,6 @@ def kernel_group(launch: Launch) -> Grouping:
     )
 
 
-@lru_cache(maxsize=8192)
 def constants(launch: Launch) -> tuple[Any, ...]:
     """The last arguments of a launch's kernel: its `Grouping` and its `Plan`, or both of two reductions."""
     if launch.also is None:
@@ -132,18 +130,65 @@ def constants(launch: Launch) -> tuple[Any, ...]:
     return kernel_group(launch), kernel_group(launch._replace(group=group, plan=plan)), launch.plan, plan
 
 
+class _Ready:
+    """A launch that was made before, and its compiled kernels by what Triton specializes them on."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch  # held, so that no other takes its id
+        self.constants = constants(launch)
+        self.options = options(launch.num_warps, _NVIDIA, launch.plan.ctas)
+        self.kernel = KERNELS[launch.kernel]
+        self.compiled: dict[tuple[Any, ...], Any] = {}
+
+
+_ready: dict[int, _Ready] = {}
+
+
+def _specialization(args: tuple[Any, ...], key: list[Any]) -> list[Any]:
+    """What distinguishes a launch's compiled kernels: dtypes and alignment of the tensors, the values of integers."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            key.append(arg.dtype)
+            key.append(arg.data_ptr() & 15)
+        elif isinstance(arg, tuple):
+            key.append(len(arg))
+            _specialization(arg, key)
+        elif not isinstance(arg, float):  # an integer, or None
+            key.append(arg)
+    return key
+
+
 def _run(launch: Launch, *args: Any) -> None:
-    chosen = options(launch.num_warps, _NVIDIA, launch.plan.ctas)
-    KERNELS[launch.kernel][launch.grid](*args, *constants(launch), **chosen)
+    """Launch. Triton's own way there takes most of a small call, so from the second time on the kernel is looked up.
+
+    Not in the interpreter, which compiles nothing, and not on ROCm, whose kernels differ by the sizes of tensors too.
+    """
+    ready = _ready.get(id(launch))
+    if ready is None:
+        if len(_ready) >= 8192:
+            _ready.clear()
+        ready = _ready[id(launch)] = _Ready(launch)
+    if INTERPRETED or not _NVIDIA:
+        ready.kernel[launch.grid](*args, *ready.constants, **ready.options)
+        return
+    key = (torch.cuda.current_device(), *_specialization(args, []))
+    compiled = ready.compiled.get(key)
+    if compiled is None:
+        kernel = ready.kernel[launch.grid](*args, *ready.constants, **ready.options)
+        ready.compiled[key] = kernel[(*launch.grid, 1)]
+    else:
+        compiled(*args, *ready.constants)
 
 
 def _run_clustered(launch: Launch, *args: Any) -> bool:
-    """Whether a launch in clusters was accepted; if not, nothing was written and the device is given no other."""
+    """Whether a launch in clusters was trusted and accepted; if not, nothing was written."""
+    index = next(arg for arg in args if isinstance(arg, torch.Tensor)).get_device()
+    if not clusters.trusted(index):
+        return False
     try:
         _run(launch, *args)
     except (RuntimeError, triton.TritonError) as error:
-        x = next(arg for arg in args if isinstance(arg, torch.Tensor))
-        clusters.refuse(x.get_device(), error)
+        clusters.refuse(index, error)
         return False
     return True
 
@@ -158,6 +203,10 @@ def _device(index: int) -> Device:
 def device_of(x: Tensor) -> Device:
     """What plans depend on of x's device."""
     return _device(x.get_device())
+
+
+def _without_clusters(x: Tensor) -> Device:
+    return device_of(x)._replace(clusters=False)
 
 
 def forget_devices() -> None:
@@ -207,7 +256,7 @@ def forward(
         target = Running(each[0], each[1], 1, 1, ())
     if schedule.strategy == "clustered":
         if not _run_clustered(schedule.main, x, y, weight, bias, mean, rstd, target, None, eps):
-            return forward(problem, x, weight, bias, eps, running, use_running, device_of(x))
+            return forward(problem, x, weight, bias, eps, running, use_running, _without_clusters(x))
     elif not schedule.apply:
         _run(schedule.main, x, y, weight, bias, mean, rstd, target, None, eps)
     else:
@@ -251,7 +300,7 @@ def backward(
     given = Given(dy, x, dx if wants_dx else None, weight, mean, rstd, running, eps, dweight, dbias)
     if schedule.strategy == "clustered":
         if not _launch_backward(schedule, given, _run_clustered):
-            return backward(problem, dy, x, weight, mean, rstd, running, eps, wants, device_of(x))
+            return backward(problem, dy, x, weight, mean, rstd, running, eps, wants, _without_clusters(x))
     else:
         _launch_backward(schedule, given, _run)
     return given.dx, dweight, dbias

@@ -169,23 +169,23 @@ def fake_device(monkeypatch):
 def test_auto_trusts_a_trial_and_remembers_it(switch, fake_device, tmp_path, monkeypatch):
     """One trial a device, kept in the cache folder; damaged files are made anew; a capture waits."""
     switch("auto")
-    assert clusters.allowed(0) and clusters.allowed(0) and not clusters.allowed(1) and not clusters.allowed(7)
-    assert fake_device == [0, 1]
+    assert clusters.allowed(1) and clusters.trusted(0) and clusters.trusted(0) and not clusters.trusted(1)
+    assert fake_device == [0, 1] and not clusters.allowed(1) and not clusters.allowed(7)
     assert sorted(json.loads((tmp_path / "clusters.json").read_text()).values()) == [False, True]
     monkeypatch.setattr(clusters, "_verdicts", {})
-    assert clusters.allowed(0) and not clusters.allowed(1)
+    assert clusters.trusted(0) and not clusters.trusted(1)
     assert fake_device == [0, 1]  # read, not tried again
     for damaged in ("{", "[]", '{"Fake 0": 3}', ""):
         (tmp_path / "clusters.json").write_text(damaged)
         monkeypatch.setattr(clusters, "_verdicts", {})
-        assert clusters.allowed(0)
+        assert clusters.trusted(0)
     assert fake_device == [0, 1, 0, 0, 0, 0]
     (tmp_path / "clusters.json").unlink()
     monkeypatch.setattr(clusters, "_verdicts", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not clusters.allowed(0) and not clusters._verdicts and len(fake_device) == 6
+    assert not clusters.trusted(0) and not clusters._verdicts and len(fake_device) == 6
     switch("on")
-    assert clusters.allowed(1) and not clusters.allowed(7)  # no trial, but what is not supported stays off
+    assert clusters.trusted(1) and clusters.allowed(1) and not clusters.allowed(7)  # not tried, but supported
     switch("off")
     assert not clusters.allowed(0)
 
@@ -195,13 +195,14 @@ def test_an_unwritable_cache_costs_nothing_else(switch, fake_device, tmp_path, m
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NORMTRITON_CACHE", str(tmp_path / "file" / "below"))
     switch("auto")
-    assert clusters.allowed(0) and clusters.allowed(0)
+    assert clusters.trusted(0) and clusters.trusted(0)
     assert fake_device == [0]
 
 
 @pytest.mark.parametrize("agree", [True, False])
-def test_the_trial_compares_both_ways(agree, monkeypatch):
+def test_the_trial_compares_both_ways(agree, switch, monkeypatch):
     """The trial runs clustered plans and separate launches; a share that is lost shows."""
+    switch("on")  # the interpreter has no device to try
     arange = torch.arange
     monkeypatch.setattr(torch, "arange", lambda n, **_device: arange(n))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _index: None)
