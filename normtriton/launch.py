@@ -144,40 +144,42 @@ class _Ready:
 _ready: dict[int, _Ready] = {}
 
 
-def _specialization(args: tuple[Any, ...], key: list[Any]) -> list[Any]:
-    """What distinguishes a launch's compiled kernels: dtypes and alignment of the tensors, the values of integers."""
+def _specialization(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """What tells a launch's compiled kernels apart, if every tensor is at an address that 16 bytes divide; or None."""
+    key: list[Any] = [args[0].get_device()]
+    addresses = 0
     for arg in args:
         if isinstance(arg, torch.Tensor):
             key.append(arg.dtype)
-            key.append(arg.data_ptr() & 15)
-        elif isinstance(arg, tuple):
-            key.append(len(arg))
-            _specialization(arg, key)
-        elif not isinstance(arg, float):  # an integer, or None
+            addresses |= arg.data_ptr()
+        elif type(arg) is Running:
+            mean, var, *strides, momentum = arg
+            key += (mean.dtype, var.dtype, *strides, len(momentum))
+            addresses |= mean.data_ptr() | var.data_ptr()
+        elif type(arg) is not tuple:  # numbers of eps: not specialized
             key.append(arg)
-    return key
+    return None if addresses & 15 else tuple(key)
 
 
 def _run(launch: Launch, *args: Any) -> None:
     """Launch. Triton's own way there takes most of a small call, so from the second time on the kernel is looked up.
 
-    Not in the interpreter, which compiles nothing, and not on ROCm, whose kernels differ by the sizes of tensors too.
+    Not in the interpreter, which compiles nothing; not on ROCm, whose kernels differ by the sizes of tensors too; and
+    not for tensors at odd addresses, which are rare.
     """
     ready = _ready.get(id(launch))
     if ready is None:
-        if len(_ready) >= 8192:
+        if len(_ready) >= 8192:  # as many as there are schedules
             _ready.clear()
         ready = _ready[id(launch)] = _Ready(launch)
-    if INTERPRETED or not _NVIDIA:
-        ready.kernel[launch.grid](*args, *ready.constants, **ready.options)
-        return
-    key = (torch.cuda.current_device(), *_specialization(args, []))
-    compiled = ready.compiled.get(key)
-    if compiled is None:
-        kernel = ready.kernel[launch.grid](*args, *ready.constants, **ready.options)
-        ready.compiled[key] = kernel[(*launch.grid, 1)]
-    else:
+    key = None if INTERPRETED or not _NVIDIA else _specialization(args)
+    compiled = ready.compiled.get(key) if key else None
+    if compiled:
         compiled(*args, *ready.constants)
+        return
+    kernel = ready.kernel[launch.grid](*args, *ready.constants, **ready.options)
+    if key:
+        ready.compiled[key] = kernel[(*launch.grid, 1)]
 
 
 def _run_clustered(launch: Launch, *args: Any) -> bool:
@@ -286,17 +288,18 @@ def backward(
     """(dx, dweight, dbias); ``wants`` says whether dx is wanted, and in which dtypes the other two, if they are."""
     wants_dx, weight_dtype, bias_dtype = wants
     dx = torch.empty_like(x)
-    shape = problem.parameter_shape
     if dx.numel() == 0:
+        shape = problem.parameter_shape
         dweight, dbias = (x.new_zeros(shape, dtype=dtype) if dtype else None for dtype in (weight_dtype, bias_dtype))
         return dx if wants_dx else None, dweight, dbias
-    dweight = x.new_empty(shape, dtype=weight_dtype) if weight_dtype else None
-    dbias = x.new_empty(shape, dtype=bias_dtype) if bias_dtype else None
-    parameters = dweight is not None or dbias is not None
+    parameters = weight_dtype is not None or bias_dtype is not None
     schedule = backward_schedule(
         problem, x.stride(), dy.stride(), dx.stride(), _strides(weight), x.itemsize, device or device_of(x),
         parameters, wants_dx, running is not None,
     )  # fmt: skip
+    shape = schedule.parameter_shape
+    dweight = x.new_empty(shape, dtype=weight_dtype) if weight_dtype else None
+    dbias = x.new_empty(shape, dtype=bias_dtype) if bias_dtype else None
     given = Given(dy, x, dx if wants_dx else None, weight, mean, rstd, running, eps, dweight, dbias)
     if schedule.strategy == "clustered":
         if not _launch_backward(schedule, given, _run_clustered):

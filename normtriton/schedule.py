@@ -154,6 +154,7 @@ class Schedule(NamedTuple):
         parts: elements of one plane of the buffer of partial statistics or sums; 0 if there is none.
         rows: elements of one plane of the buffer of partial parameter gradients; 0 if they need none of their own.
         num_groups: elements of the saved statistics.
+        parameter_shape: of weight and bias.
     """
 
     strategy: str
@@ -166,6 +167,7 @@ class Schedule(NamedTuple):
     parts: int = 0
     rows: int = 0
     num_groups: int = 0
+    parameter_shape: tuple[int, ...] = ()
 
     @property
     def launches(self) -> tuple[Launch, ...]:
@@ -184,10 +186,12 @@ def finalizer(kernel: str, group: Grouping) -> Launch:
 
 
 def together(first: Launch, second: Launch) -> Launch:
-    """Two finalizers of the same buffers in one launch."""
+    """Two finalizers of the same buffers in one launch.
+
+    With the first one's warps: the order of its sums follows them, and they must not follow the second's batch.
+    """
     blocks = first.grid[0] + second.grid[0]
-    warps = max(first.num_warps, second.num_warps)
-    return Launch("sum_twice", first.group, first.plan, (blocks, 1), warps, also=(second.group, second.plan))
+    return Launch("sum_twice", first.group, first.plan, (blocks, 1), first.num_warps, also=(second.group, second.plan))
 
 
 def apply_chunks(group: Grouping, tile: Tile) -> int:
@@ -408,7 +412,7 @@ def backward_schedule(
         schedule = gathering_backward(one, wants_dx)
     else:
         schedule = summing_backward(one, parameters, wants_dx)
-    return schedule._replace(num_groups=problem.num_groups)
+    return schedule._replace(num_groups=problem.num_groups, parameter_shape=problem.parameter_shape)
 
 
 def sum_gradients(problem: Problem, chunks: int, keys: tuple[Key, ...], rows: bool = False) -> Launch:
