@@ -79,13 +79,18 @@ class Recorded(NamedTuple):
 def recording(device: Device = H100) -> Iterator[list[Recorded]]:
     """Collect launches instead of making them, planned for a device. Not for use among threads."""
     launches: list[Recorded] = []
-    run, ask = launch._run, launch.device_of
-    launch._run = lambda step, *args: launches.append(Recorded(step, args))
+    before = launch._run, launch._run_clustered, launch.device_of
+
+    def record(step: Launch, *args: Any) -> bool:
+        launches.append(Recorded(step, args))
+        return True
+
+    launch._run = launch._run_clustered = record  # type: ignore[assignment]  # mypy would have the very functions
     launch.device_of = lambda x: device  # noqa: ARG005  called by position
     try:
         yield launches
     finally:
-        launch._run, launch.device_of = run, ask
+        launch._run, launch._run_clustered, launch.device_of = before
 
 
 def launches_of(
