@@ -19,6 +19,7 @@ from .tile import (
     load_parameter,
     locate,
     num_blocks,
+    reduced_offsets,
     reduced_tile,
     small_offsets,
     store,
@@ -139,24 +140,31 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
 
 
 @triton.jit
-def sum_group(dy, x, dx, weight, mean, rstd, first, last, group, outer, q, exists, plan: tl.constexpr):
+def sum_group(dy, x, dx, weight, mean, rstd, m, r, first, last, group, outer, q, exists, plan: tl.constexpr):
     """(Σ dy, Σ dy * x̂) over tiles first to last, weighted if the weight varies along them.
 
-    Constant statistics need no sums for dx, so that it is written on the way.
+    The statistics are ``m`` and ``r``, or with ``plan.stats_reduced`` other ones for each element, at ``mean`` and
+    ``rstd``. Constant statistics need no sums for dx, so that it is written on the way.
     """
-    sum1 = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, rstd.dtype)
+    sum1 = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, r.dtype)
     sum2 = sum1
     for i in tl.range(last - first):
         walk, r1, r2, in1, in2, _size = reduced_tile(first + i, group, plan)
         mask = cube(exists, in1, in2)
-        g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, mean, rstd, plan)
+        if plan.stats_reduced:
+            at = reduced_offsets(group, group.stats, outer, walk, r1, r2)
+            there = in1[None, :, None] & in2[None, None, :]
+            tile_m, _c, tile_r = load_statistics(mean, rstd, None, None, at, None, there, r.dtype, plan)
+        else:
+            tile_m, tile_r = m, r
+        g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, tile_m, tile_r, plan)
         if plan.affine_reduced:
             g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
         sum1 += g
         sum2 += g * xhat
         if plan.constant and dx is not None:
             g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
-            write(dx, g, xhat, 0.0, 0.0, rstd, group, outer, walk, q, r1, r2, mask, plan)
+            write(dx, g, xhat, 0.0, 0.0, r, group, outer, walk, q, r1, r2, mask, plan)
     return sum_tile(sum1), sum_tile(sum2)
 
 
@@ -187,7 +195,11 @@ def normalize_backward(
         outer, q, exists = locate(block, group, plan)
         there = exists[:, None, None]
         index = small_offsets(group, group.stats, outer, q, plan)
-        m, _c, r = load_statistics(mean, rstd, None, running, index, eps, there, dtype, plan)
+        if plan.stats_reduced:
+            m = tl.zeros((1, 1, 1), dtype)  # `sum_group` reads them
+            r = m
+        else:
+            m, _c, r = load_statistics(mean, rstd, None, running, index, eps, there, dtype, plan)
         n = tl.zeros((), dtype) + group.count
 
         if plan.stage == "resident":
@@ -217,7 +229,7 @@ def normalize_backward(
                     sum1 = tl.load(sum_dy + index, mask=there, other=0.0) if plan.centered else 0.0
                     sum2 = tl.load(sum_dyx + index, mask=there, other=0.0)
             else:
-                sum1, sum2 = sum_group(dy, x, dx, weight, m, r, first, last, group, outer, q, exists, plan)
+                sum1, sum2 = sum_group(dy, x, dx, weight, mean, rstd, m, r, first, last, group, outer, q, exists, plan)
                 at = small_offsets(group, group.parts, outer, q, plan)
                 if plan.stage == "measure":
                     at = at * tl.num_programs(1) + chunk

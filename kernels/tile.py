@@ -134,6 +134,13 @@ def small_offsets(group, strides, outer, q, plan: tl.constexpr):
 
 
 @triton.jit
+def reduced_offsets(group, strides, outer, walk, r1, r2):
+    """Offsets of an operand that varies along the reduced axes alone: (1, block_r1, block_r2)."""
+    base = unravel(outer, group.outer, strides.outer) + unravel(walk, group.walk, strides.walk)
+    return base + (r1 * strides.r1)[None, :, None] + (r2 * strides.r2)[None, None, :]
+
+
+@triton.jit
 def load_parameter(
     pointer, strides, group, outer, walk, q, r1, r2, exists, mask, dtype: tl.constexpr, plan: tl.constexpr
 ):

@@ -164,6 +164,8 @@ def backward_direction(
     moved = compulsory + again + 2 * len(parameters) * schedule.rows * size + 2 * 2 * schedule.parts * size
     if schedule.apply:
         moved += stats + 2 * 2 * schedule.num_groups * size
+    if schedule.columns:
+        moved += 2 * tensor + stats
     return Direction(schedule, moved, compulsory)
 
 

@@ -31,9 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 _exact_pair = lru_cache(exact_pair)
 _problem = lru_cache(maxsize=4096)(Problem)
+
+
+@lru_cache(maxsize=4096)
+def _row_problem(norm: norms.Norm, shape: torch.Size, dims: int) -> Problem:
+    return Problem(norm, tuple(shape), (("d", dims),))
 
 
 def uses_kernels(x: Tensor) -> bool:
@@ -266,7 +271,7 @@ def layer_norm_call(
     """Check `layer_norm`'s arguments."""
     dims = _check_normalized_shape("layer_norm", x, normalized_shape, weight, bias)
     _check_input("layer_norm", x, weight, bias)
-    return Call(_problem(norms.LAYER, tuple(x.shape), (("d", dims),)), _exact_pair(eps))
+    return Call(_row_problem(norms.LAYER, x.shape, dims), _exact_pair(eps))
 
 
 def rms_norm_call(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Call:
@@ -275,7 +280,7 @@ def rms_norm_call(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | N
     _check_input("rms_norm", x, weight)
     if eps is None:
         eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
-    return Call(_problem(norms.RMS, tuple(x.shape), (("d", dims),)), _exact_pair(eps))
+    return Call(_row_problem(norms.RMS, x.shape, dims), _exact_pair(eps))
 
 
 def group_norm_call(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Call:
@@ -372,13 +377,14 @@ def _check_normalized_shape(
 def _check_input(name: str, x: Tensor, *others: Tensor | None) -> None:
     if x.dtype not in _DTYPES:
         raise NotImplementedError(f'"{name}" not implemented for {x.dtype}')
+    device = x.device
     for other in others:
         if other is None:
             continue
         if other.dtype not in _DTYPES:
             raise NotImplementedError(f'"{name}" not implemented for a parameter or statistic of {other.dtype}')
-        if other.device != x.device:
+        if other.device != device:
             raise RuntimeError(
-                f"Expected all tensors to be on the same device, but found at least two devices, {x.device} and "
+                f"Expected all tensors to be on the same device, but found at least two devices, {device} and "
                 f"{other.device}!"
             )

@@ -149,15 +149,15 @@ def _specialization(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     key: list[Any] = [args[0].get_device()]
     addresses = 0
     for arg in args:
-        if isinstance(arg, torch.Tensor):
-            key.append(arg.dtype)
-            addresses |= arg.data_ptr()
+        if arg is None or type(arg) is int:
+            key.append(arg)
         elif type(arg) is Running:
             mean, var, *strides, momentum = arg
             key += (mean.dtype, var.dtype, *strides, len(momentum))
             addresses |= mean.data_ptr() | var.data_ptr()
-        elif type(arg) is not tuple:  # numbers of eps: not specialized
-            key.append(arg)
+        elif type(arg) is not tuple:  # a tensor; eps, the tuple, is not specialized
+            key.append(arg.dtype)
+            addresses |= arg.data_ptr()
     return None if addresses & 15 else tuple(key)
 
 
@@ -330,7 +330,9 @@ def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool |
     dtype = statistics_dtype(x)
     fixed = (weight, mean, rstd, running)
     row_dy, row_dyx = dbias, dweight
-    if schedule.rows:
+    if schedule.columns:
+        row_dy = row_dyx = None
+    elif schedule.rows:
         row_dy = x.new_empty(schedule.rows, dtype=dtype) if dbias is not None else None
         row_dyx = x.new_empty(schedule.rows, dtype=dtype) if dweight is not None else None
     if not schedule.parts:
@@ -353,4 +355,6 @@ def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool |
             _run(schedule.apply, dy, x, dx, *fixed, *merged, None, None, eps)
     if schedule.parameters:
         _run(schedule.parameters, row_dy, row_dyx, None, dbias, dweight)
+    if schedule.columns:
+        _run(schedule.columns, dy, x, None, None, mean, rstd, None, None, None, dweight, dbias, None)
     return True

@@ -63,6 +63,7 @@ class Plan:
         constant: whether the statistics are given constants (the running ones).
         affine_r1, affine_r2: whether the parameters vary along these axes.
         affine_reduced: whether they vary within a group at all.
+        stats_reduced: whether the statistics vary within a group, which is the parameters' then.
         accumulate: whether programs gather parameter gradients over many groups.
         ctas: thread blocks that share the tile, as a cluster.
     """
@@ -84,6 +85,7 @@ class Plan:
     affine_r1: bool = False
     affine_r2: bool = False
     affine_reduced: bool = False
+    stats_reduced: bool = False
     accumulate: bool = False
     ctas: int = 1
 
@@ -229,6 +231,7 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: b
         affine_r1=r1,
         affine_r2=r2,
         affine_reduced=r1 or r2 or walk,
+        stats_reduced=group.stats is not None and any((*group.stats.walk, group.stats.r1, group.stats.r2)),
         ctas=tile.ctas,
         **flags,
     )

@@ -150,6 +150,7 @@ class Schedule(NamedTuple):
             ``also``, parameter gradients; or None.
         apply: the second launch of a split, or None.
         parameters: sums partial parameter gradients (backward), or averages running statistics (forward); or None.
+        columns: sums parameter gradients straight from x and dy, read again; or None.
         chunks: programs that share a group.
         parts: elements of one plane of the buffer of partial statistics or sums; 0 if there is none.
         rows: elements of one plane of the buffer of partial parameter gradients; 0 if they need none of their own.
@@ -163,6 +164,7 @@ class Schedule(NamedTuple):
     merge: Launch | None = None
     apply: Launch | None = None
     parameters: Launch | None = None
+    columns: Launch | None = None
     chunks: int = 1
     parts: int = 0
     rows: int = 0
@@ -172,7 +174,8 @@ class Schedule(NamedTuple):
     @property
     def launches(self) -> tuple[Launch, ...]:
         """In order."""
-        return tuple(launch for launch in (self.main, self.merge, self.apply, self.parameters) if launch)
+        steps = (self.main, self.merge, self.apply, self.parameters, self.columns)
+        return tuple(launch for launch in steps if launch)
 
 
 def finalizer(kernel: str, group: Grouping) -> Launch:
@@ -438,6 +441,16 @@ def constant_backward(one: Pass, parameters: bool) -> Schedule:
     )
 
 
+def parameter_columns(one: Pass) -> Launch | None:
+    """The launch that sums a parameter's gradients along its column of x and dy; None if columns lie scattered."""
+    problem = one.problem
+    over = tuple(key for key in problem.axes if key not in problem.affine)
+    operands: dict[str, dict[Key, int] | None] = {**one.tensors, "stats": one.stats}
+    operands["parts"] = problem.parameter(contiguous(problem.parameter_shape))
+    group = problem.grouping([*one.tensors][-1], over, tuple(one.tensors), operands)
+    return one.walk(group, "streamed") if group.vector_axis == "kept" else None
+
+
 def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     """Every group has the same parameters, as in layer norm: programs sweep many groups and gather their gradients."""
     problem = one.problem
@@ -457,6 +470,14 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     left = f"{rows} programs leave a row of partial gradients each"
     if held:
         strategy, reason = one.held(group, held, " beside the parameters and their gradients")
+        columns = parameter_columns(one)
+        # a row of two float32 for each parameter, written and read, or x and dy once more
+        again = 2 * problem.num_groups * one.itemsize
+        if wants_dx and columns and rows > 1 and rows * (16 if problem.norm.centered else 8) > again:
+            # the same tile and the same kernel, so that dx does not depend on the batch
+            sweep = sweep._replace(grid=(tile.blocks(group), 1))
+            reason += "; so few groups that their columns are read once more for the parameters' gradients"
+            return Schedule(strategy, reason, sweep, columns=columns)
         return Schedule(strategy, f"{reason}; {left}", sweep, parameters=gradients, rows=size)
     merged = finalizer("sum_parts", merging(problem, tiles, problem.kept, problem.kept, {"stats": one.stats}))
     if gradients and wants_dx:

@@ -82,6 +82,9 @@ LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "expanded")
 
 CASES = {
     "row": Case("layer", (5, 2048), "resident", "resident"),
+    "few-rows": Case("layer", (3, 3000), "resident", "resident"),
+    "few-rows-last": Case("layer", (2, 3, 20, 30), "resident", "resident", "channels_last", dims=3),
+    "rms-few-rows": Case("rms", (2, 5001), "resident", "resident"),
     "row-tail": Case("layer", (7, 1000), "resident", "resident"),
     "rows-share-a-tile": Case("layer", (37, 60), "resident", "resident"),
     "row-prime": Case("layer", (3, 1009), "resident", "resident"),

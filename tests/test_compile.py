@@ -14,7 +14,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 CELLS = [
     pytest.param(case, dtype, layout, id=f"{case.name}-{dtype}-{layout}")
-    for case in CASES
+    for case in (*CASES, Case("layer", (64, 4096)), Case("rms", (64, 768)))  # and few rows
     for dtype in DTYPES
     for layout in (FORMATS if len(case.shape) == 4 else ("contiguous",))
 ]
@@ -46,7 +46,7 @@ def test_real_shapes(case, dtype, layout, target):
             assert max(code.loads) == max(wanted, 4) and wanted in code.loads, what  # statistics take 4
             if wanted == 16 and dtype == "bfloat16":
                 assert min(code.loads) >= 4 and min(code.stores) >= 4, what  # no element goes alone
-            if recorded.launch.plan.stage != "measure":
+            if recorded.launch.plan.stage != "measure" and not recorded.launch.plan.stats_reduced:
                 assert max(code.stores) == max(wanted, 4) and wanted in code.stores, what
 
 

@@ -120,6 +120,7 @@ def test_partial_buffers_are_small(case, layout):
     ("name", "forward", "backward"),
     [
         ("row", 1, 2),
+        ("few-rows", 1, 2),
         ("batch-r1", 1, 1),
         ("batch-streamed", 1, 1),
         ("batch-split", 3, 3),
