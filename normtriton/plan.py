@@ -50,7 +50,7 @@ def power_of_two(n: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a kernel knows when it is compiled. Nothing here changes with the batch but the three ``even``.
+    """What a kernel knows when it is compiled. Nothing here changes with the batch but a tile that holds all of it.
 
     Attributes:
         stage: "resident", "streamed", "measure" or "apply", see `normtriton.kernels.forward.normalize_forward`.
@@ -213,6 +213,7 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: b
     r1 = any(s.r1 for s in parameters)
     r2 = any(s.r2 for s in parameters)
     walk = any(any(s.walk) for s in parameters)
+    fixed = group.fixed or (False, False, False)  # what a batch may change is masked, in every batch
     vector = group.vector(max(16 // itemsize, 1))
     axis = group.vector_axis
     return Plan(
@@ -220,9 +221,9 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: b
         block_kept=tile.kept,
         block_r1=tile.r1,
         block_r2=tile.r2,
-        even_kept=group.kept % tile.kept == 0,
-        even_r1=group.r1 % tile.r1 == 0,
-        even_r2=group.r2 % tile.r2 == 0,
+        even_kept=tile.kept == 1 or (fixed[0] and group.kept % tile.kept == 0),
+        even_r1=tile.r1 == 1 or (fixed[1] and group.r1 % tile.r1 == 0),
+        even_r2=tile.r2 == 1 or (fixed[2] and group.r2 % tile.r2 == 0),
         cells=group.cells,
         vector=vector,
         vector_axis=axis,

@@ -181,9 +181,15 @@ class Schedule(NamedTuple):
 def finalizer(kernel: str, group: Grouping) -> Launch:
     """The launch of a second stage: few groups, many programs, small tiles."""
     lanes = 32 if group.vector_axis == "kept" else 1
+    fixed = group.fixed or (False, False, False)
     kept = min(lanes, planning.power_of_two(group.kept))
-    r2 = min(planning.power_of_two(group.r2), 2048 // kept)
-    r1 = min(planning.power_of_two(group.r1), max(2048 // (kept * r2), 1))
+    # as many parts as the batch makes are walked, 64 at a time, so that no number of them compiles anew
+    r1, r2 = (
+        planning.power_of_two(n) if n == 1 or known else 64
+        for n, known in zip((group.r1, group.r2), fixed[1:], strict=True)
+    )
+    r2 = min(r2, 2048 // kept)
+    r1 = min(r1, max(2048 // (kept * r2), 1))
     tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 16, most=4))
     return Launch(kernel, group, make_plan(group, tile, "merge", 4), (tile.blocks(group), 1), tile.num_warps)
 
