@@ -56,5 +56,8 @@ class Normalize(torch.autograd.Function):
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
-    """Normalize x as ``call`` says."""
+    """Normalize x as ``call`` says. The gradient's device is autograd's care."""
+    if launch.elsewhere(x):
+        with torch.cuda.device(x.get_device()):
+            return Normalize.apply(x, weight, bias, call)  # type: ignore[no-any-return, no-untyped-call]  # no types
     return Normalize.apply(x, weight, bias, call)  # type: ignore[no-any-return, no-untyped-call]  # apply has no types

@@ -207,6 +207,14 @@ def device_of(x: Tensor) -> Device:
     return _device(x.get_device())
 
 
+_device_count = lru_cache(torch.cuda.device_count)
+
+
+def elsewhere(x: Tensor) -> bool:
+    """Whether x is on another GPU than the current one, on which Triton would launch."""
+    return x.is_cuda and _device_count() > 1 and torch.cuda.current_device() != x.get_device()
+
+
 def _without_clusters(x: Tensor) -> Device:
     return device_of(x)._replace(clusters=False)
 

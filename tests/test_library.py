@@ -190,3 +190,73 @@ def test_without_interpreter_a_cpu_tensor_goes_to_pytorch():
     )
     env = {**os.environ, "TRITON_INTERPRET": "0"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=env)
+
+
+class FakeKernel:
+    """Stands for a jitted kernel: counts what takes Triton's own way and what a compiled kernel is handed."""
+
+    def __init__(self):
+        self.compiled, self.launched = [], []
+
+    def __getitem__(self, grid):
+        def run(*args, **options):
+            self.compiled.append((grid, args, options))
+            return {(*grid, 1): lambda *again: self.launched.append(again)}
+
+        return run
+
+
+def test_a_launch_is_looked_up_the_second_time(monkeypatch):
+    """By device, dtypes, what is None, integers and alignment: all that Triton specializes on."""
+    kernel = FakeKernel()
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "_NVIDIA", True)
+    monkeypatch.setitem(launch.KERNELS, "forward", kernel)
+    call, x, weight, bias = make(REAL[0]._replace(shape=(4, 64)), torch.float32, torch.contiguous_format, "cpu")
+    for _ in range(3):
+        launch.forward(call.problem, x, weight, bias, call.eps, None, False)
+    assert (len(kernel.compiled), len(kernel.launched)) == (1, 2)
+    (_grid, args, options), again = kernel.compiled[0], kernel.launched[0]
+    assert again[-2:] == args[-2:] and options["num_warps"] == 1  # the same grouping and plan
+    assert [type(a) for a in again] == [type(a) for a in args]
+    for other in (
+        (x.double(), weight, bias),
+        (x, weight.half(), bias),
+        (x, weight, None),
+        (x, None, None),
+    ):
+        before = len(kernel.compiled)
+        for _ in range(2):
+            launch.forward(call.problem, *other, call.eps, None, False)
+        assert len(kernel.compiled) == before + 1, other
+    odd = torch.zeros(257)[1:].view(4, 64)  # 4 bytes off: Triton's own way, every time
+    before = len(kernel.compiled)
+    for _ in range(2):
+        launch.forward(call.problem, odd, weight, bias, call.eps, None, False)
+    assert len(kernel.compiled) == before + 2
+
+
+def test_running_statistics_are_part_of_the_key():
+    """Their dtypes, strides and momentum choose a kernel; their values do not."""
+    mean, var = torch.zeros(8), torch.ones(8)
+
+    def key(**changes):
+        running = launch.Running(mean, var, 1, 1, (0.1, 0.0))._replace(**changes)
+        return launch._specialization((mean, running, None, 3, (1e-5, 0.0)))
+
+    assert key() == key(momentum=(0.2, 0.0)) == key(mean=var)
+    keys = [key(), key(mean=mean.half()), key(mean_stride=2), key(var_stride=2), key(momentum=())]
+    assert len(set(keys)) == len(keys)
+    assert key(var=torch.zeros(9)[1:]) is None
+
+
+def test_a_tensor_on_another_gpu(monkeypatch):
+    """Triton launches on the current device, so that it is made x's."""
+    from contextlib import nullcontext
+
+    entered = []
+    monkeypatch.setattr(launch, "elsewhere", lambda _x: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: entered.append(index) or nullcontext())
+    x = torch.randn(4, 8)
+    torch.testing.assert_close(nt.layer_norm(x, (8,)), torch.nn.functional.layer_norm(x, (8,)))
+    assert entered == [-1]
