@@ -145,6 +145,14 @@ def test_a_refused_backward_is_made_again_without(switch, monkeypatch):
         check(case, x, *parameters(case), torch.randn(case.shape))
 
 
+def test_an_untried_device_does_without_for_now(switch, monkeypatch):
+    """While a CUDA graph is captured no trial can be made: allowed, not trusted, and the plan is another."""
+    switch("on")
+    monkeypatch.setattr(clusters, "trusted", lambda _index: False)
+    case = CLUSTERED["batch"]
+    check(case, torch.randn(case.shape), *parameters(case), torch.randn(case.shape))
+
+
 def test_modes(switch):
     """Three words; another raises and changes nothing."""
     for mode in ("auto", "on", "off"):
