@@ -213,7 +213,11 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: b
     r1 = any(s.r1 for s in parameters)
     r2 = any(s.r2 for s in parameters)
     walk = any(any(s.walk) for s in parameters)
-    fixed = group.fixed or (False, False, False)  # what a batch may change is masked, in every batch
+    fixed = group.fixed or (
+        False,
+        False,
+        False,
+    )  # what a batch may change is masked in every batch, but for a whole axis
     vector = group.vector(max(16 // itemsize, 1))
     axis = group.vector_axis
     return Plan(
@@ -222,8 +226,8 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: b
         block_r1=tile.r1,
         block_r2=tile.r2,
         even_kept=tile.kept == 1 or (fixed[0] and group.kept % tile.kept == 0),
-        even_r1=tile.r1 == 1 or (fixed[1] and group.r1 % tile.r1 == 0),
-        even_r2=tile.r2 == 1 or (fixed[2] and group.r2 % tile.r2 == 0),
+        even_r1=group.r1 % tile.r1 == 0 and (fixed[1] or tile.r1 >= group.r1),
+        even_r2=group.r2 % tile.r2 == 0 and (fixed[2] or tile.r2 >= group.r2),
         cells=group.cells,
         vector=vector,
         vector_axis=axis,

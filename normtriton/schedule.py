@@ -188,9 +188,9 @@ def finalizer(kernel: str, group: Grouping) -> Launch:
         planning.power_of_two(n) if n == 1 or known else 64
         for n, known in zip((group.r1, group.r2), fixed[1:], strict=True)
     )
-    r2 = min(r2, 2048 // kept)
-    r1 = min(r1, max(2048 // (kept * r2), 1))
-    tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 16, most=4))
+    r2 = min(r2, 1024 // kept)
+    r1 = min(r1, max(1024 // (kept * r2), 1))
+    tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 8, most=4))  # compiled: twice as many spill in float64
     return Launch(kernel, group, make_plan(group, tile, "merge", 4), (tile.blocks(group), 1), tile.num_warps)
 
 
