@@ -282,8 +282,8 @@ class Pass(NamedTuple):
         if not self.device.clusters or (tile and group.reduced * self.itemsize <= planning.PROGRAM_BYTES):
             return tile
         # batch norm may let the batch decide, and fills three quarters of the multiprocessors at least
-        enough = self.problem.norm.batch_invariant
-        least = 1 if enough else ceil(self.device.sms * 3 / 4 / self.problem.num_groups)
+        invariant = self.problem.norm.batch_invariant
+        least = 1 if invariant else ceil(self.device.sms * 3 / 4 / self.problem.num_groups)
         return planning.cluster_tile(group, self.itemsize, cluster_limit, least) or tile
 
     def held(self, group: Grouping, tile: Tile, operands: str = "") -> tuple[str, str]:

@@ -82,7 +82,9 @@ def test_clusters(case, dtype, layout, target):
                 clustered += 1
                 assert code.cluster_barriers <= 6, what
                 assert max(code.loads) == 16 and max(code.stores) == 16, what
-    assert clustered or case.shape == (1024 * 64, 64) or case.shape[1] == 320
+    # columns are not for clusters, and channels_last rows of 10 channels are split into cells
+    expected = case.shape != (1024 * 64, 64) and not (case.shape[1] == 320 and layout == "channels_last")
+    assert (clustered > 0) == expected
 
 
 @pytest.mark.parametrize("alignment", [8, 4, 2])
