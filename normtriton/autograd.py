@@ -42,17 +42,25 @@ class Normalize(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd = ctx.saved_tensors
-        wants_dx, wants_dweight, wants_dbias, _ = ctx.needs_input_grad
-        call = ctx.call
-        running = None
-        if call.use_running:
-            running = call.running._replace(mean=mean, var=rstd)
-            mean = rstd = None
-        wants = (wants_dx, ctx.weight_dtype if wants_dweight else None, ctx.bias_dtype if wants_dbias else None)
-        return *launch.backward(call.problem, dy, x, weight, mean, rstd, running, call.eps, wants), None
+        # grad mode is on in a backward pass whose own graph is wanted
+        return _refusing_a_graph(ctx, dy) if torch.is_grad_enabled() else _gradients(ctx, dy)  # type: ignore[no-any-return]
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, mean, rstd = ctx.saved_tensors
+    wants_dx, wants_dweight, wants_dbias, _ = ctx.needs_input_grad
+    call = ctx.call
+    running = None
+    if call.use_running:
+        running = call.running._replace(mean=mean, var=rstd)
+        mean = rstd = None
+    wants = (wants_dx, ctx.weight_dtype if wants_dweight else None, ctx.bias_dtype if wants_dbias else None)
+    return *launch.backward(call.problem, dy, x, weight, mean, rstd, running, call.eps, wants), None
+
+
+#: As `_gradients`, but the results raise if they are differentiated.
+_refusing_a_graph = once_differentiable(_gradients)
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:

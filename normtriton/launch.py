@@ -5,11 +5,12 @@ from __future__ import annotations
 from ctypes import c_float
 from functools import lru_cache
 from math import isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import driver
 
 from . import clusters
 from .kernels.backward import normalize_backward
@@ -131,64 +132,100 @@ def constants(launch: Launch) -> tuple[Any, ...]:
 
 
 class _Ready:
-    """A launch that was made before, and its compiled kernels by what Triton specializes them on."""
+    """A launch that was made before, and its compiled kernels by `_kinds`."""
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch  # held, so that no other takes its id
         self.constants = constants(launch)
         self.options = options(launch.num_warps, _NVIDIA, launch.plan.ctas)
         self.kernel = KERNELS[launch.kernel]
-        self.compiled: dict[tuple[Any, ...], Any] = {}
+        self.compiled: dict[Kinds, Callable[..., None]] = {}
 
 
 _ready: dict[int, _Ready] = {}
+_hooks = triton.knobs.runtime
 
 
-def _specialization(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """What tells a launch's compiled kernels apart, if every tensor is at an address that 16 bytes divide; or None."""
-    key: list[Any] = [args[0].get_device()]
-    addresses = 0
-    for arg in args:
-        if arg is None or type(arg) is int:
-            key.append(arg)
-        elif type(arg) is Running:
-            mean, var, *strides, momentum = arg
-            key += (mean.dtype, var.dtype, *strides, len(momentum))
-            addresses |= mean.data_ptr() | var.data_ptr()
-        elif type(arg) is not tuple:  # a tensor; eps, the tuple, is not specialized
-            key.append(arg.dtype)
-            addresses |= arg.data_ptr()
-    return None if addresses & 15 else tuple(key)
+def _launcher(kernel: Any, grid: tuple[int, int]) -> Callable[..., None]:
+    """A compiled kernel on a grid.
 
-
-def _run(launch: Launch, *args: Any) -> None:
-    """Launch. Triton's own way there takes most of a small call, so from the second time on the kernel is looked up.
-
-    Not in the interpreter, which compiles nothing; not on ROCm, whose kernels differ by the sizes of tensors too; and
-    not for tensors at odd addresses, which are rare.
+    Triton's own ``kernel[grid]`` prepares a description of each launch for profilers; without one it is 1.8 µs of 4.7.
     """
+    x, y = grid
+    described = kernel[(x, y, 1)]
+    if not _LAUNCHER_KNOWN:
+        return described  # type: ignore[no-any-return]  # triton has no types
+    run, function, metadata = kernel.run, kernel.function, kernel.packed_metadata
+    stream = driver.active.get_current_stream
+    device = driver.active.get_current_device()
+
+    def launch(*args: Any) -> None:
+        if getattr(_hooks.launch_enter_hook, "calls", True) or getattr(_hooks.launch_exit_hook, "calls", True):
+            described(*args)
+        else:
+            run(x, y, 1, stream(device), function, metadata, None, None, None, *args)
+
+    return launch
+
+
+#: Whether the arguments of a compiled kernel's ``run`` are those read in Triton 3.6 to 3.9.
+_LAUNCHER_KNOWN = (3, 6) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 10)
+
+#: What tells the compiled kernels of one launch apart, or None if they cannot be looked up.
+Kinds: TypeAlias = "tuple[Any, ...] | None"
+
+
+def _kinds(running: Running | None, *given: Tensor | None) -> Kinds:
+    """The device and dtypes of the caller's tensors; what Triton specializes on besides follows from the launch.
+
+    The tensors that a launch is handed beside the caller's are new, so at addresses that 16 bytes divide, and their
+    dtypes follow. A tensor of the caller's at another address is rare: that call goes Triton's own way. So do those in
+    the interpreter, which compiles nothing, and on ROCm, whose kernels differ by the sizes of tensors too.
+    """
+    if not _LOOKED_UP:
+        return None
+    kinds: list[Any] = []
+    addresses = 0
+    for tensor in given:
+        if tensor is None:
+            kinds.append(None)
+        else:
+            kinds.append(tensor.dtype)
+            addresses |= tensor.data_ptr()
+    if running is not None:
+        mean, var, *strides, momentum = running
+        kinds += (mean.dtype, var.dtype, *strides, len(momentum))
+        addresses |= mean.data_ptr() | var.data_ptr()
+    kinds.append(given[0].get_device())  # type: ignore[union-attr]  # x comes first
+    return None if addresses & 15 else tuple(kinds)
+
+
+_LOOKED_UP = _NVIDIA and not INTERPRETED
+
+
+def _run(launch: Launch, kinds: Kinds, *args: Any) -> None:
+    """Launch. Triton's own way there takes most of a small call, so from the second time on the kernel is looked up."""
     ready = _ready.get(id(launch))
     if ready is None:
         if len(_ready) >= 8192:  # as many as there are schedules
             _ready.clear()
         ready = _ready[id(launch)] = _Ready(launch)
-    key = None if INTERPRETED or not _NVIDIA else _specialization(args)
-    compiled = ready.compiled.get(key) if key else None
+    compiled = ready.compiled.get(kinds)
     if compiled:
         compiled(*args, *ready.constants)
         return
     kernel = ready.kernel[launch.grid](*args, *ready.constants, **ready.options)
-    if key:
-        ready.compiled[key] = kernel[(*launch.grid, 1)]
+    if kinds:
+        ready.compiled[kinds] = _launcher(kernel, launch.grid)
 
 
-def _run_clustered(launch: Launch, *args: Any) -> bool:
+def _run_clustered(launch: Launch, kinds: Kinds, *args: Any) -> bool:
     """Whether a launch in clusters was trusted and accepted; if not, nothing was written."""
     index = next(arg for arg in args if isinstance(arg, torch.Tensor)).get_device()
     if not clusters.trusted(index):
         return False
     try:
-        _run(launch, *args)
+        _run(launch, kinds, *args)
     except (RuntimeError, triton.TritonError) as error:
         clusters.refuse(index, error)
         return False
@@ -251,8 +288,9 @@ def forward(
     schedule = forward_schedule(
         problem, x.stride(), y.stride(), _strides(weight), _strides(bias), x.itemsize, device or device_of(x), mode
     )
+    kinds = _kinds(running, x, weight, bias)
     if use_running:
-        _run(schedule.main, x, y, weight, bias, None, None, running, None, eps)
+        _run(schedule.main, kinds, x, y, weight, bias, None, None, running, None, eps)
         return y, None, None
     dtype, groups = statistics_dtype(x), schedule.num_groups
     mean = x.new_empty(groups, dtype=dtype) if problem.norm.centered else None
@@ -262,22 +300,21 @@ def forward(
     if running is not None:  # autograd must notice that they change in place
         torch.autograd.graph.increment_version((running.mean, running.var))
     if schedule.parameters:  # each group writes its own; they are averaged afterwards
-        each = x.new_empty((2, groups), dtype=dtype)
-        target = Running(each[0], each[1], 1, 1, ())
+        target = Running(x.new_empty(groups, dtype=dtype), x.new_empty(groups, dtype=dtype), 1, 1, ())
     if schedule.strategy == "clustered":
-        if not _run_clustered(schedule.main, x, y, weight, bias, mean, rstd, target, None, eps):
+        if not _run_clustered(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, eps):
             return forward(problem, x, weight, bias, eps, running, use_running, _without_clusters(x))
     elif not schedule.apply:
-        _run(schedule.main, x, y, weight, bias, mean, rstd, target, None, eps)
+        _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, eps)
     else:
         assert schedule.merge is not None
         parts = x.new_empty((4, schedule.parts), dtype=dtype)
         correction = x.new_empty(groups, dtype=dtype) if mean is not None else None
-        _run(schedule.main, x, None, None, None, None, None, None, parts, eps)
-        _run(schedule.merge, parts, schedule.parts, mean, rstd, correction, target, eps)
-        _run(schedule.apply, x, y, weight, bias, mean, rstd, None, correction, eps)
+        _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, eps)
+        _run(schedule.merge, kinds, parts, schedule.parts, mean, rstd, correction, target, eps)
+        _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, eps)
     if schedule.parameters:
-        _run(schedule.parameters, target.mean, target.var, running)  # type: ignore[union-attr]  # both set above
+        _run(schedule.parameters, kinds, target.mean, target.var, running)  # type: ignore[union-attr]  # both set above
     return y, mean, rstd
 
 
@@ -308,7 +345,10 @@ def backward(
     shape = schedule.parameter_shape
     dweight = x.new_empty(shape, dtype=weight_dtype) if weight_dtype else None
     dbias = x.new_empty(shape, dtype=bias_dtype) if bias_dtype else None
-    given = Given(dy, x, dx if wants_dx else None, weight, mean, rstd, running, eps, dweight, dbias)
+    kinds = _kinds(running, x, dy, weight)
+    if kinds:
+        kinds += wants
+    given = Given(dy, x, dx if wants_dx else None, weight, mean, rstd, running, eps, dweight, dbias, kinds)
     if schedule.strategy == "clustered":
         if not _launch_backward(schedule, given, _run_clustered):
             return backward(problem, dy, x, weight, mean, rstd, running, eps, wants, _without_clusters(x))
@@ -330,11 +370,12 @@ class Given(NamedTuple):
     eps: tuple[float, float]
     dweight: Tensor | None
     dbias: Tensor | None
+    kinds: Kinds
 
 
 def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool | None]) -> bool:
     """Make the launches, the first one by ``run``; false if it was refused."""
-    dy, x, dx, weight, mean, rstd, running, eps, dweight, dbias = given
+    dy, x, dx, weight, mean, rstd, running, eps, dweight, dbias, kinds = given
     dtype = statistics_dtype(x)
     fixed = (weight, mean, rstd, running)
     row_dy, row_dyx = dbias, dweight
@@ -344,25 +385,25 @@ def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool |
         row_dy = x.new_empty(schedule.rows, dtype=dtype) if dbias is not None else None
         row_dyx = x.new_empty(schedule.rows, dtype=dtype) if dweight is not None else None
     if not schedule.parts:
-        if run(schedule.main, dy, x, dx, *fixed, None, None, row_dyx, row_dy, eps) is False:
+        if run(schedule.main, kinds, dy, x, dx, *fixed, None, None, row_dyx, row_dy, eps) is False:
             return False
     else:
         sum_dy, sum_dyx = (x.new_empty(schedule.parts, dtype=dtype) for _ in range(2))
         if schedule.main.plan.accumulate:
-            _run(schedule.main, dy, x, None, *fixed, sum_dy, sum_dyx, row_dyx, row_dy, eps)
+            _run(schedule.main, kinds, dy, x, None, *fixed, sum_dy, sum_dyx, row_dyx, row_dy, eps)
         else:
-            _run(schedule.main, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps)
+            _run(schedule.main, kinds, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps)
             row_dy, row_dyx = sum_dy, sum_dyx
         merged: tuple[Tensor, ...] = (sum_dy, sum_dyx)
         if schedule.merge:
             merged = x.new_empty(schedule.num_groups, dtype=dtype), x.new_empty(schedule.num_groups, dtype=dtype)
             w = weight if schedule.merge.group.weight else None
             gradients = (row_dy, row_dyx, dbias, dweight) if schedule.merge.also else ()
-            _run(schedule.merge, sum_dy, sum_dyx, w, *merged, *gradients)
+            _run(schedule.merge, kinds, sum_dy, sum_dyx, w, *merged, *gradients)
         if schedule.apply:
-            _run(schedule.apply, dy, x, dx, *fixed, *merged, None, None, eps)
+            _run(schedule.apply, kinds, dy, x, dx, *fixed, *merged, None, None, eps)
     if schedule.parameters:
-        _run(schedule.parameters, row_dy, row_dyx, None, dbias, dweight)
+        _run(schedule.parameters, kinds, row_dy, row_dyx, None, dbias, dweight)
     if schedule.columns:
-        _run(schedule.columns, dy, x, None, None, mean, rstd, None, None, None, dweight, dbias, None)
+        _run(schedule.columns, kinds, dy, x, None, None, mean, rstd, None, None, None, dweight, dbias, None)
     return True

@@ -81,7 +81,7 @@ def recording(device: Device = H100) -> Iterator[list[Recorded]]:
     launches: list[Recorded] = []
     before = launch._run, launch._run_clustered, launch.device_of
 
-    def record(step: Launch, *args: Any) -> bool:
+    def record(step: Launch, _kinds: object, *args: Any) -> bool:
         launches.append(Recorded(step, args))
         return True
 
