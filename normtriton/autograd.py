@@ -44,7 +44,7 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         # grad mode is on in a backward pass whose own graph is wanted
-        return _refusing_a_graph(ctx, dy) if torch.is_grad_enabled() else _gradients(ctx, dy)  # type: ignore[no-any-return]
+        return _refusing_a_graph(ctx, dy) if torch.is_grad_enabled() else _gradients(ctx, dy)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

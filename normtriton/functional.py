@@ -36,11 +36,6 @@ _exact_pair = lru_cache(exact_pair)
 _problem = lru_cache(maxsize=4096)(Problem)
 
 
-@lru_cache(maxsize=4096)
-def _row_problem(norm: norms.Norm, shape: torch.Size, dims: int) -> Problem:
-    return Problem(norm, tuple(shape), (("d", dims),))
-
-
 def uses_kernels(x: Tensor) -> bool:
     """Whether a tensor takes the Triton kernels rather than PyTorch's own functions."""
     return x.is_cuda or (INTERPRETED and x.device.type == "cpu")
@@ -80,7 +75,22 @@ def batch_norm(
     """
     if not uses_kernels(input):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    call = batch_norm_call(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return counting_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, None)
+
+
+def counting_batch_norm(
+    input: Tensor,  # noqa: A002
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    batches: Tensor | None,
+) -> Tensor:
+    """`batch_norm` by the kernels, which count the batch on the way: ``batches``, () int64, grows by one."""
+    call = batch_norm_call(input, running_mean, running_var, weight, bias, training, momentum, eps, batches)
     return normalize(input, _flat(weight), _flat(bias), call)
 
 
@@ -218,8 +228,9 @@ def batch_norm_call(
     training: bool,
     momentum: float,
     eps: float,
+    batches: Tensor | None = None,
 ) -> Call:
-    """Check `batch_norm`'s arguments."""
+    """Check `batch_norm`'s arguments; ``batches`` counts them."""
     shape = x.shape
     if training and shape[0] * prod(shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
@@ -233,7 +244,7 @@ def batch_norm_call(
             if statistic is None:
                 raise RuntimeError(f"{name} must be defined in evaluation mode")
     channels = shape[1] if x.dim() > 1 else 0
-    running = _check_running("batch_norm", x, channels, running_mean, running_var, momentum)
+    running = _check_running("batch_norm", x, channels, running_mean, running_var, momentum, batches)
     _check_channels(x, channels, weight, bias)
     _check_input("batch_norm", x, weight, bias, running_mean, running_var)
     return Call(_problem(norms.BATCH, tuple(shape)), _exact_pair(eps), running, not training)
@@ -269,25 +280,37 @@ def layer_norm_call(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Call:
     """Check `layer_norm`'s arguments."""
-    dims = _check_normalized_shape("layer_norm", x, normalized_shape, weight, bias)
+    shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
+    call = _row_call("layer_norm", x.shape, _dims("layer_norm", normalized_shape), shapes, eps)
     _check_input("layer_norm", x, weight, bias)
-    return Call(_row_problem(norms.LAYER, x.shape, dims), _exact_pair(eps))
+    return call
 
 
 def rms_norm_call(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Call:
     """Check `rms_norm`'s arguments."""
-    dims = _check_normalized_shape("rms_norm", x, normalized_shape, weight, None)
-    _check_input("rms_norm", x, weight)
     if eps is None:
         eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
-    return Call(_row_problem(norms.RMS, x.shape, dims), _exact_pair(eps))
+    shapes = None if weight is None else weight.shape, None
+    call = _row_call("rms_norm", x.shape, _dims("rms_norm", normalized_shape), shapes, eps)
+    _check_input("rms_norm", x, weight)
+    return call
 
 
 def group_norm_call(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Call:
     """Check `group_norm`'s arguments."""
-    shape = x.shape
-    if x.dim() < 2:
-        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.dim()}")
+    shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
+    call = _group_call(x.shape, num_groups, shapes, eps)
+    _check_input("group_norm", x, weight, bias)
+    return call
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _group_call(
+    shape: torch.Size, num_groups: int, parameters: tuple[torch.Size | None, torch.Size | None], eps: float
+) -> Call:
+    """The `Call` of shapes that agree; parameters are weight's and bias's."""
+    if len(shape) < 2:
+        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {len(shape)}")
     if not isinstance(num_groups, int):
         raise TypeError(f"group_norm(): num_groups must be int, not {type(num_groups).__name__}")
     size = [shape[0] * shape[1] // num_groups, num_groups, *shape[2:]]
@@ -300,14 +323,13 @@ def group_norm_call(x: Tensor, num_groups: int, weight: Tensor | None, bias: Ten
             f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
             f"{list(shape)} and num_groups={num_groups}"
         )
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None and parameter.shape != (shape[1],):
+    for name, parameter in zip(("weight", "bias"), parameters, strict=True):
+        if parameter is not None and parameter != (shape[1],):
             raise RuntimeError(
                 f"Expected {name} to be a vector of size equal to the number of channels in input, but got {name} of "
-                f"shape {list(parameter.shape)} and input of shape {list(shape)}"
+                f"shape {list(parameter)} and input of shape {list(shape)}"
             )
-    _check_input("group_norm", x, weight, bias)
-    return Call(_problem(norms.GROUP, tuple(shape), (("g", num_groups),)), _exact_pair(eps))
+    return Call(Problem(norms.GROUP, tuple(shape), (("g", num_groups),)), exact_pair(eps))
 
 
 def _flat(t: Tensor | None) -> Tensor | None:
@@ -321,7 +343,13 @@ def _check_momentum(name: str, momentum: float) -> None:
 
 
 def _check_running(
-    name: str, x: Tensor, channels: int, mean: Tensor | None, var: Tensor | None, momentum: float
+    name: str,
+    x: Tensor,
+    channels: int,
+    mean: Tensor | None,
+    var: Tensor | None,
+    momentum: float,
+    batches: Tensor | None = None,
 ) -> Running | None:
     if (mean is None) != (var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
@@ -336,7 +364,7 @@ def _check_running(
             )
     # a view, never a copy: it is written
     mean, var = mean if mean.dim() == 1 else mean.view(-1), var if var.dim() == 1 else var.view(-1)
-    return Running(mean, var, mean.stride(0), var.stride(0), _exact_pair(momentum))
+    return Running(mean, var, batches, mean.stride(0), var.stride(0), _exact_pair(momentum))
 
 
 def _check_channels(x: Tensor, channels: int, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -347,31 +375,41 @@ def _check_channels(x: Tensor, channels: int, weight: Tensor | None, bias: Tenso
             )
 
 
-def _check_normalized_shape(
-    name: str, x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None
-) -> int:
+def _dims(name: str, normalized_shape: Sequence[int]) -> tuple[int, ...]:
     if isinstance(normalized_shape, int):
         raise TypeError(f"{name}(): argument 'normalized_shape' must be tuple of ints, not int")
-    wanted = tuple(normalized_shape)
-    if name == "rms_norm" and len(wanted) > x.dim():
-        raise ValueError(f"Input tensor must have at least {len(wanted)} dimensions, but got {x.dim()}")
+    return tuple(normalized_shape)
+
+
+@lru_cache(maxsize=4096)
+def _row_call(
+    name: str,
+    shape: torch.Size,
+    wanted: tuple[int, ...],
+    parameters: tuple[torch.Size | None, torch.Size | None],
+    eps: float,
+) -> Call:
+    """The `Call` of layer or RMS norm of shapes that agree; parameters are weight's and bias's."""
+    if name == "rms_norm" and len(wanted) > len(shape):
+        raise ValueError(f"Input tensor must have at least {len(wanted)} dimensions, but got {len(shape)}")
     if not wanted:
         raise RuntimeError(
             "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one element, but got "
             "normalized_shape = []"
         )
-    for what, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None and parameter.shape != wanted:
+    for what, parameter in zip(("weight", "bias"), parameters, strict=True):
+        if parameter is not None and parameter != wanted:
             raise RuntimeError(
                 f"Expected {what} to be of same shape as normalized_shape, but got {what} of shape "
-                f"{list(parameter.shape)} and normalized_shape = {list(wanted)}"
+                f"{list(parameter)} and normalized_shape = {list(wanted)}"
             )
-    if x.shape[x.dim() - len(wanted) :] != wanted or x.dim() < len(wanted):
+    if shape[len(shape) - len(wanted) :] != wanted or len(shape) < len(wanted):
         raise RuntimeError(
             f"Given normalized_shape={list(wanted)}, expected input with shape "
-            f"[*, {', '.join(map(str, wanted))}], but got input of size{list(x.shape)}"
+            f"[*, {', '.join(map(str, wanted))}], but got input of size{list(shape)}"
         )
-    return len(wanted)
+    norm = norms.LAYER if name == "layer_norm" else norms.RMS
+    return Call(Problem(norm, tuple(shape), (("d", len(wanted)),)), exact_pair(eps))
 
 
 def _check_input(name: str, x: Tensor, *others: Tensor | None) -> None:

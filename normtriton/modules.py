@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from . import functional
@@ -24,29 +25,60 @@ __all__ = [
 ]
 
 
+def _parameter(module: nn.Module, name: str) -> Any:
+    """A parameter or buffer, or None. Asking the module takes three times as long; it knows of those replaced."""
+    for members in (module._parameters, module._buffers):
+        if name in members:
+            return members[name]
+    return getattr(module, name)
+
+
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  PyTorch's name, here and below
         self._check_input_dim(input)  # type: ignore[no-untyped-call]  # torch has no types for it
-        momentum = 0.0 if self.momentum is None else self.momentum
+        momentum, batches = self.momentum, None
         updating = self.training and self.track_running_stats
-        if updating and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the cumulative average
-                momentum = 1.0 / float(self.num_batches_tracked)
-        given = updating or not self.training
-        mean, var = (self.running_mean, self.running_var) if given else (None, None)
-        own = self.training or (self.running_mean is None and self.running_var is None)
-        return functional.batch_norm(input, mean, var, self.weight, self.bias, own, momentum, self.eps)
+        if updating:
+            batches = _parameter(self, "num_batches_tracked")
+        if batches is not None and not self._counts_itself(input, batches):
+            batches.add_(1)
+            if momentum is None:  # the cumulative average
+                momentum = 1.0 / float(batches)
+            batches = None
+        mean, var = _parameter(self, "running_mean"), _parameter(self, "running_var")
+        own = self.training or (mean is None and var is None)
+        if not (updating or not self.training):
+            mean = var = None
+        weight, bias = _parameter(self, "weight"), _parameter(self, "bias")
+        momentum = 0.0 if momentum is None else momentum
+        if batches is None:
+            return functional.batch_norm(input, mean, var, weight, bias, own, momentum, self.eps)
+        try:
+            return functional.counting_batch_norm(input, mean, var, weight, bias, own, momentum, self.eps, batches)
+        except Exception:
+            batches.add_(1)  # PyTorch counts before it checks
+            raise
+
+    def _counts_itself(self, input: Tensor, batches: Tensor) -> bool:  # noqa: A002
+        """Whether the kernel that updates the running statistics can count the batch, which saves a launch."""
+        return (
+            self.momentum is not None
+            and functional.uses_kernels(input)
+            and _parameter(self, "running_mean") is not None
+            and input.numel() > 0
+            and batches.dtype == torch.int64
+            and batches.device == input.device
+        )
 
 
 class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
     def _apply_instance_norm(self, input: Tensor) -> Tensor:  # noqa: A002
         return functional.instance_norm(
             input,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
+            _parameter(self, "running_mean"),
+            _parameter(self, "running_var"),
+            _parameter(self, "weight"),
+            _parameter(self, "bias"),
             self.training or not self.track_running_stats,
             0.0 if self.momentum is None else self.momentum,
             self.eps,
@@ -81,18 +113,22 @@ class LayerNorm(nn.LayerNorm):
     """`torch.nn.LayerNorm`, computed by `normtriton.layer_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+        return functional.layer_norm(
+            input, self.normalized_shape, _parameter(self, "weight"), _parameter(self, "bias"), self.eps
+        )
 
 
 class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm`, computed by `normtriton.group_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        return functional.group_norm(
+            input, self.num_groups, _parameter(self, "weight"), _parameter(self, "bias"), self.eps
+        )
 
 
 class RMSNorm(nn.RMSNorm):
     """`torch.nn.RMSNorm`, computed by `normtriton.rms_norm`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        return functional.rms_norm(x, self.normalized_shape, _parameter(self, "weight"), self.eps)

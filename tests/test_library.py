@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,60 +193,118 @@ def test_without_interpreter_a_cpu_tensor_goes_to_pytorch():
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=env)
 
 
-class FakeKernel:
-    """Stands for a jitted kernel: counts what takes Triton's own way and what a compiled kernel is handed."""
+class FakeCompiled:
+    """Stands for a compiled kernel: notes what it is launched with, by which way."""
+
+    function, packed_metadata = "function", "metadata"
 
     def __init__(self):
-        self.compiled, self.launched = [], []
+        self.launched, self.described = [], []
+
+    def run(self, *args):
+        self.launched.append(args)
+
+    def __getitem__(self, grid):
+        return lambda *args: self.described.append((grid, args))
+
+
+class FakeKernel:
+    """Stands for a jitted kernel: counts what takes Triton's own way."""
+
+    def __init__(self):
+        self.compiled, self.kernel = [], FakeCompiled()
 
     def __getitem__(self, grid):
         def run(*args, **options):
             self.compiled.append((grid, args, options))
-            return {(*grid, 1): lambda *again: self.launched.append(again)}
+            return self.kernel
 
         return run
 
 
-def test_a_launch_is_looked_up_the_second_time(monkeypatch):
-    """By device, dtypes, what is None, integers and alignment: all that Triton specializes on."""
+@pytest.fixture
+def fake_kernel(monkeypatch):
+    """A forward kernel that only counts, launched as on a CUDA device."""
     kernel = FakeKernel()
-    monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr(launch, "_NVIDIA", True)
+    monkeypatch.setattr(launch, "_LOOKED_UP", True)
     monkeypatch.setitem(launch.KERNELS, "forward", kernel)
+    active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _device: "stream")
+    monkeypatch.setattr(launch, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(launch, "_ready", {})
+    return kernel
+
+
+def test_a_launch_is_looked_up_the_second_time(fake_kernel):
+    """By device, dtypes, what is None, integers and alignment: all that Triton specializes on."""
     call, x, weight, bias = make(REAL[0]._replace(shape=(4, 64)), torch.float32, torch.contiguous_format, "cpu")
     for _ in range(3):
         launch.forward(call.problem, x, weight, bias, call.eps, None, False)
-    assert (len(kernel.compiled), len(kernel.launched)) == (1, 2)
-    (_grid, args, options), again = kernel.compiled[0], kernel.launched[0]
+    launched = fake_kernel.kernel.launched
+    assert (len(fake_kernel.compiled), len(launched)) == (1, 2)
+    (grid, args, options), again = fake_kernel.compiled[0], launched[0]
+    assert again[:9] == (*grid, 1, "stream", "function", "metadata", None, None, None)
     assert again[-2:] == args[-2:] and options["num_warps"] == 1  # the same grouping and plan
-    assert [type(a) for a in again] == [type(a) for a in args]
+    assert [type(a) for a in again[9:]] == [type(a) for a in args]
     for other in (
         (x.double(), weight, bias),
         (x, weight.half(), bias),
         (x, weight, None),
         (x, None, None),
     ):
-        before = len(kernel.compiled)
+        before = len(fake_kernel.compiled)
         for _ in range(2):
             launch.forward(call.problem, *other, call.eps, None, False)
-        assert len(kernel.compiled) == before + 1, other
+        assert len(fake_kernel.compiled) == before + 1, other
     odd = torch.zeros(257)[1:].view(4, 64)  # 4 bytes off: Triton's own way, every time
-    before = len(kernel.compiled)
+    before = len(fake_kernel.compiled)
     for _ in range(2):
         launch.forward(call.problem, odd, weight, bias, call.eps, None, False)
-    assert len(kernel.compiled) == before + 2
+    assert len(fake_kernel.compiled) == before + 2
 
 
-def test_running_statistics_are_part_of_the_key():
-    """Their dtypes, strides and momentum choose a kernel; their values do not."""
-    mean, var = torch.zeros(8), torch.ones(8)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_profiler_is_told_of_every_launch(known, fake_kernel, monkeypatch):
+    """While a hook is set, and with a Triton whose launcher is not known, launches go through Triton's own launcher."""
+    monkeypatch.setattr(launch, "_LAUNCHER_KNOWN", known)
+    call, x, weight, bias = make(REAL[0]._replace(shape=(4, 64)), torch.float32, torch.contiguous_format, "cpu")
+    hooks = SimpleNamespace(launch_enter_hook=SimpleNamespace(calls=[]), launch_exit_hook=SimpleNamespace(calls=[]))
+    monkeypatch.setattr(launch, "_hooks", hooks)
+    told = []
+    for hook in (hooks.launch_enter_hook.calls, hooks.launch_exit_hook.calls):
+        for calls in ([], [print]):
+            hook[:] = calls
+            before = len(fake_kernel.kernel.described)
+            launch.forward(call.problem, x, weight, bias, call.eps, None, False)
+            told.append(len(fake_kernel.kernel.described) - before)
+        hook.clear()
+    assert told == ([0, 1, 0, 1] if known else [0, 1, 1, 1])  # the very first one compiles
+
+
+def test_the_first_gradients_dtypes_choose_a_kernel(fake_kernel, monkeypatch):
+    """Parameter gradients in another dtype, or not wanted, are another compiled kernel."""
+    monkeypatch.setitem(launch.KERNELS, "backward", fake_kernel)
+    monkeypatch.setitem(launch.KERNELS, "sum_parts", FakeKernel())
+    call, x, weight, _bias = make(REAL[0]._replace(shape=(4, 64)), torch.float32, torch.contiguous_format, "cpu")
+    mean, rstd = torch.zeros(4), torch.ones(4)
+    for wants in ((True, torch.float32, torch.float32), (True, torch.float16, torch.float32), (True, None, None)):
+        before = len(fake_kernel.compiled)
+        for _ in range(2):
+            launch.backward(call.problem, x, x, weight, mean, rstd, None, call.eps, wants)
+        assert len(fake_kernel.compiled) == before + 1, wants
+
+
+def test_running_statistics_are_part_of_the_key(monkeypatch):
+    """Their dtypes, strides, count and momentum choose a kernel; their values do not."""
+    monkeypatch.setattr(launch, "_LOOKED_UP", True)
+    mean, var, x = torch.zeros(8), torch.ones(8), torch.zeros(4, 8)
 
     def key(**changes):
-        running = launch.Running(mean, var, 1, 1, (0.1, 0.0))._replace(**changes)
-        return launch._specialization((mean, running, None, 3, (1e-5, 0.0)))
+        running = launch.Running(mean, var, None, 1, 1, (0.1, 0.0))._replace(**changes)
+        return launch._kinds(running, x, None)
 
     assert key() == key(momentum=(0.2, 0.0)) == key(mean=var)
-    keys = [key(), key(mean=mean.half()), key(mean_stride=2), key(var_stride=2), key(momentum=())]
+    count = torch.zeros((), dtype=torch.int64)
+    keys = [key(), key(mean=mean.half()), key(mean_stride=2), key(var_stride=2), key(momentum=()), key(batches=count)]
     assert len(set(keys)) == len(keys)
     assert key(var=torch.zeros(9)[1:]) is None
 

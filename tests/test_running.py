@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from cases import lay_out
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import normtriton as nt
 
@@ -149,6 +150,58 @@ def test_stateful_module_options(name, options):
         torch.testing.assert_close(ours(x), theirs(x))
         for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
             torch.testing.assert_close(a, b)
+
+
+class Operations(TorchDispatchMode):
+    """Names of PyTorch's operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_kernel_counts_the_batch(shape):
+    """In every strategy, once, without an addition of PyTorch's; autograd sees the change."""
+    norm = (nt.BatchNorm1d if len(shape) == 2 else nt.BatchNorm2d)(shape[1])
+    x = torch.randn(shape)
+    version = norm.num_batches_tracked._version
+    with Operations() as operations:
+        norm(x)
+        norm(x)
+    assert norm.num_batches_tracked == 2 and norm.num_batches_tracked._version > version
+    assert not any("add" in name for name in operations.names)  # the interpreter's own copies aside
+
+
+@pytest.mark.parametrize("reason", ["empty", "raises", "cumulative", "other dtype"])
+def test_batches_that_no_kernel_counts(reason):
+    """Empty ones, those of a call that raises, and those whose number the momentum needs, are counted all the same."""
+    ours, theirs = (m.BatchNorm1d(3, momentum=None if reason == "cumulative" else 0.1) for m in (nt, nn))
+    x = torch.randn((0, 3, 4) if reason == "empty" else (5, 3, 4))
+    for norm in (ours, theirs):
+        if reason == "other dtype":
+            norm.num_batches_tracked = norm.num_batches_tracked.int()
+        if reason == "raises":
+            norm.weight = nn.Parameter(torch.ones(4))
+            with pytest.raises(RuntimeError, match="weight should contain 3 elements not 4"):
+                norm(x)
+        else:
+            norm(x)
+    assert ours.num_batches_tracked == theirs.num_batches_tracked == 1
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+
+
+def test_parameters_that_were_replaced():
+    """A parametrized weight is no longer among the parameters; the module finds it."""
+    ours, theirs = nt.LayerNorm(4), nn.LayerNorm(4)
+    for norm in (ours, theirs):
+        torch.nn.utils.parametrize.register_parametrization(norm, "weight", nn.Softplus())
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(ours(x), theirs(x))
 
 
 def test_tracking_switched_off_after_construction():
