@@ -94,7 +94,7 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
     every = tl.full((plan.block_kept,), True, tl.int1)
     zero = tl.full((plan.block_kept,), 0, tl.int64)
     shape: tl.constexpr = (plan.block_kept, plan.block_r1, plan.block_r2)
-    n = tl.zeros((), dtype) + group.count
+    n = tl.zeros((), dtype) + (group.count >> 1)
     if weight is not None:
         nowhere = tl.program_id(0) * 0
         mask = cube(every, in1, in2)
@@ -130,7 +130,7 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
             else:
                 write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)
 
-    row = tl.program_id(0).to(tl.int64) * group.count + unravel(walk, group.walk, group.parts.walk)
+    row = tl.program_id(0).to(tl.int64) * (group.count >> 1) + unravel(walk, group.walk, group.parts.walk)
     row += (r1 * group.parts.r1)[:, None] + (r2 * group.parts.r2)[None, :]
     inside = in1[:, None] & in2[None, :]
     if dweight is not None:
@@ -200,7 +200,7 @@ def normalize_backward(
             r = m
         else:
             m, _c, r = load_statistics(mean, rstd, None, running, index, eps, there, dtype, plan)
-        n = tl.zeros((), dtype) + group.count
+        n = tl.zeros((), dtype) + (group.count >> 1)
 
         if plan.stage == "resident":
             walk, r1, r2, in1, in2, _size = reduced_tile(chunk * 0, group, plan)

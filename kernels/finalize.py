@@ -145,6 +145,6 @@ def average_running(mean, variance, running, group, plan: tl.constexpr):
         at = tensor_offsets(group, group.parts, outer, walk, q, r1, r2, plan)
         sum_mean += tl.load(mean + at, mask=mask, other=0.0)
         sum_variance += tl.load(variance + at, mask=mask, other=0.0)
-    n = tl.zeros((), dtype) + group.count
+    n = tl.zeros((), dtype) + (group.count >> 1)
     index = small_offsets(group, group.stats, outer, q, plan)
     update_running(running, index, sum_tile(sum_mean) / n, sum_tile(sum_variance) / n, None, exists[:, None, None])

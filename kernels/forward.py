@@ -173,7 +173,7 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
         walk, r1, r2, in1, in2, _size = reduced_tile(chunk * 0, group, plan)
         mask = cube(exists, in1, in2)
         tile = tl.load(x + tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask=mask, other=0.0).to(dtype)
-        count = tl.zeros((), dtype) + group.count
+        count = tl.zeros((), dtype) + (group.count >> 1)
         m, c, squares = moments(tile, mask, count, plan)
         r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there)
         write(y, weight, bias, tile, m, c, r, group, outer, walk, q, r1, r2, exists, mask, plan)

@@ -7,6 +7,9 @@ Triton knows of an integer argument that 16 divides it, or nothing. So strides c
 elements and are multiplied back here, by a constant: the compiler sees the alignment of a row of 1000 and loads 16
 bytes at once.
 
+It also compiles anew for an argument of 1 and for multiples of 16. Sizes, which a batch may change, are therefore
+handed over as odd numbers, 2 * size + 1, and halved here.
+
 No function returns from inside an ``if``: Triton compiles what follows one, whether it is reached or not.
 """
 
@@ -21,33 +24,33 @@ def unravel(index, sizes, strides):
     """The offset of a linear index over axes listed with the fastest first."""
     offset = tl.zeros((), tl.int64)
     for axis in tl.static_range(len(sizes)):
-        offset += (index % sizes[axis]).to(tl.int64) * strides[axis]
-        index = index // sizes[axis]
+        offset += (index % (sizes[axis] >> 1)).to(tl.int64) * strides[axis]
+        index = index // (sizes[axis] >> 1)
     return offset
 
 
 @triton.jit
 def num_blocks(group, plan: tl.constexpr):
     """Blocks of groups in the whole tensor."""
-    blocks = tl.zeros((), tl.int32) + tl.cdiv(group.kept * plan.kept_unit, plan.block_kept)
+    blocks = tl.zeros((), tl.int32) + tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.block_kept)
     for axis in tl.static_range(len(group.outer)):
-        blocks *= group.outer[axis]
+        blocks *= group.outer[axis] >> 1
     return blocks
 
 
 @triton.jit
 def num_cells(group, plan: tl.constexpr):
     """Indices along all kept axes."""
-    cells = tl.zeros((), tl.int64) + group.kept * plan.kept_unit
+    cells = tl.zeros((), tl.int64) + (group.kept >> 1) * plan.kept_unit
     for axis in tl.static_range(len(group.outer)):
-        cells *= group.outer[axis]
+        cells *= group.outer[axis] >> 1
     return cells
 
 
 @triton.jit
 def locate(block, group, plan: tl.constexpr):
     """A block's linear index over the outer axes, its indices along the kept axis and which of them exist."""
-    blocks = tl.cdiv(group.kept * plan.kept_unit, plan.block_kept)
+    blocks = tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.block_kept)
     if len(group.outer) == 0:
         outer = block * 0
     else:
@@ -57,16 +60,18 @@ def locate(block, group, plan: tl.constexpr):
     if plan.even_kept:
         exists = tl.full((plan.block_kept,), True, tl.int1)
     else:
-        exists = q < group.kept * plan.kept_unit
+        exists = q < (group.kept >> 1) * plan.kept_unit
     return outer, q, exists
 
 
 @triton.jit
 def num_tiles(group, plan: tl.constexpr):
     """Tiles along the reduced axes."""
-    tiles = tl.zeros((), tl.int32) + tl.cdiv(group.r2 * plan.r2_unit, plan.block_r2) * tl.cdiv(group.r1, plan.block_r1)
+    tiles = tl.zeros((), tl.int32) + tl.cdiv((group.r2 >> 1) * plan.r2_unit, plan.block_r2) * tl.cdiv(
+        (group.r1 >> 1), plan.block_r1
+    )
     for axis in tl.static_range(len(group.walk)):
-        tiles *= group.walk[axis]
+        tiles *= group.walk[axis] >> 1
     return tiles
 
 
@@ -82,8 +87,8 @@ def chunk_of_tiles(chunk, group, plan: tl.constexpr):
 @triton.jit
 def reduced_tile(t, group, plan: tl.constexpr):
     """Tile t along the reduced axes: its walk index, indices along r1 and r2, masks of both, and its size."""
-    n1 = tl.cdiv(group.r1, plan.block_r1)
-    n2 = tl.cdiv(group.r2 * plan.r2_unit, plan.block_r2)
+    n1 = tl.cdiv((group.r1 >> 1), plan.block_r1)
+    n2 = tl.cdiv((group.r2 >> 1) * plan.r2_unit, plan.block_r2)
     start2 = (t % n2).to(tl.int64) * plan.block_r2
     start1 = (t // n2 % n1).to(tl.int64) * plan.block_r1
     r1 = start1 + tl.arange(0, plan.block_r1)
@@ -92,14 +97,14 @@ def reduced_tile(t, group, plan: tl.constexpr):
         in1 = tl.full((plan.block_r1,), True, tl.int1)
         size1 = start1 * 0 + plan.block_r1
     else:
-        in1 = r1 < group.r1
-        size1 = tl.minimum(group.r1 - start1, plan.block_r1)
+        in1 = r1 < (group.r1 >> 1)
+        size1 = tl.minimum((group.r1 >> 1) - start1, plan.block_r1)
     if plan.even_r2:
         in2 = tl.full((plan.block_r2,), True, tl.int1)
         size2 = start2 * 0 + plan.block_r2
     else:
-        in2 = r2 < group.r2 * plan.r2_unit
-        size2 = tl.minimum(group.r2 * plan.r2_unit - start2, plan.block_r2)
+        in2 = r2 < (group.r2 >> 1) * plan.r2_unit
+        size2 = tl.minimum((group.r2 >> 1) * plan.r2_unit - start2, plan.block_r2)
     return t // (n1 * n2), r1, r2, in1, in2, (size1 * size2).to(tl.float32)
 
 
@@ -153,7 +158,7 @@ def load_parameter(
     there = exists[:, None, None]
     if plan.affine_reduced:
         offsets += unravel(walk, group.walk, strides.walk) + (r1 * strides.r1)[None, :, None]
-        there = there & (r1 < group.r1)[None, :, None]
+        there = there & (r1 < (group.r1 >> 1))[None, :, None]
     if plan.affine_r2:
         offsets += (r2 * strides.r2)[None, None, :]
         there = mask

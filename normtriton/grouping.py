@@ -121,6 +121,18 @@ def merge(outer: Axis, inner: Axis) -> Axis | None:
     return Axis(outer.size * inner.size, outer.over, outer.fixed and inner.fixed, inner.strides)
 
 
+def outermost(axis: Axis, axes: Sequence[Axis]) -> Axis:
+    """An axis of size 1, whose strides may be any number, with those of an axis beyond all others."""
+    if axis.size != 1:
+        return axis
+    return axis._replace(
+        strides={
+            name: max([1, *(a.size * a.strides[name] for a in axes if a.size != 1)]) if stride else 0
+            for name, stride in axis.strides.items()
+        }
+    )
+
+
 def _flat_run(kept: list[Axis], tensors: Sequence[str]) -> bool:
     """Whether the two innermost kept axes are one contiguous run in every tensor, though not for the small operands."""
     if len(kept) < 2:
@@ -132,6 +144,8 @@ def _flat_run(kept: list[Axis], tensors: Sequence[str]) -> bool:
 def build(axes: Sequence[Axis], *, tensors: Sequence[str], leader: str, count: int | None = None) -> Grouping:
     """Sort axes into a `Grouping`: drop those of size 1, order by the leader's strides, merge what merges.
 
+    A batch of one sample keeps its axis, so that it takes the kernels of any other batch.
+
     Args:
         axes: in any order; all with the same operands in ``strides``.
         tensors: the operands of full size, whose addresses are worth keeping simple.
@@ -139,7 +153,9 @@ def build(axes: Sequence[Axis], *, tensors: Sequence[str], leader: str, count: i
         count: elements that share statistics, if that is more than the axes reduced here.
     """
     operands = list(axes[0].strides) if axes else [*tensors]
-    ordered = sorted((a for a in axes if a.size != 1), key=lambda a: -a.strides[leader])
+    ordered = sorted(
+        (outermost(a, axes) for a in axes if a.size != 1 or not (a.over or a.fixed)), key=lambda a: -a.strides[leader]
+    )
     merged: list[Axis] = []
     for axis in ordered:
         whole = merge(merged[-1], axis) if merged else None

@@ -88,17 +88,20 @@ def exact_pair(value: float) -> tuple[float, float]:
 def kernel_group(launch: Launch) -> Grouping:
     """A launch's `Grouping` as its kernel takes it.
 
-    Tensors' strides, and the extent of the contiguous axis, are in units of ``plan.vector``. Sizes that belong to the
-    model are compiled in, and so is a stride of 0.
+    Tensors' strides, and the extent of the contiguous axis, are in units of ``plan.vector``. Sizes are odd numbers, see
+    `normtriton.kernels.tile`. A stride of 0 is compiled in, and so are reduced sizes that belong to the model.
     """
     group, plan = launch.group, launch.plan
     step = "cell" if group.cells > 1 else "kept"
     contiguous = {"kept": step, "r2": "r2"}.get(plan.vector_axis)
-    fixed_kept, fixed_r1, fixed_r2 = group.fixed or (False, False, False)
+    _fixed_kept, fixed_r1, fixed_r2 = group.fixed or (False, False, False)
 
     def constant(value: int, fixed: bool = False) -> Any:
         # the interpreter gains nothing from it, and before 3.9 mistakes it for a tensor of another kind
         return tl.constexpr(value) if not INTERPRETED and (fixed or value == 0) else value
+
+    def size(value: int, fixed: bool = False) -> Any:
+        return constant(2 * value + 1, fixed)
 
     def strides(s: Strides | None) -> Any:
         if s is None:
@@ -117,11 +120,13 @@ def kernel_group(launch: Launch) -> Grouping:
 
     operands = {name: strides(getattr(group, name)) for name in OPERANDS}
     return group._replace(
-        kept=constant(group.kept // plan.kept_unit, fixed_kept),
+        outer=tuple(map(size, group.outer)),
+        kept=size(group.kept // plan.kept_unit),
         cells=0,  # the plan has it
-        r1=constant(group.r1, fixed_r1),
-        r2=constant(group.r2 // plan.r2_unit, fixed_r2),
-        count=constant(group.count, group.fixed is not None and fixed_r1 and fixed_r2 and not group.walk),
+        walk=tuple(map(size, group.walk)),
+        r1=size(group.r1, fixed_r1),
+        r2=size(group.r2 // plan.r2_unit, fixed_r2),
+        count=size(group.count, group.fixed is not None and fixed_r1 and fixed_r2 and not group.walk),
         fixed=None,
         **operands,
     )

@@ -207,17 +207,19 @@ def looped_tile(group: Grouping, itemsize: int, tensors: int = 1) -> Tile:
     return Tile(kept, r1, r2, warps(kept * r1 * r2, per_thread, most=8))
 
 
-def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: bool) -> Plan:
-    """The kernel's constants for a grouping and a tile."""
+def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample: bool = False, **flags: bool) -> Plan:
+    """The kernel's constants for a grouping and a tile.
+
+    A tile needs no mask along an axis that it divides, if the size belongs to the model. What a batch may change is
+    masked in every batch, so that the next one does not compile anew. The size of one ``sample`` is in between: images
+    of another size are rare, so a tile that spans the whole axis is not masked either. (Compiled: a mask over the 16384
+    rows of a channels_last group spilled 152 bytes.)
+    """
     parameters = [s for s in (group.weight, group.bias, group.parts) if s is not None]
     r1 = any(s.r1 for s in parameters)
     r2 = any(s.r2 for s in parameters)
     walk = any(any(s.walk) for s in parameters)
-    fixed = group.fixed or (
-        False,
-        False,
-        False,
-    )  # what a batch may change is masked in every batch, but for a whole axis
+    fixed = group.fixed or (False, False, False)
     vector = group.vector(max(16 // itemsize, 1))
     axis = group.vector_axis
     return Plan(
@@ -226,8 +228,8 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: b
         block_r1=tile.r1,
         block_r2=tile.r2,
         even_kept=tile.kept == 1 or (fixed[0] and group.kept % tile.kept == 0),
-        even_r1=group.r1 % tile.r1 == 0 and (fixed[1] or tile.r1 >= group.r1),
-        even_r2=group.r2 % tile.r2 == 0 and (fixed[2] or tile.r2 >= group.r2),
+        even_r1=group.r1 == 1 or (fixed[1] and group.r1 % tile.r1 == 0) or (sample and group.r1 == tile.r1),
+        even_r2=group.r2 == 1 or (fixed[2] and group.r2 % tile.r2 == 0) or (sample and group.r2 == tile.r2),
         cells=group.cells,
         vector=vector,
         vector_axis=axis,

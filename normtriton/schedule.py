@@ -257,7 +257,7 @@ class Pass(NamedTuple):
     ) -> Launch:
         """A launch of the direction's kernel."""
         flags = {"centered": self.problem.norm.centered, "constant": self.constant, "accumulate": accumulate}
-        plan = make_plan(group, tile, stage, self.itemsize, **flags)
+        plan = make_plan(group, tile, stage, self.itemsize, sample=self.problem.norm.batch_invariant, **flags)
         return Launch(self.kernel, group, plan, grid, tile.num_warps)
 
     def walk(self, group: Grouping, stage: str, chunks: int = 1) -> Launch:
