@@ -22,7 +22,7 @@ from .tile import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["plane"])
 def merge_moments(parts, plane, mean, rstd, correction, running, eps, group, plan: tl.constexpr):
     """Merge (count, mean, correction, squares) of every part into each group's statistics.
 

@@ -179,19 +179,17 @@ class Schedule(NamedTuple):
 
 
 def finalizer(kernel: str, group: Grouping) -> Launch:
-    """The launch of a second stage: few groups, many programs, small tiles."""
-    lanes = 32 if group.vector_axis == "kept" else 1
-    fixed = group.fixed or (False, False, False)
-    kept = min(lanes, planning.power_of_two(group.kept))
-    # as many parts as the batch makes are walked, 64 at a time, so that no number of them compiles anew
-    r1, r2 = (
-        planning.power_of_two(n) if n == 1 or known else 64
-        for n, known in zip((group.r1, group.r2), fixed[1:], strict=True)
-    )
-    r2 = min(r2, 1024 // kept)
-    r1 = min(r1, max(1024 // (kept * r2), 1))
-    tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 8, most=4))  # compiled: twice as many spill in float64
-    return Launch(kernel, group, make_plan(group, tile, "merge", 4), (tile.blocks(group), 1), tile.num_warps)
+    """The launch of a second stage: few groups, many programs, small tiles.
+
+    Tiles and access widths follow neither the number of parts nor that of groups, so that few kernels serve them all.
+    """
+    columns = group.vector_axis == "kept"
+    kept = 32 if columns else 1
+    r2 = min(64 if group.r2 > 1 else 1, 1024 // kept)  # compiled: twice as many elements spill in float64
+    r1 = min(64 if group.r1 > 1 else 1, 1024 // (kept * r2))
+    tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 8, most=4))
+    plan = make_plan(group, tile, "merge", 4 if columns else 16)
+    return Launch(kernel, group, plan, (tile.blocks(group), 1), tile.num_warps)
 
 
 def together(first: Launch, second: Launch) -> Launch:
@@ -454,7 +452,10 @@ def parameter_columns(one: Pass) -> Launch | None:
     operands: dict[str, dict[Key, int] | None] = {**one.tensors, "stats": one.stats}
     operands["parts"] = problem.parameter(contiguous(problem.parameter_shape))
     group = problem.grouping([*one.tensors][-1], over, tuple(one.tensors), operands)
-    return one.walk(group, "streamed") if group.vector_axis == "kept" else None
+    if group.vector_axis != "kept":
+        return None
+    tile = one.tile(group._replace(r2=1 << 20))  # the same however many rows there are, so that they compile nothing
+    return one.launch(group, tile, "streamed", (tile.blocks(group), 1))
 
 
 def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:

@@ -20,7 +20,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from triton.runtime.jit import MockTensor
+from triton.runtime.jit import MockTensor, compute_cache_key
 
 from normtriton import launch
 from normtriton.plan import Device
@@ -134,20 +134,40 @@ def _mock(value: Any) -> Any:
     return value
 
 
+@contextmanager
+def pretending(target: str) -> Iterator[_Driver]:
+    """Have Triton believe that the current device is a target."""
+    active, stand_in = driver._active, _Driver(TARGETS[target])
+    driver.set_active(stand_in)
+    try:
+        yield stand_in
+    finally:
+        driver._active = active
+
+
+def _options(step: Launch, target: str) -> dict[str, Any]:
+    return launch.options(step.num_warps, TARGETS[target].backend == "cuda", step.plan.ctas)
+
+
 def compile_launch(recorded: Recorded, target: str) -> Any:
     """Triton's compiled kernel for a launch."""
     step = recorded.launch
-    active = driver._active
-    driver.set_active(_Driver(TARGETS[target]))
-    try:
+    with pretending(target):
         return launch.KERNELS[step.kernel].warmup(
-            *map(_mock, recorded.args),
-            *launch.constants(step),
-            grid=step.grid,
-            **launch.options(step.num_warps, TARGETS[target].backend == "cuda", step.plan.ctas),
+            *map(_mock, recorded.args), *launch.constants(step), grid=step.grid, **_options(step, target)
         )
-    finally:
-        driver._active = active
+
+
+def compile_key(recorded: Recorded, target: str) -> tuple[str, str]:
+    """Where Triton looks for the compiled kernel of a launch: each key is one compilation. Compiles nothing."""
+    step = recorded.launch
+    kernel = launch.KERNELS[step.kernel]
+    with pretending(target) as device:
+        _kernels, keys, _target, _backend, binder = kernel.device_caches[device.get_current_device()]
+        _bound, specialization, options = binder(
+            *map(_mock, recorded.args), *launch.constants(step), debug=False, **_options(step, target)
+        )
+    return step.kernel, compute_cache_key(keys, specialization, options)
 
 
 def read_code(kernel: Any) -> Code:

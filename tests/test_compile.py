@@ -5,7 +5,7 @@ Runs in a process of its own, without TRITON_INTERPRET=1; see conftest.py.
 
 import pytest
 import torch
-from normtriton.perf.codegen import H100_CLUSTERS, TARGETS, compile_launch, launches_of, read_code
+from normtriton.perf.codegen import H100, H100_CLUSTERS, TARGETS, compile_key, compile_launch, launches_of, read_code
 from normtriton.perf.shapes import CASES, Case, make
 
 from normtriton.clusters import compiles
@@ -108,17 +108,60 @@ def test_float64_compiles():
                 assert read_code(compile_launch(recorded, "sm_90")).stack == 0
 
 
-def test_a_second_batch_size_compiles_little():
-    """Sizes that change between batches are not compiled in."""
-    from normtriton.functional import layer_norm_call
+def compiled(cases, layout, device):
+    """Keys of all kernels that these cases compile, forward and backward."""
+    return {
+        compile_key(recorded, "sm_90")
+        for case in cases
+        for launches in launches_of(*make(case, torch.bfloat16, layout), device).values()
+        for recorded in launches
+    }
 
-    names = set()
-    for rows in (128, 256, 384, 1000, 4096):
+
+def resnet50(batch):
+    """The shapes of its batch norms, for images of 224 x 224."""
+    sizes = [(64, 112)]
+    for stage, (width, size) in enumerate(((64, 56), (128, 28), (256, 14), (512, 7))):
+        sizes += [(width, size), (4 * width, size)] + [(width, 2 * size)] * (stage > 0)
+    return [Case("batch", (batch, channels, size, size)) for channels, size in dict.fromkeys(sizes)]
+
+
+#: (layout, clusters) -> kernels compiled by a first batch of 64; then by twice that, whose contiguous tiles are others;
+#: then by any of 100, 127 and 65.
+COMPILES = {
+    ("contiguous", True): (15, 8, 0),
+    ("contiguous", False): (20, 6, 0),
+    ("channels_last", True): (10, 0, 2),
+    ("channels_last", False): (10, 0, 2),
+}
+
+
+@pytest.mark.parametrize(("layout", "clusters"), COMPILES)
+def test_resnet_compiles_little(layout, clusters):
+    """A training step's batch norms share kernels, and a further batch size compiles next to none."""
+    first, double, further = COMPILES[layout, clusters]
+    device = H100_CLUSTERS if clusters else H100
+    seen = compiled(resnet50(64), FORMATS[layout], device)
+    assert len(seen) == first <= 40
+    doubled = compiled(resnet50(128), FORMATS[layout], device)
+    assert len(doubled - seen) == double
+    new = [compiled(resnet50(n), FORMATS[layout], device) - seen - doubled for n in (100, 127, 65)]
+    assert max(map(len, new)) == further <= 4
+
+
+def test_sequence_lengths_compile_little():
+    """RMS norm of a language model: forward, backward and its sum for any length, besides those of a few rows."""
+    from normtriton.functional import rms_norm_call
+
+    def kernels(rows):
         x = torch.empty(rows, 4096, dtype=torch.bfloat16, device="meta")
-        w = torch.empty(4096, device="meta")
-        for recorded in launches_of(layer_norm_call(x, (4096,), w, w, 1e-5), x, w, w)["forward"]:
-            names.add(compile_launch(recorded, "sm_90").hash)
-    assert len(names) <= 2  # Triton tells sizes that 16 divides from others
+        w = torch.empty(4096, dtype=torch.bfloat16, device="meta")
+        steps = launches_of(rms_norm_call(x, (4096,), w, 1e-6), x, w, None)
+        return {compile_key(recorded, "sm_90") for launches in steps.values() for recorded in launches}
+
+    lengths = set().union(*(kernels(rows) for rows in (16, 100, 128, 1000, 2048, 4096, 8192)))
+    assert len(lengths) <= 4
+    assert len(lengths.union(*(kernels(rows) for rows in (1, 2, 7, 15)))) <= 6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
