@@ -98,8 +98,8 @@ def update_running(running, index, mean, variance, count, mask):
         unbiased = old_var * (1.0 - m) + unbiased * m
     store(running.mean, mean_at, mean, mask)
     store(running.var, var_at, unbiased, mask)
-    if running.batches is not None:  # one program counts
-        tl.store(running.batches, tl.load(running.batches) + 1, mask=tl.program_id(0) == 0)
+    if len(running.batches) > 0:  # one program counts
+        tl.store(running.batches[0], tl.load(running.batches[0]) + 1, mask=tl.program_id(0) == 0)
 
 
 @triton.jit

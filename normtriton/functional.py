@@ -364,7 +364,8 @@ def _check_running(
             )
     # a view, never a copy: it is written
     mean, var = mean if mean.dim() == 1 else mean.view(-1), var if var.dim() == 1 else var.view(-1)
-    return Running(mean, var, batches, mean.stride(0), var.stride(0), _exact_pair(momentum))
+    counter = () if batches is None else (batches,)
+    return Running(mean, var, mean.stride(0), var.stride(0), counter, _exact_pair(momentum))
 
 
 def _check_channels(x: Tensor, channels: int, weight: Tensor | None, bias: Tensor | None) -> None:

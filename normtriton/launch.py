@@ -68,14 +68,15 @@ KERNELS = {
 class Running(NamedTuple):
     """Running statistics as the kernels take them; with an empty momentum they are overwritten.
 
-    ``batches``, () int64 or None, counts how often they were updated.
+    ``batches`` holds a tensor, () int64, that counts how often they were updated, or nothing. (Not None: Triton 3.6
+    cannot compare tuples that hold one.)
     """
 
     mean: Any
     var: Any
-    batches: Any
     mean_stride: int
     var_stride: int
+    batches: tuple[Any, ...]
     momentum: tuple[float, ...]  # as `exact_pair` makes it
 
 
@@ -202,8 +203,8 @@ def _kinds(running: Running | None, *given: Tensor | None) -> Kinds:
             kinds.append(tensor.dtype)
             addresses |= tensor.data_ptr()
     if running is not None:
-        mean, var, batches, *strides, momentum = running
-        kinds += (mean.dtype, var.dtype, batches is None, *strides, len(momentum))
+        mean, var, *strides, batches, momentum = running
+        kinds += (mean.dtype, var.dtype, *strides, len(batches), len(momentum))
         addresses |= mean.data_ptr() | var.data_ptr()
     kinds.append(given[0].get_device())  # type: ignore[union-attr]  # x comes first
     return None if addresses & 15 else tuple(kinds)
@@ -307,10 +308,9 @@ def forward(
 
     target = running
     if running is not None:  # autograd must notice that they change in place
-        changed = running[:2] if running.batches is None else running[:3]
-        torch.autograd.graph.increment_version(changed)
+        torch.autograd.graph.increment_version((running.mean, running.var, *running.batches))
     if schedule.parameters:  # each group writes its own; they are averaged afterwards
-        target = Running(x.new_empty(groups, dtype=dtype), x.new_empty(groups, dtype=dtype), None, 1, 1, ())
+        target = Running(x.new_empty(groups, dtype=dtype), x.new_empty(groups, dtype=dtype), 1, 1, (), ())
     if schedule.strategy == "clustered":
         if not _run_clustered(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, eps):
             return forward(problem, x, weight, bias, eps, running, use_running, _without_clusters(x))

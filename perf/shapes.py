@@ -66,5 +66,6 @@ def make(case: Case, dtype: torch.dtype, memory_format: torch.memory_format, dev
         call = functional.instance_norm_call(x, None, None, weight, bias, True, 0.1, 1e-5)
     else:
         mean, var = torch.zeros(features, device=device), torch.ones(features, device=device)
-        call = functional.batch_norm_call(x, mean, var, weight, bias, True, 0.1, 1e-5)
+        batches = torch.zeros((), dtype=torch.int64, device=device)
+        call = functional.batch_norm_call(x, mean, var, weight, bias, True, 0.1, 1e-5, batches)
     return call, x, weight, bias

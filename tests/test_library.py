@@ -299,12 +299,19 @@ def test_running_statistics_are_part_of_the_key(monkeypatch):
     mean, var, x = torch.zeros(8), torch.ones(8), torch.zeros(4, 8)
 
     def key(**changes):
-        running = launch.Running(mean, var, None, 1, 1, (0.1, 0.0))._replace(**changes)
+        running = launch.Running(mean, var, 1, 1, (), (0.1, 0.0))._replace(**changes)
         return launch._kinds(running, x, None)
 
     assert key() == key(momentum=(0.2, 0.0)) == key(mean=var)
     count = torch.zeros((), dtype=torch.int64)
-    keys = [key(), key(mean=mean.half()), key(mean_stride=2), key(var_stride=2), key(momentum=()), key(batches=count)]
+    keys = [
+        key(),
+        key(mean=mean.half()),
+        key(mean_stride=2),
+        key(var_stride=2),
+        key(momentum=()),
+        key(batches=(count,)),
+    ]
     assert len(set(keys)) == len(keys)
     assert key(var=torch.zeros(9)[1:]) is None
 
