@@ -20,12 +20,17 @@ RESIDENT_FORWARD = 40 * 1024
 RESIDENT_BACKWARD = 16 * 1024
 #: Backward that gathers parameter gradients holds two more tiles. Compiled: larger tiles spill.
 RESIDENT_ACCUMULATE = 8 * 1024
+#: As these, of a tile of several rows that are moved element by element: each has an address, which takes registers.
+NARROW_ROWS = 8 * 1024
 #: Elements a thread holds: enough independent loads to hide latency, few enough registers for several programs an SM.
 #: Two programs of 8 warps then have 32 KB of bfloat16 on the way, an SM's share of what Little's law asks of an H100
 #: (3.35 TB/s, 132 SMs, about 1 µs).
 PER_THREAD = 32
 #: Bytes of neighbouring elements that a tile spans at least where the kept axis is the contiguous one: four sectors.
 COLUMN_BYTES = 128
+#: Bytes of neighbouring rows that a tile spans at least where rows end within a sector: a run that starts anywhere
+#: touches one sector of 32 bytes too many, which is then a tenth.
+RUN_BYTES = 320
 #: Elements of one thread block's share of a tile that a cluster holds. Compiled for sm_90 and sm_100, 16 warps: more
 #: spills. Half of it takes about 64 registers a thread, so that two clusters share their multiprocessors.
 CLUSTER_FORWARD = 32 * 1024
@@ -132,6 +137,18 @@ def _column(group: Grouping, itemsize: int) -> int:
     return min(max(COLUMN_BYTES // itemsize, 1), _most(group))
 
 
+def _run(group: Grouping, itemsize: int) -> int:
+    """Groups whose rows lie one after the other and share sectors, so that a tile takes several; 1 if they do not.
+
+    So with images of 7x7: a row of 49 elements of bfloat16, 98 bytes, touches four sectors.
+    """
+    row = group.r2 * itemsize
+    adjacent = group.vector_axis == "r2" and group.kept > 1 and all(s.kept == group.r2 for s in group.tensors)
+    if not adjacent or row % 32 == 0 or row >= RUN_BYTES:
+        return 1
+    return min(power_of_two(ceil(RUN_BYTES / row)), _most(group))
+
+
 def _most(group: Grouping) -> int:
     """The most groups that a tile may hold: as many as there are, where that is the model's matter.
 
@@ -154,11 +171,18 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024
     limit = min(limit, RESIDENT_FORWARD // 2) if width > 1 else limit  # compiled: sums across rows take registers
     wide = 2 if itemsize == 8 else 1  # registers of an element
     limit, target = limit // wide, target // wide
+    vector = group.vector(16 // itemsize)
+    if vector * itemsize < 16 and vector <= 2:
+        limit = limit * 7 // 8 if vector == 2 else min(limit // 2, NARROW_ROWS if group.r1 > 1 else limit)
     if width * elements > limit:  # 32 bytes, one sector, is the least that wastes no traffic
         width = min(width, max(32 // itemsize, 1))
     if width * elements > limit:
         return None
     padded = power_of_two(group.r1) * power_of_two(group.r2)
+    run = _run(group, itemsize)
+    while run > 1 and run * padded > limit:
+        run //= 2
+    width = max(width, run)
     room = max(target, padded) // padded
     kept = max(width, min(room, _most(group)))
     return Tile(kept, power_of_two(group.r1), power_of_two(group.r2), warps(kept * elements, PER_THREAD // wide))
