@@ -110,6 +110,15 @@ def cube(kept, r1, r2):
 
 
 @triton.jit
+def resident_mask(exists, r1, r2, in1, in2, group, plan: tl.constexpr):
+    """`cube`, for the tile that is the whole group. Of rows dealt out to thread blocks, the last one's may be fewer."""
+    mask = cube(exists, in1, in2)
+    if plan.shares_rows and not plan.even_r2:
+        mask = mask & (r1[:, None] * group.r2 + r2[None, :] < group.count)[None, :, :]
+    return mask
+
+
+@triton.jit
 def tensor_offsets(group, strides, outer, walk, q, r1, r2, plan: tl.constexpr):
     """Offsets, in elements, of a tile of a tensor of full size: (block_kept, block_r1, block_r2)."""
     base = unravel(outer, group.outer, strides.outer) + unravel(walk, group.walk, strides.walk)
@@ -141,6 +150,47 @@ def reduced_offsets(group, strides, outer, walk, r1, r2):
 
 
 @triton.jit
+def by_rows(values, plan: tl.constexpr):
+    """A tile, or its offsets or mask, as it is loaded and stored: (r1, r2, kept) if a cluster shares its rows.
+
+    Triton deals the first dimension out to the thread blocks. With kept there, each has a piece of every row, of 4 to 8
+    bytes.
+    """
+    if plan.shares_rows:
+        values = tl.permute(values, (1, 2, 0))
+    return values
+
+
+@triton.jit
+def for_each_block(values, plan: tl.constexpr):
+    """An operand of shape (block_kept, 1, 1) as it is stored: once for each thread block that shares the rows.
+
+    Dealt out to them instead, its addresses would be exchanged between thread blocks (10 cluster barriers against 6).
+    """
+    if plan.shares_rows:
+        values = by_rows(tl.broadcast_to(values, (plan.block_kept, plan.ctas, 1)), plan)
+    return values
+
+
+@triton.jit
+def in_first_block(exists, plan: tl.constexpr):
+    """The mask of a store that `for_each_block` prepares. One thread block stores: what it replaces is read before."""
+    mask = for_each_block(exists, plan)
+    if plan.shares_rows:
+        mask = mask & (tl.arange(0, plan.ctas) == 0)[:, None, None]
+    return mask
+
+
+@triton.jit
+def load_tensor(pointer, offsets, mask, plan: tl.constexpr):
+    """A tile of a tensor of full size, 0 outside the mask."""
+    values = tl.load(pointer + by_rows(offsets, plan), mask=by_rows(mask, plan), other=0.0)
+    if plan.shares_rows:
+        values = tl.permute(values, (2, 0, 1))
+    return values
+
+
+@triton.jit
 def load_parameter(
     pointer, strides, group, outer, walk, q, r1, r2, exists, mask, dtype: tl.constexpr, plan: tl.constexpr
 ):
@@ -161,13 +211,16 @@ def load_parameter(
 
 
 @triton.jit
-def flatten(values):
-    """A tile as (block_kept, r1 * r2), so that a thread adds its own elements before any are exchanged.
+def summands(values, plan: tl.constexpr):
+    """A tile with all that is to be summed along its last axis: (block_kept, r1 * r2).
 
-    27 shuffles against 432 for a sum along one axis after the other. A single group becomes (r1 * r2,): across a
-    cluster, (1, r1 * r2) takes more exchanges, or does not compile.
+    So a thread adds its own elements before any are exchanged: 27 shuffles against 432 for a sum along one axis after
+    the other. A single group becomes (r1 * r2,): across a cluster, (1, r1 * r2) takes more exchanges, or does not
+    compile. Where a cluster shares the rows of many columns, each thread block sums its own first: (block_kept, ctas).
     """
-    if values.shape[0] == 1:
+    if plan.shares_rows:
+        flat = tl.sum(values, 2)
+    elif values.shape[0] == 1:
         flat = tl.reshape(values, (values.shape[1] * values.shape[2],))
     else:
         flat = tl.reshape(values, (values.shape[0], values.shape[1] * values.shape[2]))
@@ -175,9 +228,9 @@ def flatten(values):
 
 
 @triton.jit
-def sum_tile(values):
+def sum_tile(values, plan: tl.constexpr):
     """Sums over (r1, r2), dimensions kept: (block_kept, 1, 1)."""
-    flat = flatten(values)
+    flat = summands(values, plan)
     return tl.reshape(tl.sum(flat, len(flat.shape) - 1, keep_dims=True), (values.shape[0], 1, 1))
 
 
@@ -204,7 +257,7 @@ def sum_pair(a, b, axis: tl.constexpr, plan: tl.constexpr):
 @triton.jit
 def sum_tiles(a, b, plan: tl.constexpr):
     """`sum_tile` of two tiles."""
-    flat_a, flat_b = flatten(a), flatten(b)
+    flat_a, flat_b = summands(a, plan), summands(b, plan)
     sum_a, sum_b = sum_pair(flat_a, flat_b, len(flat_a.shape) - 1, plan)
     return tl.reshape(sum_a, (a.shape[0], 1, 1)), tl.reshape(sum_b, (a.shape[0], 1, 1))
 
@@ -232,3 +285,15 @@ def store(pointer, offsets, values, mask):
         rounded = bits + 0x7FFF + ((bits >> 16) & 1)
         values = tl.where(values == values, rounded & -65536, bits).to(tl.float32, bitcast=True)
     tl.store(pointer + offsets, values.to(dtype), mask=mask)
+
+
+@triton.jit
+def store_tensor(pointer, offsets, values, mask, plan: tl.constexpr):
+    """`store` a tile of a tensor of full size."""
+    store(pointer, by_rows(offsets, plan), by_rows(values, plan), by_rows(mask, plan))
+
+
+@triton.jit
+def store_sums(pointer, offsets, values, mask, plan: tl.constexpr):
+    """`store` what a tile has left of each group, (block_kept, 1, 1)."""
+    store(pointer, for_each_block(offsets, plan), for_each_block(values, plan), in_first_block(mask, plan))

@@ -31,6 +31,8 @@ COLUMN_BYTES = 128
 CLUSTER_FORWARD = 32 * 1024
 CLUSTER_BACKWARD = 16 * 1024
 CLUSTER_ACCUMULATE = 8 * 1024
+#: Bytes of neighbouring elements that a cluster's tile of columns spans. Compiled: sums of more take more exchanges.
+CLUSTER_COLUMN_BYTES = 64
 #: Thread blocks of the largest cluster that every device with clusters can run.
 MAX_CTAS = 8
 #: Bytes of one tensor that a program may have to itself where others could share them: 8 MB then make 100 programs.
@@ -66,6 +68,7 @@ class Plan:
         stats_reduced: whether the statistics vary within a group, which is the parameters' then.
         accumulate: whether programs gather parameter gradients over many groups.
         ctas: thread blocks that share the tile, as a cluster.
+        shares_rows: whether they share the rows of a tile of columns, each a run of them that r1 picks.
     """
 
     stage: str
@@ -88,6 +91,7 @@ class Plan:
     stats_reduced: bool = False
     accumulate: bool = False
     ctas: int = 1
+    shares_rows: bool = False
 
 
 class Device(NamedTuple):
@@ -105,6 +109,11 @@ class Tile(NamedTuple):
     r2: int
     num_warps: int
     ctas: int = 1
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether a cluster holds columns, a run of their rows in each thread block."""
+        return self.ctas > 1 and self.kept > 1
 
     def blocks(self, group: Grouping) -> int:
         """Blocks of groups in the whole tensor."""
@@ -164,21 +173,31 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024
     return Tile(kept, power_of_two(group.r1), power_of_two(group.r2), warps(kept * elements, PER_THREAD // wide))
 
 
-def cluster_tile(group: Grouping, itemsize: int, limit: int, least: int = 1) -> Tile | None:
-    """A tile that holds one group in a cluster, or None if it is too large.
+def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0) -> Tile | None:
+    """A tile that one cluster holds, or None if that is too large.
 
-    As few thread blocks as leave each half of ``limit`` elements, at most `MAX_CTAS`, and at least ``least``. Not where
-    the kept axis is the contiguous one: sums of many columns take 7 to 11 exchanges, against 2 to 4.
+    It is one group, or where the kept axis is the contiguous one `CLUSTER_COLUMN_BYTES` of neighbouring groups, whose
+    rows are dealt out evenly; or one sector of them, if they do not fit. As few thread blocks as leave each half of
+    ``limit`` elements, at most `MAX_CTAS`, and at least as many as make ``fill`` of them in all.
     """
-    if group.walk or group.cells > 1 or group.vector_axis == "kept":
+    if group.walk or group.cells > 1:
         return None
+    columns = group.vector_axis == "kept"
+    if columns and (group.r1 > 1 or any(s.r2 for s in (group.weight, group.bias, group.parts) if s)):
+        return None  # rows in two dimensions, or parameters that differ between rows
     wide = 2 if itemsize == 8 else 1  # registers of an element
-    r1, r2 = power_of_two(group.r1), power_of_two(group.r2)
-    elements = r1 * r2 * wide
-    if elements > MAX_CTAS * limit or least > MAX_CTAS:
-        return None
-    ctas = next((n for n in (2, 4) if elements <= n * limit // 2 and n >= least), MAX_CTAS)
-    return Tile(1, r1, r2, warps(elements // ctas), ctas)
+    limit = min(limit, CLUSTER_FORWARD // 2) if columns else limit  # compiled: sums across rows take registers
+    for span in (CLUSTER_COLUMN_BYTES, 32) if columns else (itemsize,):
+        width = min(span // itemsize, _most(group))
+        least = ceil(fill * width / group.numel * group.reduced)
+        for ctas in (2, 4, MAX_CTAS):
+            r1, r2 = power_of_two(group.r1), power_of_two(group.r2)
+            if columns:
+                r1, r2 = ctas, power_of_two(ceil(group.r2 / ctas))
+            elements = width * r1 * r2 * wide
+            if elements <= ctas * (limit if ctas == MAX_CTAS else limit // 2) and ctas >= least:
+                return Tile(width, r1, r2, warps(elements // ctas), ctas)
+    return None
 
 
 def _fit(size: int, limit: int) -> int:
@@ -238,6 +257,7 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: b
         affine_reduced=r1 or r2 or walk,
         stats_reduced=group.stats is not None and any((*group.stats.walk, group.stats.r1, group.stats.r2)),
         ctas=tile.ctas,
+        shares_rows=tile.shares_rows,
         **flags,
     )
 

@@ -27,6 +27,11 @@ CLUSTERED = {
     "instance": Case("instance", (1, 2, 210, 210), "clustered", "clustered"),
     "group": Case("group", (2, 12, 60, 64), "clustered", "clustered", groups=2),
     "group-last": Case("group", (1, 32, 60, 50), "clustered", "clustered", "channels_last", groups=2),
+    "batch-column": Case("batch", (33, 64, 7, 9), "clustered", "clustered", "channels_last"),
+    "batch-column-even": Case("batch", (16, 24, 16, 16), "clustered", "clustered", "channels_last"),
+    "batch-column-sector": Case("batch", (5, 16, 40, 31), "clustered", "clustered", "channels_last"),
+    "instance-column": Case("instance", (2, 24, 50, 61), "clustered", "clustered", "channels_last"),
+    "instance-few-columns": Case("instance", (2, 6, 70, 61), "clustered", "clustered", "channels_last"),
     "batch-too-large": Case("batch", (9, 2, 180, 181), "split", "split"),
 }
 
