@@ -180,6 +180,8 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
         tile = load_tensor(x, tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask, plan).to(dtype)
         count = tl.zeros((), dtype) + group.count
         m, c, squares = moments(tile, mask, count, plan)
+        if plan.block_groups > 0:
+            there = there & (q % plan.cells == 0)[:, None, None]  # of a group's cells, the first stores its statistics
         r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there, plan)
         write(y, weight, bias, tile, m, c, r, group, outer, walk, q, r1, r2, exists, mask, plan)
     else:

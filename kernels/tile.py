@@ -29,7 +29,7 @@ def unravel(index, sizes, strides):
 @triton.jit
 def num_blocks(group, plan: tl.constexpr):
     """Blocks of groups in the whole tensor."""
-    blocks = tl.zeros((), tl.int32) + tl.cdiv(group.kept * plan.kept_unit, plan.block_kept)
+    blocks = tl.zeros((), tl.int32) + tl.cdiv(group.kept * plan.kept_unit, plan.span)
     for axis in tl.static_range(len(group.outer)):
         blocks *= group.outer[axis]
     return blocks
@@ -47,17 +47,19 @@ def num_cells(group, plan: tl.constexpr):
 @triton.jit
 def locate(block, group, plan: tl.constexpr):
     """A block's linear index over the outer axes, its indices along the kept axis and which of them exist."""
-    blocks = tl.cdiv(group.kept * plan.kept_unit, plan.block_kept)
+    blocks = tl.cdiv(group.kept * plan.kept_unit, plan.span)
     if len(group.outer) == 0:
         outer = block * 0
     else:
         outer = block // blocks
         block = block % blocks
-    q = block.to(tl.int64) * plan.block_kept + tl.arange(0, plan.block_kept)
+    q = block.to(tl.int64) * plan.span + tl.arange(0, plan.block_kept)
     if plan.even_kept:
         exists = tl.full((plan.block_kept,), True, tl.int1)
     else:
         exists = q < group.kept * plan.kept_unit
+        if plan.span < plan.block_kept:
+            exists = exists & (tl.arange(0, plan.block_kept) < plan.span)
     return outer, q, exists
 
 
@@ -114,7 +116,7 @@ def resident_mask(exists, r1, r2, in1, in2, group, plan: tl.constexpr):
     """`cube`, for the tile that is the whole group. Of rows dealt out to thread blocks, the last one's may be fewer."""
     mask = cube(exists, in1, in2)
     if plan.shares_rows and not plan.even_r2:
-        mask = mask & (r1[:, None] * group.r2 + r2[None, :] < group.count)[None, :, :]
+        mask = mask & (r1[:, None] * group.r2 + r2[None, :] < group.count // plan.cells)[None, :, :]
     return mask
 
 
@@ -199,7 +201,10 @@ def load_parameter(
     Along r2 it takes the tile's whole shape: loaded as a vector and broadcast afterwards, it is converted from its own
     register layout to the tile's through shared memory (11 barriers against 3 for float32 beside bfloat16).
     """
-    offsets = small_offsets(group, strides, outer, q, plan)
+    if plan.block_groups > 0:  # one run too: the result of a division would be exchanged between thread blocks
+        offsets = (unravel(outer, group.outer, strides.outer) + q * strides.cell)[:, None, None]
+    else:
+        offsets = small_offsets(group, strides, outer, q, plan)
     there = exists[:, None, None]
     if plan.affine_reduced:
         offsets += unravel(walk, group.walk, strides.walk) + (r1 * strides.r1)[None, :, None]
@@ -228,10 +233,36 @@ def summands(values, plan: tl.constexpr):
 
 
 @triton.jit
+def belongs(plan: tl.constexpr):
+    """Which of a tile's groups each of its cells belongs to, (block_kept, 1, block_groups)."""
+    group = tl.arange(0, plan.block_kept) // plan.cells
+    return group[:, None, None] == tl.arange(0, plan.block_groups)[None, None, :]
+
+
+@triton.jit
+def join_cells(values, plan: tl.constexpr):
+    """A group's sums over its cells and a thread block's rows, (1, ctas, block_groups): groups take the place of r2.
+
+    One sum for all groups: one after the other they took 16 cluster barriers, a matrix of cells by cells 28.
+    """
+    return tl.sum(tl.where(belongs(plan), tl.sum(values, 2, keep_dims=True), 0.0), 0, keep_dims=True)
+
+
+@triton.jit
+def to_cells(sums, plan: tl.constexpr):
+    """Each cell's group's sum, (block_kept, 1, 1)."""
+    return tl.sum(tl.where(belongs(plan), sums, 0.0), 2, keep_dims=True)
+
+
+@triton.jit
 def sum_tile(values, plan: tl.constexpr):
-    """Sums over (r1, r2), dimensions kept: (block_kept, 1, 1)."""
-    flat = summands(values, plan)
-    return tl.reshape(tl.sum(flat, len(flat.shape) - 1, keep_dims=True), (values.shape[0], 1, 1))
+    """Sums over (r1, r2), and over the cells of a group, dimensions kept: (block_kept, 1, 1)."""
+    if plan.block_groups > 0:
+        sums = to_cells(tl.sum(join_cells(values, plan), 1, keep_dims=True), plan)
+    else:
+        flat = summands(values, plan)
+        sums = tl.reshape(tl.sum(flat, len(flat.shape) - 1, keep_dims=True), (values.shape[0], 1, 1))
+    return sums
 
 
 @triton.jit
@@ -257,9 +288,14 @@ def sum_pair(a, b, axis: tl.constexpr, plan: tl.constexpr):
 @triton.jit
 def sum_tiles(a, b, plan: tl.constexpr):
     """`sum_tile` of two tiles."""
-    flat_a, flat_b = summands(a, plan), summands(b, plan)
-    sum_a, sum_b = sum_pair(flat_a, flat_b, len(flat_a.shape) - 1, plan)
-    return tl.reshape(sum_a, (a.shape[0], 1, 1)), tl.reshape(sum_b, (a.shape[0], 1, 1))
+    if plan.block_groups > 0:
+        sum_a, sum_b = sum_pair(join_cells(a, plan), join_cells(b, plan), 1, plan)
+        sum_a, sum_b = to_cells(sum_a, plan), to_cells(sum_b, plan)
+    else:
+        flat_a, flat_b = summands(a, plan), summands(b, plan)
+        sum_a, sum_b = sum_pair(flat_a, flat_b, len(flat_a.shape) - 1, plan)
+        sum_a, sum_b = tl.reshape(sum_a, (a.shape[0], 1, 1)), tl.reshape(sum_b, (a.shape[0], 1, 1))
+    return sum_a, sum_b
 
 
 @triton.jit

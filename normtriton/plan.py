@@ -69,6 +69,8 @@ class Plan:
         accumulate: whether programs gather parameter gradients over many groups.
         ctas: thread blocks that share the tile, as a cluster.
         shares_rows: whether they share the rows of a tile of columns, each a run of them that r1 picks.
+        span: elements of the kept axis from one block to the next: below block_kept where a group would be cut.
+        block_groups: groups whose cells a resident tile holds and joins, padded to a power of two; 0 if it joins none.
     """
 
     stage: str
@@ -92,6 +94,8 @@ class Plan:
     accumulate: bool = False
     ctas: int = 1
     shares_rows: bool = False
+    span: int = 0
+    block_groups: int = 0
 
 
 class Device(NamedTuple):
@@ -109,6 +113,7 @@ class Tile(NamedTuple):
     r2: int
     num_warps: int
     ctas: int = 1
+    groups: int = 0  #: groups of several cells that it joins; the rest of ``kept`` is padding
 
     @property
     def shares_rows(self) -> bool:
@@ -117,7 +122,11 @@ class Tile(NamedTuple):
 
     def blocks(self, group: Grouping) -> int:
         """Blocks of groups in the whole tensor."""
-        return prod(group.outer) * ceil(group.kept / self.kept)
+        return prod(group.outer) * ceil(group.kept / self.span(group))
+
+    def span(self, group: Grouping) -> int:
+        """Indices along the kept axis that a block is for."""
+        return self.groups * group.cells or self.kept
 
     def tiles(self, group: Grouping) -> int:
         """Tiles along the reduced axes of a group."""
@@ -200,6 +209,25 @@ def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0) -> T
     return None
 
 
+def cluster_cells(group: Grouping, itemsize: int) -> Tile | None:
+    """A forward tile of whole groups of several cells that one cluster holds, or None if they are too large.
+
+    It is filled with groups to a multiple of 16 bytes, and at least half of it. Thread blocks as in `cluster_tile`.
+    """
+    parameters = [s for s in (group.weight, group.bias) if s]
+    flat = all(s.kept == s.cell * group.cells for s in parameters)
+    if group.walk or group.r1 > 1 or group.cells == 1 or itemsize == 8 or not flat:
+        return None
+    for width in (64, 32, 16):
+        most = min(width, group.kept) // group.cells
+        groups = max((n for n in range(1, most + 1) if n * group.cells * itemsize % 16 == 0), default=0)
+        for ctas in (2, 4, MAX_CTAS):
+            share = width * power_of_two(ceil(group.r2 / ctas))
+            if 2 * groups * group.cells > width and share <= CLUSTER_FORWARD // (1 if ctas == MAX_CTAS else 2):
+                return Tile(width, ctas, share // width, warps(share), ctas, groups)
+    return None
+
+
 def _fit(size: int, limit: int) -> int:
     """The block for an axis that wastes least of its last tile; of those that waste under an eighth, the largest."""
     if power_of_two(size) <= limit and power_of_two(size) * 8 <= size * 9:
@@ -244,7 +272,7 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: b
         block_kept=tile.kept,
         block_r1=tile.r1,
         block_r2=tile.r2,
-        even_kept=tile.kept == 1 or (fixed[0] and group.kept % tile.kept == 0),
+        even_kept=tile.kept == 1 or (tile.kept == tile.span(group) and fixed[0] and group.kept % tile.kept == 0),
         even_r1=group.r1 % tile.r1 == 0 and (fixed[1] or tile.r1 >= group.r1),
         even_r2=group.r2 % tile.r2 == 0 and (fixed[2] or tile.r2 >= group.r2),
         cells=group.cells,
@@ -258,6 +286,8 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, **flags: b
         stats_reduced=group.stats is not None and any((*group.stats.walk, group.stats.r1, group.stats.r2)),
         ctas=tile.ctas,
         shares_rows=tile.shares_rows,
+        span=tile.span(group),
+        block_groups=power_of_two(tile.groups) if tile.groups else 0,
         **flags,
     )
 

@@ -344,6 +344,11 @@ def forward_schedule(
     average = average_over(problem, one.stats, one.channels) if averaged else None
     tile = one.on_chip(group, planning.RESIDENT_FORWARD, planning.CLUSTER_FORWARD)
     scattered = one.scattered(group, tile is not None)
+    if scattered and device.clusters:  # whole rows of cells, joined on chip
+        cells = one.group(one.without(problem.cells))
+        joined = planning.cluster_cells(cells, itemsize)
+        if joined:
+            group, tile, scattered = cells, joined, False
     if not scattered and tile:
         schedule = Schedule(*one.held(group, tile), one.launch(group, tile, "resident", (tile.blocks(group), 1)))
     elif not scattered and one.chunks(group) == 1:

@@ -60,17 +60,18 @@ CLUSTERED = [
     Case("instance", (8, 64, 300, 300)),
     *(Case("group", (2, 512, n, 128), 32) for n in (32, 64, 128)),
     Case("group", (8, 320, 64, 64), 32),
+    Case("group", (4, 640, 31, 31), 32),
     Case("batch", (32, 2048, 7, 7)),
     Case("batch", (31, 2048, 7, 7)),  # rows that the thread blocks do not divide evenly
     Case("batch", (32, 1024, 14, 14)),
     Case("instance", (8, 64, 64, 64)),
 ]
 
-#: The clustered ones in channels_last: columns that fit, and group norm whose channels fill sectors.
+#: The clustered ones in channels_last: columns that fit, and group norm.
 CLUSTERED_LAST = [(n, 2048, 7, 7) for n in (31, 32)] + [(32, 1024, 14, 14), (8, 64, 64, 64)]
-CLUSTERED_LAST += [(2, 512, n, 128) for n in (32, 64, 128)]
+CLUSTERED_LAST += [(2, 512, n, 128) for n in (32, 64, 128)] + [(8, 320, 64, 64), (4, 640, 31, 31)]
 #: Those that are not in clusters where they are contiguous: they fit in a program, or are too few or too large.
-NOT_CLUSTERED = [*CLUSTERED_LAST[:4], (1024 * 64, 64)]
+NOT_CLUSTERED = [*CLUSTERED_LAST[:4], (4, 640, 31, 31), (1024 * 64, 64)]
 
 
 @pytest.mark.skipif(not compiles(), reason="clusters need Triton 3.9")
