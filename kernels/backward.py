@@ -17,12 +17,16 @@ from .tile import (
     chunk_of_tiles,
     cube,
     load_parameter,
+    load_tensor,
     locate,
     num_blocks,
     reduced_offsets,
     reduced_tile,
+    resident_mask,
     small_offsets,
     store,
+    store_sums,
+    store_tensor,
     sum_pair,
     sum_tile,
     sum_tiles,
@@ -34,8 +38,8 @@ from .tile import (
 @triton.jit
 def load_tile(dy, x, group, outer, walk, q, r1, r2, mask, mean, rstd, plan: tl.constexpr):
     """(dy, x̂) of one tile. Both are 0 outside the mask or meet a dy that is."""
-    g = tl.load(dy + tensor_offsets(group, group.dy, outer, walk, q, r1, r2, plan), mask=mask, other=0.0)
-    value = tl.load(x + tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask=mask, other=0.0)
+    g = load_tensor(dy, tensor_offsets(group, group.dy, outer, walk, q, r1, r2, plan), mask, plan)
+    value = load_tensor(x, tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask, plan)
     value = value.to(rstd.dtype)
     if plan.centered:
         value -= mean
@@ -55,7 +59,7 @@ def write(dx, g, xhat, mean1, mean2, rstd, group, outer, walk, q, r1, r2, mask, 
     """Dx from weight * dy and the group's sum1 / n and sum2 / n."""
     if not plan.constant:
         g -= mean1 + xhat * mean2 if plan.centered else xhat * mean2
-    store(dx, tensor_offsets(group, group.dx, outer, walk, q, r1, r2, plan), g * rstd, mask)
+    store_tensor(dx, tensor_offsets(group, group.dx, outer, walk, q, r1, r2, plan), g * rstd, mask, plan)
 
 
 @triton.jit
@@ -121,7 +125,7 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
             if plan.centered:
                 sum1, sum2 = sum_tiles(g, g * xhat, plan)
             else:
-                sum1, sum2 = 0.0, sum_tile(g * xhat)
+                sum1, sum2 = 0.0, sum_tile(g * xhat, plan)
             if plan.stage == "measure":
                 at = index * tl.num_programs(1) + tl.program_id(1)
                 if plan.centered:
@@ -165,7 +169,7 @@ def sum_group(dy, x, dx, weight, mean, rstd, m, r, first, last, group, outer, q,
         if plan.constant and dx is not None:
             g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
             write(dx, g, xhat, 0.0, 0.0, r, group, outer, walk, q, r1, r2, mask, plan)
-    return sum_tile(sum1), sum_tile(sum2)
+    return sum_tile(sum1, plan), sum_tile(sum2, plan)
 
 
 @triton.jit
@@ -204,16 +208,16 @@ def normalize_backward(
 
         if plan.stage == "resident":
             walk, r1, r2, in1, in2, _size = reduced_tile(chunk * 0, group, plan)
-            mask = cube(exists, in1, in2)
+            mask = resident_mask(exists, r1, r2, in1, in2, group, plan)
             g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
             p1, p2, inside = parameter_tile(r1, r2, in1, in2, exists, plan)
             sum1, sum2 = sum_where_constant(g, g * xhat, plan)
             at = small_offsets(group, group.parts, outer, q, plan)
             at += (p1 * group.parts.r1)[None, :, None] + (p2 * group.parts.r2)[None, None, :]
             if dbias is not None:
-                store(dbias, at, sum1, inside)
+                store_sums(dbias, at, sum1, inside, plan)
             if dweight is not None:
-                store(dweight, at, sum2, inside)
+                store_sums(dweight, at, sum2, inside, plan)
             if dx is not None:
                 g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
                 sum1 = weigh(sum1, weight, group, outer, walk, q, p1, p2, exists, inside, plan)

@@ -54,16 +54,16 @@ def merge_moments(parts, plane, mean, rstd, correction, running, eps, group, pla
         part_c = tl.load(parts + plane * 2 + at, mask=mask, other=0.0)
         part_squares = tl.load(parts + plane * 3 + at, mask=mask, other=0.0)
         relative = tl.where(n == 0.0, 0.0, (part_m - pivot) + part_c)
-        tile_n = sum_tile(n)
+        tile_n = sum_tile(n, plan)
         whole = tl.where(tile_n == 0.0, 1.0, tile_n)
-        tile_c = sum_tile(relative * n) / whole
+        tile_c = sum_tile(relative * n, plan) / whole
         deviation = relative - tile_c
-        tile_squares = sum_tile(part_squares + deviation * deviation * n)
+        tile_squares = sum_tile(part_squares + deviation * deviation * n, plan)
         count, m, c, squares = combine(count, m, c, squares, tile_n, pivot, tile_c, tile_squares)
     index = small_offsets(group, group.stats, outer, q, plan)
     total = m + c
     count = tl.where(there, count, 1.0)
-    save_statistics(mean, rstd, running, index, total, squares / count, count, eps, there)
+    save_statistics(mean, rstd, running, index, total, squares / count, count, eps, there, plan)
     if mean is not None:
         tl.store(correction + index, (m - total) + c, mask=there)
 
@@ -83,7 +83,7 @@ def sum_buffer(parts, weight, out, block, group, plan: tl.constexpr):
             if weight is not None:
                 part *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, dtype, plan)
             total += part
-        store(out, small_offsets(group, group.stats, outer, q, plan), sum_tile(total), exists[:, None, None])
+        store(out, small_offsets(group, group.stats, outer, q, plan), sum_tile(total, plan), exists[:, None, None])
 
 
 @triton.jit
@@ -147,4 +147,5 @@ def average_running(mean, variance, running, group, plan: tl.constexpr):
         sum_variance += tl.load(variance + at, mask=mask, other=0.0)
     n = tl.zeros((), dtype) + (group.count >> 1)
     index = small_offsets(group, group.stats, outer, q, plan)
-    update_running(running, index, sum_tile(sum_mean) / n, sum_tile(sum_variance) / n, None, exists[:, None, None])
+    average, unbiased = sum_tile(sum_mean, plan) / n, sum_tile(sum_variance, plan) / n
+    update_running(running, index, average, unbiased, None, exists[:, None, None])

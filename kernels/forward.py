@@ -7,12 +7,17 @@ from .tile import (
     chunk_of_tiles,
     cube,
     exact,
+    for_each_block,
+    in_first_block,
     load_parameter,
+    load_tensor,
     locate,
     num_cells,
     reduced_tile,
+    resident_mask,
     small_offsets,
     store,
+    store_tensor,
     sum_tile,
     sum_tiles,
     tensor_offsets,
@@ -27,14 +32,14 @@ def moments(x, mask, count, plan: tl.constexpr):
     mean, far below the mean's last digit, and it would otherwise stay in the variance squared.
     """
     if plan.centered:
-        mean = sum_tile(x) / count
+        mean = sum_tile(x, plan) / count
         deviation = tl.where(mask, x - mean, 0.0)
         correction, squares = sum_tiles(deviation, deviation * deviation, plan)
         correction = correction / count
         squares = squares - count * correction * correction
         squares = tl.where(squares < 0.0, 0.0, squares)  # `where` lets NaN pass, a maximum may not
     else:
-        squares = sum_tile(x * x)
+        squares = sum_tile(x * x, plan)
         mean = tl.zeros_like(squares)
         correction = mean
     return mean, correction, squares
@@ -103,12 +108,14 @@ def update_running(running, index, mean, variance, count, mask):
 
 
 @triton.jit
-def save_statistics(mean_out, rstd_out, running, index, mean, variance, count, eps, exists):
+def save_statistics(mean_out, rstd_out, running, index, mean, variance, count, eps, exists, plan: tl.constexpr):
     """Store each group's mean and 1 / sqrt(variance + eps), (block_kept, 1, 1), and return the latter."""
     rstd = 1.0 / tl.sqrt(variance + exact(eps, variance.dtype))
+    index, exists = for_each_block(index, plan), in_first_block(exists, plan)
+    mean, variance = for_each_block(mean, plan), for_each_block(variance, plan)
     if mean_out is not None:
         tl.store(mean_out + index, mean, mask=exists)
-    tl.store(rstd_out + index, rstd, mask=exists)
+    tl.store(rstd_out + index, for_each_block(rstd, plan), mask=exists)
     if running is not None:
         update_running(running, index, mean, variance, count, exists)
     return rstd
@@ -141,7 +148,7 @@ def write(y, weight, bias, x, mean, correction, rstd, group, outer, walk, q, r1,
         value = x * rstd
     if bias is not None:
         value += load_parameter(bias, group.bias, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
-    store(y, tensor_offsets(group, group.y, outer, walk, q, r1, r2, plan), value, mask)
+    store_tensor(y, tensor_offsets(group, group.y, outer, walk, q, r1, r2, plan), value, mask, plan)
 
 
 @triton.jit
@@ -171,11 +178,13 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
 
     if plan.stage == "resident":
         walk, r1, r2, in1, in2, _size = reduced_tile(chunk * 0, group, plan)
-        mask = cube(exists, in1, in2)
-        tile = tl.load(x + tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask=mask, other=0.0).to(dtype)
+        mask = resident_mask(exists, r1, r2, in1, in2, group, plan)
+        tile = load_tensor(x, tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask, plan).to(dtype)
         count = tl.zeros((), dtype) + (group.count >> 1)
         m, c, squares = moments(tile, mask, count, plan)
-        r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there)
+        if plan.block_groups > 0:
+            there = there & (q % plan.cells == 0)[:, None, None]  # of a group's cells, the first stores its statistics
+        r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there, plan)
         write(y, weight, bias, tile, m, c, r, group, outer, walk, q, r1, r2, exists, mask, plan)
     else:
         first, last = chunk_of_tiles(chunk, group, plan)
@@ -187,7 +196,7 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
                 cells = small_offsets(group, group.parts, outer, q, plan)
                 save_parts(parts, chunk, cells, count, m, c, squares, there, group, plan)
             else:
-                r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there)
+                r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there, plan)
         if plan.stage != "measure":
             for i in tl.range(last - first):
                 walk, r1, r2, in1, in2, _size = reduced_tile(last - 1 - i, group, plan)

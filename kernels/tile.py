@@ -32,7 +32,7 @@ def unravel(index, sizes, strides):
 @triton.jit
 def num_blocks(group, plan: tl.constexpr):
     """Blocks of groups in the whole tensor."""
-    blocks = tl.zeros((), tl.int32) + tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.block_kept)
+    blocks = tl.zeros((), tl.int32) + tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.span)
     for axis in tl.static_range(len(group.outer)):
         blocks *= group.outer[axis] >> 1
     return blocks
@@ -50,17 +50,19 @@ def num_cells(group, plan: tl.constexpr):
 @triton.jit
 def locate(block, group, plan: tl.constexpr):
     """A block's linear index over the outer axes, its indices along the kept axis and which of them exist."""
-    blocks = tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.block_kept)
+    blocks = tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.span)
     if len(group.outer) == 0:
         outer = block * 0
     else:
         outer = block // blocks
         block = block % blocks
-    q = block.to(tl.int64) * plan.block_kept + tl.arange(0, plan.block_kept)
+    q = block.to(tl.int64) * plan.span + tl.arange(0, plan.block_kept)
     if plan.even_kept:
         exists = tl.full((plan.block_kept,), True, tl.int1)
     else:
         exists = q < (group.kept >> 1) * plan.kept_unit
+        if plan.span < plan.block_kept:
+            exists = exists & (tl.arange(0, plan.block_kept) < plan.span)
     return outer, q, exists
 
 
@@ -115,6 +117,16 @@ def cube(kept, r1, r2):
 
 
 @triton.jit
+def resident_mask(exists, r1, r2, in1, in2, group, plan: tl.constexpr):
+    """`cube`, for the tile that is the whole group. Of rows dealt out to thread blocks, the last one's may be fewer."""
+    mask = cube(exists, in1, in2)
+    if plan.shares_rows and not plan.even_r2:
+        within = r1[:, None] * (group.r2 >> 1) + r2[None, :] < (group.count >> 1) // plan.cells
+        mask = mask & within[None, :, :]
+    return mask
+
+
+@triton.jit
 def tensor_offsets(group, strides, outer, walk, q, r1, r2, plan: tl.constexpr):
     """Offsets, in elements, of a tile of a tensor of full size: (block_kept, block_r1, block_r2)."""
     base = unravel(outer, group.outer, strides.outer) + unravel(walk, group.walk, strides.walk)
@@ -146,6 +158,47 @@ def reduced_offsets(group, strides, outer, walk, r1, r2):
 
 
 @triton.jit
+def by_rows(values, plan: tl.constexpr):
+    """A tile, or its offsets or mask, as it is loaded and stored: (r1, r2, kept) if a cluster shares its rows.
+
+    Triton deals the first dimension out to the thread blocks. With kept there, each has a piece of every row, of 4 to 8
+    bytes.
+    """
+    if plan.shares_rows:
+        values = tl.permute(values, (1, 2, 0))
+    return values
+
+
+@triton.jit
+def for_each_block(values, plan: tl.constexpr):
+    """An operand of shape (block_kept, 1, 1) as it is stored: once for each thread block that shares the rows.
+
+    Dealt out to them instead, its addresses would be exchanged between thread blocks (10 cluster barriers against 6).
+    """
+    if plan.shares_rows:
+        values = by_rows(tl.broadcast_to(values, (plan.block_kept, plan.ctas, 1)), plan)
+    return values
+
+
+@triton.jit
+def in_first_block(exists, plan: tl.constexpr):
+    """The mask of a store that `for_each_block` prepares. One thread block stores: what it replaces is read before."""
+    mask = for_each_block(exists, plan)
+    if plan.shares_rows:
+        mask = mask & (tl.arange(0, plan.ctas) == 0)[:, None, None]
+    return mask
+
+
+@triton.jit
+def load_tensor(pointer, offsets, mask, plan: tl.constexpr):
+    """A tile of a tensor of full size, 0 outside the mask."""
+    values = tl.load(pointer + by_rows(offsets, plan), mask=by_rows(mask, plan), other=0.0)
+    if plan.shares_rows:
+        values = tl.permute(values, (2, 0, 1))
+    return values
+
+
+@triton.jit
 def load_parameter(
     pointer, strides, group, outer, walk, q, r1, r2, exists, mask, dtype: tl.constexpr, plan: tl.constexpr
 ):
@@ -154,7 +207,10 @@ def load_parameter(
     Along r2 it takes the tile's whole shape: loaded as a vector and broadcast afterwards, it is converted from its own
     register layout to the tile's through shared memory (11 barriers against 3 for float32 beside bfloat16).
     """
-    offsets = small_offsets(group, strides, outer, q, plan)
+    if plan.block_groups > 0:  # one run too: the result of a division would be exchanged between thread blocks
+        offsets = (unravel(outer, group.outer, strides.outer) + q * strides.cell)[:, None, None]
+    else:
+        offsets = small_offsets(group, strides, outer, q, plan)
     there = exists[:, None, None]
     if plan.affine_reduced:
         offsets += unravel(walk, group.walk, strides.walk) + (r1 * strides.r1)[None, :, None]
@@ -166,14 +222,17 @@ def load_parameter(
 
 
 @triton.jit
-def flatten(values):
-    """A tile as (block_kept, r1 * r2), so that a thread adds its own elements before any are exchanged.
+def summands(values, plan: tl.constexpr):
+    """A tile with all that is to be summed along its last axis: (block_kept, r1 * r2).
 
-    27 shuffles against 432 for a sum along one axis after the other. A single group becomes (r1 * r2,): across a
-    cluster, (1, r1 * r2) takes more exchanges, or does not compile. Where r1 is 1 a tile stays as it is: Triton 3.6
-    spilled 6632 bytes after a reshape of (4, 1, 256), none without.
+    So a thread adds its own elements before any are exchanged: 27 shuffles against 432 for a sum along one axis after
+    the other. A single group becomes (r1 * r2,): across a cluster, (1, r1 * r2) takes more exchanges, or does not
+    compile. Where r1 is 1 a tile stays as it is: Triton 3.6 spilled 6632 bytes after a reshape of (4, 1, 256), none
+    without. Where a cluster shares the rows of many columns, each thread block sums its own first: (block_kept, ctas).
     """
-    if values.shape[0] == 1:
+    if plan.shares_rows:
+        flat = tl.sum(values, 2)
+    elif values.shape[0] == 1:
         flat = tl.reshape(values, (values.shape[1] * values.shape[2],))
     elif values.shape[1] == 1:
         flat = values
@@ -183,10 +242,36 @@ def flatten(values):
 
 
 @triton.jit
-def sum_tile(values):
-    """Sums over (r1, r2), dimensions kept: (block_kept, 1, 1)."""
-    flat = flatten(values)
-    return tl.reshape(tl.sum(flat, len(flat.shape) - 1, keep_dims=True), (values.shape[0], 1, 1))
+def belongs(plan: tl.constexpr):
+    """Which of a tile's groups each of its cells belongs to, (block_kept, 1, block_groups)."""
+    group = tl.arange(0, plan.block_kept) // plan.cells
+    return group[:, None, None] == tl.arange(0, plan.block_groups)[None, None, :]
+
+
+@triton.jit
+def join_cells(values, plan: tl.constexpr):
+    """A group's sums over its cells and a thread block's rows, (1, ctas, block_groups): groups take the place of r2.
+
+    One sum for all groups: one after the other they took 16 cluster barriers, a matrix of cells by cells 28.
+    """
+    return tl.sum(tl.where(belongs(plan), tl.sum(values, 2, keep_dims=True), 0.0), 0, keep_dims=True)
+
+
+@triton.jit
+def to_cells(sums, plan: tl.constexpr):
+    """Each cell's group's sum, (block_kept, 1, 1)."""
+    return tl.sum(tl.where(belongs(plan), sums, 0.0), 2, keep_dims=True)
+
+
+@triton.jit
+def sum_tile(values, plan: tl.constexpr):
+    """Sums over (r1, r2), and over the cells of a group, dimensions kept: (block_kept, 1, 1)."""
+    if plan.block_groups > 0:
+        sums = to_cells(tl.sum(join_cells(values, plan), 1, keep_dims=True), plan)
+    else:
+        flat = summands(values, plan)
+        sums = tl.reshape(tl.sum(flat, len(flat.shape) - 1, keep_dims=True), (values.shape[0], 1, 1))
+    return sums
 
 
 @triton.jit
@@ -212,9 +297,14 @@ def sum_pair(a, b, axis: tl.constexpr, plan: tl.constexpr):
 @triton.jit
 def sum_tiles(a, b, plan: tl.constexpr):
     """`sum_tile` of two tiles."""
-    flat_a, flat_b = flatten(a), flatten(b)
-    sum_a, sum_b = sum_pair(flat_a, flat_b, len(flat_a.shape) - 1, plan)
-    return tl.reshape(sum_a, (a.shape[0], 1, 1)), tl.reshape(sum_b, (a.shape[0], 1, 1))
+    if plan.block_groups > 0:
+        sum_a, sum_b = sum_pair(join_cells(a, plan), join_cells(b, plan), 1, plan)
+        sum_a, sum_b = to_cells(sum_a, plan), to_cells(sum_b, plan)
+    else:
+        flat_a, flat_b = summands(a, plan), summands(b, plan)
+        sum_a, sum_b = sum_pair(flat_a, flat_b, len(flat_a.shape) - 1, plan)
+        sum_a, sum_b = tl.reshape(sum_a, (a.shape[0], 1, 1)), tl.reshape(sum_b, (a.shape[0], 1, 1))
+    return sum_a, sum_b
 
 
 @triton.jit
@@ -240,3 +330,15 @@ def store(pointer, offsets, values, mask):
         rounded = bits + 0x7FFF + ((bits >> 16) & 1)
         values = tl.where(values == values, rounded & -65536, bits).to(tl.float32, bitcast=True)
     tl.store(pointer + offsets, values.to(dtype), mask=mask)
+
+
+@triton.jit
+def store_tensor(pointer, offsets, values, mask, plan: tl.constexpr):
+    """`store` a tile of a tensor of full size."""
+    store(pointer, by_rows(offsets, plan), by_rows(values, plan), by_rows(mask, plan))
+
+
+@triton.jit
+def store_sums(pointer, offsets, values, mask, plan: tl.constexpr):
+    """`store` what a tile has left of each group, (block_kept, 1, 1)."""
+    store(pointer, for_each_block(offsets, plan), for_each_block(values, plan), in_first_block(mask, plan))

@@ -111,6 +111,16 @@ class Grouping(NamedTuple):
             vector //= 2
         return vector
 
+    def deal_rows(self, shares: int) -> Grouping:
+        """The same elements with r2 dealt out in equal runs, the last of them shorter if need be; r1 picks the run."""
+        assert self.r1 == 1, self
+        rows = -(-self.r2 // shares)
+        strides: dict[str, Any] = {
+            name: s._replace(r1=s.r2 * rows) for name, s in self._asdict().items() if isinstance(s, Strides)
+        }
+        fixed = self.fixed and (self.fixed[0], True, self.fixed[2])
+        return self._replace(r1=shares, r2=rows, fixed=fixed, **strides)
+
 
 def merge(outer: Axis, inner: Axis) -> Axis | None:
     """Two neighbouring axes as one, if every operand allows it."""

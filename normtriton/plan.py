@@ -20,7 +20,9 @@ RESIDENT_FORWARD = 40 * 1024
 RESIDENT_BACKWARD = 16 * 1024
 #: Backward that gathers parameter gradients holds two more tiles. Compiled: larger tiles spill.
 RESIDENT_ACCUMULATE = 8 * 1024
-#: As these, of a tile of several rows that are moved element by element: each has an address, which takes registers.
+#: As these, of a row, and of a tile of several, that are moved by one or two elements: each has an address, which takes
+#: registers. Compiled: a row of 32767 spilled 8 bytes, 256 rows of 49 up to 112.
+NARROW_ROW = 30 * 1024
 NARROW_ROWS = 8 * 1024
 #: Elements a thread holds: enough independent loads to hide latency, few enough registers for several programs an SM.
 #: Two programs of 8 warps then have 32 KB of bfloat16 on the way, an SM's share of what Little's law asks of an H100
@@ -36,6 +38,8 @@ RUN_BYTES = 320
 CLUSTER_FORWARD = 32 * 1024
 CLUSTER_BACKWARD = 16 * 1024
 CLUSTER_ACCUMULATE = 8 * 1024
+#: Bytes of neighbouring elements that a cluster's tile of columns spans. Compiled: sums of more take more exchanges.
+CLUSTER_COLUMN_BYTES = 64
 #: Thread blocks of the largest cluster that every device with clusters can run.
 MAX_CTAS = 8
 #: Bytes of one tensor that a program may have to itself where others could share them: 8 MB then make 100 programs.
@@ -71,6 +75,9 @@ class Plan:
         stats_reduced: whether the statistics vary within a group, which is the parameters' then.
         accumulate: whether programs gather parameter gradients over many groups.
         ctas: thread blocks that share the tile, as a cluster.
+        shares_rows: whether they share the rows of a tile of columns, each a run of them that r1 picks.
+        span: elements of the kept axis from one block to the next: below block_kept where a group would be cut.
+        block_groups: groups whose cells a resident tile holds and joins, padded to a power of two; 0 if it joins none.
     """
 
     stage: str
@@ -93,6 +100,9 @@ class Plan:
     stats_reduced: bool = False
     accumulate: bool = False
     ctas: int = 1
+    shares_rows: bool = False
+    span: int = 0
+    block_groups: int = 0
 
 
 class Device(NamedTuple):
@@ -110,10 +120,20 @@ class Tile(NamedTuple):
     r2: int
     num_warps: int
     ctas: int = 1
+    groups: int = 0  #: groups of several cells that it joins; the rest of ``kept`` is padding
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether a cluster holds columns, a run of their rows in each thread block."""
+        return self.ctas > 1 and self.kept > 1
 
     def blocks(self, group: Grouping) -> int:
         """Blocks of groups in the whole tensor."""
-        return prod(group.outer) * ceil(group.kept / self.kept)
+        return prod(group.outer) * ceil(group.kept / self.span(group))
+
+    def span(self, group: Grouping) -> int:
+        """Indices along the kept axis that a block is for."""
+        return self.groups * group.cells or self.kept
 
     def tiles(self, group: Grouping) -> int:
         """Tiles along the reduced axes of a group."""
@@ -172,8 +192,8 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024
     wide = 2 if itemsize == 8 else 1  # registers of an element
     limit, target = limit // wide, target // wide
     vector = group.vector(16 // itemsize)
-    if vector * itemsize < 16 and vector <= 2:
-        limit = limit * 7 // 8 if vector == 2 else min(limit // 2, NARROW_ROWS if group.r1 > 1 else limit)
+    if vector <= 2 and vector * itemsize < 16:
+        limit = min(limit, NARROW_ROWS if vector == 1 and group.r1 > 1 else NARROW_ROW)
     if width * elements > limit:  # 32 bytes, one sector, is the least that wastes no traffic
         width = min(width, max(32 // itemsize, 1))
     if width * elements > limit:
@@ -188,21 +208,50 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024
     return Tile(kept, power_of_two(group.r1), power_of_two(group.r2), warps(kept * elements, PER_THREAD // wide))
 
 
-def cluster_tile(group: Grouping, itemsize: int, limit: int, least: int = 1) -> Tile | None:
-    """A tile that holds one group in a cluster, or None if it is too large.
+def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0) -> Tile | None:
+    """A tile that one cluster holds, or None if that is too large.
 
-    As few thread blocks as leave each half of ``limit`` elements, at most `MAX_CTAS`, and at least ``least``. Not where
-    the kept axis is the contiguous one: sums of many columns take 7 to 11 exchanges, against 2 to 4.
+    It is one group, or where the kept axis is the contiguous one `CLUSTER_COLUMN_BYTES` of neighbouring groups, whose
+    rows are dealt out evenly; or one sector of them, if they do not fit. As few thread blocks as leave each half of
+    ``limit`` elements, at most `MAX_CTAS`, and at least as many as make ``fill`` of them in all.
     """
-    if group.walk or group.cells > 1 or group.vector_axis == "kept":
+    if group.walk or group.cells > 1:
         return None
+    columns = group.vector_axis == "kept"
+    if columns and (group.r1 > 1 or any(s.r2 for s in (group.weight, group.bias, group.parts) if s)):
+        return None  # rows in two dimensions, or parameters that differ between rows
     wide = 2 if itemsize == 8 else 1  # registers of an element
-    r1, r2 = power_of_two(group.r1), power_of_two(group.r2)
-    elements = r1 * r2 * wide
-    if elements > MAX_CTAS * limit or least > MAX_CTAS:
+    limit = min(limit, CLUSTER_FORWARD // 2) if columns else limit  # compiled: sums across rows take registers
+    for span in (CLUSTER_COLUMN_BYTES, 32) if columns else (itemsize,):
+        width = min(span // itemsize, _most(group))
+        least = ceil(fill * width / group.numel * group.reduced)
+        for ctas in (2, 4, MAX_CTAS):
+            r1, r2 = power_of_two(group.r1), power_of_two(group.r2)
+            if columns:
+                r1, r2 = ctas, power_of_two(ceil(group.r2 / ctas))
+            elements = width * r1 * r2 * wide
+            if elements <= ctas * (limit if ctas == MAX_CTAS else limit // 2) and ctas >= least:
+                return Tile(width, r1, r2, warps(elements // ctas), ctas)
+    return None
+
+
+def cluster_cells(group: Grouping, itemsize: int) -> Tile | None:
+    """A forward tile of whole groups of several cells that one cluster holds, or None if they are too large.
+
+    It is filled with groups to a multiple of 16 bytes, and at least half of it. Thread blocks as in `cluster_tile`.
+    """
+    parameters = [s for s in (group.weight, group.bias) if s]
+    flat = all(s.kept == s.cell * group.cells for s in parameters)
+    if group.walk or group.r1 > 1 or group.cells == 1 or itemsize == 8 or not flat:
         return None
-    ctas = next((n for n in (2, 4) if elements <= n * limit // 2 and n >= least), MAX_CTAS)
-    return Tile(1, r1, r2, warps(elements // ctas), ctas)
+    for width in (64, 32, 16):
+        most = min(width, group.kept) // group.cells
+        groups = max((n for n in range(1, most + 1) if n * group.cells * itemsize % 16 == 0), default=0)
+        for ctas in (2, 4, MAX_CTAS):
+            share = width * power_of_two(ceil(group.r2 / ctas))
+            if 2 * groups * group.cells > width and share <= CLUSTER_FORWARD // (1 if ctas == MAX_CTAS else 2):
+                return Tile(width, ctas, share // width, warps(share), ctas, groups)
+    return None
 
 
 def _fit(size: int, limit: int) -> int:
@@ -244,6 +293,7 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample:
     r2 = any(s.r2 for s in parameters)
     walk = any(any(s.walk) for s in parameters)
     fixed = group.fixed or (False, False, False)
+    short = tile.shares_rows and group.r1 * group.r2 * group.cells != group.count  # the last thread block's rows are
     vector = group.vector(max(16 // itemsize, 1))
     axis = group.vector_axis
     return Plan(
@@ -251,9 +301,10 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample:
         block_kept=tile.kept,
         block_r1=tile.r1,
         block_r2=tile.r2,
-        even_kept=tile.kept == 1 or (fixed[0] and group.kept % tile.kept == 0),
+        even_kept=tile.kept == 1 or (tile.kept == tile.span(group) and fixed[0] and group.kept % tile.kept == 0),
         even_r1=group.r1 == 1 or (fixed[1] and group.r1 % tile.r1 == 0) or (sample and group.r1 == tile.r1),
-        even_r2=group.r2 == 1 or (fixed[2] and group.r2 % tile.r2 == 0) or (sample and group.r2 == tile.r2),
+        even_r2=not short
+        and (group.r2 == 1 or (fixed[2] and group.r2 % tile.r2 == 0) or (sample and group.r2 == tile.r2)),
         cells=group.cells,
         vector=vector,
         vector_axis=axis,
@@ -264,6 +315,9 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample:
         affine_reduced=r1 or r2 or walk,
         stats_reduced=group.stats is not None and any((*group.stats.walk, group.stats.r1, group.stats.r2)),
         ctas=tile.ctas,
+        shares_rows=tile.shares_rows,
+        span=tile.span(group),
+        block_groups=power_of_two(tile.groups) if tile.groups else 0,
         **flags,
     )
 

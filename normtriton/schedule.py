@@ -255,6 +255,8 @@ class Pass(NamedTuple):
     ) -> Launch:
         """A launch of the direction's kernel."""
         flags = {"centered": self.problem.norm.centered, "constant": self.constant, "accumulate": accumulate}
+        if tile.shares_rows:
+            group = group.deal_rows(tile.ctas)
         plan = make_plan(group, tile, stage, self.itemsize, sample=self.problem.norm.batch_invariant, **flags)
         return Launch(self.kernel, group, plan, grid, tile.num_warps)
 
@@ -280,9 +282,8 @@ class Pass(NamedTuple):
         if not self.device.clusters or (tile and group.reduced * self.itemsize <= planning.PROGRAM_BYTES):
             return tile
         # batch norm may let the batch decide, and fills three quarters of the multiprocessors at least
-        invariant = self.problem.norm.batch_invariant
-        least = 1 if invariant else ceil(self.device.sms * 3 / 4 / self.problem.num_groups)
-        return planning.cluster_tile(group, self.itemsize, cluster_limit, least) or tile
+        fill = 0 if self.problem.norm.batch_invariant else ceil(self.device.sms * 3 / 4)
+        return planning.cluster_tile(group, self.itemsize, cluster_limit, fill) or tile
 
     def held(self, group: Grouping, tile: Tile, operands: str = "") -> tuple[str, str]:
         """The strategy of a tile that holds whole groups, and the reason in words."""
@@ -341,6 +342,11 @@ def forward_schedule(
     average = average_over(problem, one.stats, one.channels) if averaged else None
     tile = one.on_chip(group, planning.RESIDENT_FORWARD, planning.CLUSTER_FORWARD)
     scattered = one.scattered(group, tile is not None)
+    if scattered and device.clusters:  # whole rows of cells, joined on chip
+        cells = one.group(one.without(problem.cells))
+        joined = planning.cluster_cells(cells, itemsize)
+        if joined:
+            group, tile, scattered = cells, joined, False
     if not scattered and tile:
         schedule = Schedule(*one.held(group, tile), one.launch(group, tile, "resident", (tile.blocks(group), 1)))
     elif not scattered and one.chunks(group) == 1:

@@ -27,6 +27,14 @@ CLUSTERED = {
     "instance": Case("instance", (1, 2, 210, 210), "clustered", "clustered"),
     "group": Case("group", (2, 12, 60, 64), "clustered", "clustered", groups=2),
     "group-last": Case("group", (1, 32, 60, 50), "clustered", "clustered", "channels_last", groups=2),
+    "batch-column": Case("batch", (33, 64, 7, 9), "clustered", "clustered", "channels_last"),
+    "batch-column-even": Case("batch", (16, 24, 16, 16), "clustered", "clustered", "channels_last"),
+    "batch-column-sector": Case("batch", (5, 16, 40, 31), "clustered", "clustered", "channels_last"),
+    "instance-column": Case("instance", (2, 24, 50, 61), "clustered", "clustered", "channels_last"),
+    "instance-column-one-short": Case("instance", (1, 16, 63, 65), "clustered", "clustered", "channels_last"),
+    "instance-few-columns": Case("instance", (2, 6, 70, 61), "clustered", "clustered", "channels_last"),
+    "group-cells": Case("group", (2, 40, 30, 31), "clustered", "split", "channels_last", groups=4),
+    "group-cells-blocks": Case("group", (1, 60, 16, 16), "clustered", "split", "channels_last", groups=10),
     "batch-too-large": Case("batch", (9, 2, 180, 181), "split", "split"),
 }
 
@@ -84,20 +92,28 @@ def test_explain_says_so(switch):
     assert "clustered" not in text and "without thread-block clusters" in text
 
 
-@pytest.mark.parametrize("norm", ["layer", "instance", "group"])
-def test_the_cluster_follows_the_group(norm):
+FOLLOWING = {
+    "layer": Real("layer", (1, 65536)),
+    "instance": Real("instance", (1, 3, 256, 256)),
+    "instance-column": Real("instance", (1, 64, 64, 64)),
+    "group": Real("group", (1, 32, 64, 128), 2),
+    "group-cells": Real("group", (1, 320, 64, 64), 32),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_the_cluster_follows_the_group(name):
     """Of a batch-invariant norm, the batch does not change the number of thread blocks."""
-    shapes = {"layer": (1, 65536), "instance": (1, 3, 256, 256), "group": (1, 32, 64, 128)}
-    seen = set()
+    case, seen = FOLLOWING[name], set()
+    layout = torch.channels_last if name in ("instance-column", "group-cells") else torch.contiguous_format
     for batch in (1, 2, 7, 64):
-        call, x, *_ = make(
-            Real(norm, (batch, *shapes[norm][1:]), 2 if norm == "group" else 0), torch.bfloat16, torch.contiguous_format
-        )
+        call, x, *_ = make(case._replace(shape=(batch, *case.shape[1:])), torch.bfloat16, layout)
         device = Device(132, clusters=True)
-        steps = forward_schedule(call.problem, x.stride(), x.stride(), (1,), (1,), 2, device).launches
+        steps = forward_schedule(call.problem, x.stride(), x.stride(), (1,), (1,), 2, device).launches[:1]
         steps += backward_schedule(call.problem, x.stride(), x.stride(), x.stride(), (1,), 2, device, True).launches[:1]
         seen.add(tuple((s.plan.ctas, s.plan.block_kept, s.plan.block_r1, s.plan.block_r2, s.num_warps) for s in steps))
-    assert len(seen) == 1 and all(step[0] > 1 for step in next(iter(seen)))
+    clustered = [step[0] > 1 for step in next(iter(seen))]
+    assert len(seen) == 1 and clustered == [True, name != "group-cells"]
 
 
 def test_a_refused_launch_is_made_again_without(switch, monkeypatch):

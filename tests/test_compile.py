@@ -60,7 +60,18 @@ CLUSTERED = [
     Case("instance", (8, 64, 300, 300)),
     *(Case("group", (2, 512, n, 128), 32) for n in (32, 64, 128)),
     Case("group", (8, 320, 64, 64), 32),
+    Case("group", (4, 640, 31, 31), 32),
+    Case("batch", (32, 2048, 7, 7)),
+    Case("batch", (31, 2048, 7, 7)),  # rows that the thread blocks do not divide evenly
+    Case("batch", (32, 1024, 14, 14)),
+    Case("instance", (8, 64, 64, 64)),
 ]
+
+#: The clustered ones in channels_last: columns that fit, and group norm.
+CLUSTERED_LAST = [(n, 2048, 7, 7) for n in (31, 32)] + [(32, 1024, 14, 14), (8, 64, 64, 64)]
+CLUSTERED_LAST += [(2, 512, n, 128) for n in (32, 64, 128)] + [(8, 320, 64, 64), (4, 640, 31, 31)]
+#: Those that are not in clusters where they are contiguous: they fit in a program, or are too few or too large.
+NOT_CLUSTERED = [*CLUSTERED_LAST[:4], (4, 640, 31, 31), (1024 * 64, 64)]
 
 
 @pytest.mark.skipif(not compiles(), reason="clusters need Triton 3.9")
@@ -70,8 +81,8 @@ CLUSTERED = [
 @pytest.mark.parametrize("case", CLUSTERED, ids=lambda case: case.name)
 def test_clusters(case, dtype, layout, target):
     """A cluster's programs do not spill, move 16 bytes at once and wait for each other at most six times."""
-    if layout == "channels_last" and (len(case.shape) != 4 or case.norm in ("batch", "instance")):
-        return  # contiguous columns are not for clusters
+    if layout == "channels_last" and len(case.shape) != 4:
+        return
     clustered = 0
     for direction, launches in launches_of(*make(case, DTYPES[dtype], FORMATS[layout]), H100_CLUSTERS).items():
         for recorded in launches:
@@ -82,8 +93,9 @@ def test_clusters(case, dtype, layout, target):
                 clustered += 1
                 assert code.cluster_barriers <= 6, what
                 assert max(code.loads) == 16 and max(code.stores) == 16, what
-    # columns are not for clusters, and channels_last rows of 10 channels are split into cells
-    expected = case.shape != (1024 * 64, 64) and not (case.shape[1] == 320 and layout == "channels_last")
+    expected = case.shape not in NOT_CLUSTERED
+    if layout == "channels_last":  # eight float32 columns, one sector, of 1568 rows fit in a program
+        expected = case.shape in CLUSTERED_LAST and (dtype == "bfloat16" or case.shape[-1] != 7)
     assert (clustered > 0) == expected
 
 
