@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 #: How many times fewer samples are run of a real shape, by name; a batch norm's strategy must not change by it,
 #: and parameters do not shrink with the cache: they must stay small against it.
 SCALES = {
-    "layer-8192x4096": 4,
-    "layer-8192x768": 4,
-    "layer-4096x12288": 4,
-    "layer-8192x1000": 4,
-    "rms-8192x4096": 4,
+    "layer-8192x4096": 8,
+    "layer-8192x768": 8,
+    "layer-4096x12288": 8,
+    "layer-8192x1000": 8,
+    "rms-8192x4096": 8,
     "group32-8x320x64x64": 8,
     "group32-2x512x128x128": 2,
     "instance-8x64x256x256": 8,
@@ -61,6 +61,7 @@ class Step(NamedTuple):
     live: int
     request: int
     dram: int
+    pytorch: bool = False  #: an operation of PyTorch's, not a Triton kernel
 
 
 class Traffic(NamedTuple):
@@ -129,13 +130,15 @@ class Pass:
                 program.append(Access(kind, lines, bits))
                 request += SECTOR * (last - first + 1)
             programs.append(program)
-        return self._step(name, programs, self.machine.slots(8), sum(size for *_, size in spans), request)
+        return self._step(name, programs, self.machine.slots(8), sum(size for *_, size in spans), request, pytorch=True)
 
-    def _step(self, name: str, programs: list[list[Access]], slots: int, live: int, request: int) -> Step:
+    def _step(
+        self, name: str, programs: list[list[Access]], slots: int, live: int, request: int, pytorch: bool = False
+    ) -> Step:
         before = self.cache.moved
         for access in interleave(programs, slots):
             self.cache.access(access)
-        step = Step(name, len(programs), live, request, self.cache.moved - before)
+        step = Step(name, len(programs), live, request, self.cache.moved - before, pytorch)
         self.steps.append(step)
         return step
 
