@@ -6,8 +6,8 @@
 
 Their own Python code runs, on tensors without memory that say they are on a GPU; their launches go to
 `normtriton.perf.traffic`, and PyTorch's operations in between (copies to contiguous, sums, casts) are charged with
-whole tensors read and written. Where a library times several configurations, the middle one of its list is taken. Parameters
-have x's dtype, as FlagGems saves statistics in it. All figures are simulated.
+whole tensors read and written. Where a library times several configurations, the middle one of its list is taken.
+Parameters have x's dtype, as FlagGems saves statistics in it. All figures are simulated.
 """
 
 from __future__ import annotations
