@@ -1,0 +1,301 @@
+"""The traffic of other libraries' norms, measured as ours are; for a library that is not installed it says so.
+
+    pip install torch==2.13.0 triton==3.9.0
+    pip install --no-deps liger-kernel flag-gems packaging PyYAML sqlalchemy
+    python -m normtriton.perf.rivals [--dtype bfloat16] [--machine H100] [--select NAME]
+
+Their own Python code runs, on tensors without memory that say they are on a GPU; their launches go to
+`normtriton.perf.traffic`, and PyTorch's operations in between (copies to contiguous, sums, casts) are charged with
+whole tensors read and written. Where a library times several configurations, the middle one of its list is taken.
+Parameters have x's dtype, as FlagGems saves statistics in it. All figures are simulated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import inspect
+import os
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import triton
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.autotuner import Autotuner
+from triton.runtime.jit import JITFunction
+
+from .addresses import _swapped
+from .l2 import MACHINES, Machine
+from .shapes import CASES, Case
+from .traffic import SCALES, Pass, Traffic, distinct_bytes, layouts, scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_GPU = torch.device("cuda", 0)
+
+#: Operations that move nothing.
+_FREE = ("empty", "new_empty", "detach", "_local_scalar_dense", "sym_", "is_")
+
+
+class _OnGpu(TorchFunctionMode):
+    """Tensors on the meta device say they are on a GPU, and what is made there is made on the meta device."""
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func == torch.Tensor.device.__get__:
+            return _GPU
+        if func == torch.Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
+            return True
+        if kwargs.get("device") is not None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+class _Charge(TorchDispatchMode):
+    """Charge PyTorch's operations to a pass."""
+
+    def __init__(self, here: Pass) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.here = here
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[1]
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if views or name.startswith(_FREE):
+            return out
+        written = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, torch.Tensor)]
+        read = [t for t in (*args, *(kwargs or {}).values()) if isinstance(t, torch.Tensor)]
+        if name in ("copy_", "fill_", "zero_"):  # what is overwritten is not read
+            read = read[1:]
+        if name.endswith("_like") or name.startswith("new_"):  # only the shape is
+            read = []
+        self.here.stream(name, read, written)
+        return out
+
+
+@contextmanager
+def recording(here: Pass) -> Iterator[None]:
+    """Every launch of a jitted kernel, and every operation of PyTorch's, goes to a pass."""
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
+        assert not warmup
+        names = set(self.arg_names)
+        given = {name: value for name, value in kwargs.items() if name in names}
+        defaults = inspect.signature(self.fn).parameters
+        for name in self.arg_names[len(args) :]:
+            if name not in given and defaults[name].default is not inspect.Parameter.empty:
+                given[name] = defaults[name].default
+        with _without(modes):
+            here.launch(self, args, grid, kwargs.get("num_warps", 4), **given)
+
+    def tune(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = self.configs[len(self.configs) // 2]
+        return self.fn.run(*args, **{**kwargs, **config.all_kwargs()})
+
+    properties = SimpleNamespace(
+        multi_processor_count=here.machine.sms, major=9, minor=0, name=here.machine.name, total_memory=80 << 30,
+        warp_size=32, L2_cache_size=here.machine.l2, max_threads_per_multi_processor=2048,
+        shared_memory_per_block_optin=232448, shared_memory_per_multiprocessor=233472, gcnArchName="",
+    )  # fmt: skip
+    changes: list[tuple[Any, str, Any]] = [
+        (JITFunction, "run", run),
+        (torch.cuda, "is_available", lambda: True),
+        (torch.cuda, "device_count", lambda: 1),
+        (torch.cuda, "current_device", lambda: 0),
+        (torch.cuda, "device", lambda *_: nullcontext()),
+        (torch.cuda, "get_device_properties", lambda *_: properties),
+        (torch.cuda, "get_device_capability", lambda *_: (9, 0)),
+        (Autotuner, "run", tune),
+    ]
+    changes += [(kind, "run", tune) for kind in Autotuner.__subclasses__() if "run" in vars(kind)]
+    entry = getattr(_module("flag_gems.utils.libentry"), "LibEntry", None)
+    if entry is not None:
+        changes.append((entry, "run", lambda self, *args, **kwargs: self.fn.run(*args, **kwargs)))
+    modes = (_OnGpu(), _Charge(here))
+    with _swapped(*changes), modes[0], modes[1]:
+        yield
+
+
+@contextmanager
+def _without(_modes: Any) -> Iterator[None]:
+    """Inside a launch tensors are asked for their storage, which costs nothing."""
+    with ExitStack() as stack:
+        stack.enter_context(torch._C.DisableTorchFunction())
+        stack.enter_context(torch.utils._python_dispatch._disable_current_modes())
+        yield
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def _unchanged(first: Any, *_others: Any, **_options: Any) -> Any:
+    return first
+
+
+_unchanged.__module__ = "triton.language.extra.libdevice"  # Triton asks whether it may stand in a kernel
+
+
+def prepare() -> None:
+    """Import the libraries as on a machine with a GPU; mathematical functions of a GPU's own library become nothing."""
+    for name in ("triton.language.extra.libdevice", "triton.language.extra.cuda.libdevice"):
+        library = importlib.import_module(name)
+        for function in dir(library):
+            if not function.startswith("_") and inspect.isfunction(getattr(library, function)):
+                setattr(library, function, _unchanged)
+    os.environ.setdefault("GEMS_VENDOR", "nvidia")
+    with _swapped(
+        (torch.cuda, "is_available", lambda: True),
+        (torch.cuda, "device_count", lambda: 1),
+        (torch.cuda, "current_device", lambda: 0),
+        (torch.cuda, "get_device_capability", lambda *_: (9, 0)),
+        (torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=9, minor=0, multi_processor_count=132)),
+    ):
+        for name in ("liger_kernel.ops", "flag_gems", "flag_gems.fused.instance_norm"):
+            _module(name)
+
+
+class Rival(NamedTuple):
+    """One norm of one library: x, weight, bias, dy and the case to (forward's results, a function to the gradients)."""
+
+    library: str
+    norm: str
+    run: Callable[..., tuple[Any, Callable[[], Any]]]
+
+
+def _liger(norm: str) -> Callable[..., tuple[Any, Callable[[], Any]]]:
+    def run(x: Any, w: Any, b: Any, dy: Any, case: Case) -> tuple[Any, Callable[[], Any]]:
+        ops = importlib.import_module(f"liger_kernel.ops.{norm}_norm")
+        if norm == "layer":
+            y, *saved = ops.layer_norm_forward(x, w, b, 1e-5)
+            return y, lambda: ops.layer_norm_backward(dy, saved[0], w, b, saved[1], saved[2])
+        if norm == "rms":
+            y, x2, rstd, block, warps, mode = ops.rms_norm_forward(x, w, 1e-6, 0.0, "llama", None)
+            return y, lambda: ops.rms_norm_backward(dy, x2, w, rstd, 0.0, mode, block, warps, True, None)
+        x = x.contiguous()
+        channels = case.shape[1]
+        y, x2, mean, rstd, _block = ops.group_norm_forward(x, channels, case.groups, w, b, 1e-5)
+        return y, lambda: ops.group_norm_backward(dy.contiguous(), x2, w, b, mean, rstd, channels, case.groups)
+
+    return run
+
+
+def _gems(norm: str) -> Callable[..., tuple[Any, Callable[[], Any]]]:
+    def run(x: Any, w: Any, b: Any, dy: Any, case: Case) -> tuple[Any, Callable[[], Any]]:
+        every = (True, True, True)
+        n, c = x.shape[:2]
+        space = x.numel() // (n * c)
+        if norm == "layer":
+            ops = importlib.import_module("flag_gems.ops.layernorm")
+            y, mean, rstd = ops.layer_norm(x, w.shape, w, b)
+            return y, lambda: ops.layer_norm_backward(dy, x, w.shape, mean, rstd, w, b, every)
+        if norm == "rms":
+            ops = importlib.import_module("flag_gems.ops.rms_norm")
+            y, rstd = ops.rms_norm_forward(x, w.shape, w)
+            return y, lambda: ops.rms_norm_backward(dy, x, rstd, w.shape, w)
+        if norm == "group":
+            ops = importlib.import_module("flag_gems.ops.groupnorm")
+            y, mean, rstd = ops.group_norm(x, w, b, n, c, space, case.groups)
+            return y, lambda: ops.group_norm_backward(dy, x, mean, rstd, w, n, c, space, case.groups, every)
+        if norm == "batch":
+            ops = importlib.import_module("flag_gems.ops.batch_norm")
+            running = torch.empty(2, c, device="meta")
+            y, mean, rstd = ops.batch_norm(x, w, b, running[0], running[1], True)
+            return y, lambda: ops.batch_norm_backward(dy, x, w, running[0], running[1], mean, rstd, True, 1e-5, every)
+        ops = importlib.import_module("flag_gems.fused.instance_norm")
+        x, w, b = x.requires_grad_(), w.requires_grad_(), b.requires_grad_()
+        y = ops.instance_norm(x, w, b)
+        return y, lambda: torch.autograd.grad(y, (x, w, b), dy)
+
+    return run
+
+
+RIVALS = (
+    *(Rival("liger-kernel", norm, _liger(norm)) for norm in ("layer", "rms", "group")),
+    *(Rival("flag-gems", norm, _gems(norm)) for norm in ("layer", "rms", "group", "batch", "instance")),
+)
+
+
+def version(library: str) -> str:
+    """A library's version, or that it is not installed."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def measure(
+    rival: Rival, case: Case, dtype: torch.dtype, layout: torch.memory_format, machine: Machine
+) -> dict[str, Traffic]:
+    """{"forward": ..., "backward": ...} of a case."""
+    x, dy = (torch.empty(case.shape, dtype=dtype, device="meta").contiguous(memory_format=layout) for _ in range(2))
+    features = case.shape[-1] if case.norm in ("layer", "rms") else case.shape[1]
+    w, b = (torch.empty(features, dtype=dtype, device="meta") for _ in range(2))
+    parameters = distinct_bytes(w) if case.norm == "rms" else distinct_bytes(w, b)
+    running = 16 * features if case.norm == "batch" else 0
+    forward, backward = Pass(machine), Pass(machine)
+    with recording(forward):
+        _y, gradients = rival.run(x, w, b, dy, case)
+    with recording(backward):
+        gradients()
+    return {
+        "forward": forward.end(distinct_bytes(x, x) + parameters + running),
+        "backward": backward.end(distinct_bytes(x, x, x, w) + parameters),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--machine", choices=MACHINES, default="H100")
+    parser.add_argument("--select", default="", help="only cases whose name contains this")
+    chosen = parser.parse_args()
+    prepare()
+    machine = MACHINES[chosen.machine]
+    names = sorted({rival.library for rival in RIVALS})
+    print(  # noqa: T201  a report, here and below
+        f"Simulated, not run on a GPU: {', '.join(f'{name} {version(name)}' for name in names)}, addresses from Triton "
+        f"{triton.__version__}'s interpreter, {chosen.dtype}, {machine.sms} multiprocessors and {machine.l2 >> 20} MB "
+        f"of L2 (the {machine.name}'s). 1/k: k times fewer samples, multiprocessors and bytes of L2. Launches: of "
+        f"Triton kernels + of PyTorch's.\n"
+    )
+    heads = ("shape", "scale", "layout", "direction", "library", "launches", "live x", "request x", "dram x")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")  # noqa: T201
+    for case in CASES:
+        if chosen.select not in case.name:
+            continue
+        by = SCALES.get(case.name, 1)
+        for layout in layouts(case):
+            for rival in (r for r in RIVALS if r.norm == case.norm and version(r.library) != "not installed"):
+                where = (case.name, f"1/{by}", str(layout)[6:].replace("_format", ""))
+                try:
+                    dtype = getattr(torch, chosen.dtype)
+                    found = measure(rival, scaled(case, by), dtype, layout, machine.scaled(by))
+                except Exception as error:  # noqa: BLE001  a rival's failure is a result
+                    cause: BaseException = error
+                    while cause.__cause__ is not None:
+                        cause = cause.__cause__
+                    why = " ".join(str(cause).split())[:80].replace("|", "/")
+                    print(f"| {' | '.join((*where, '', rival.library, f'not measured: {why}'))} | | | |", flush=True)  # noqa: T201
+                    continue
+                for direction, traffic in found.items():
+                    own = sum(step.pytorch for step in traffic.steps)
+                    cells = (
+                        *where, direction, rival.library, f"{len(traffic.steps) - own}+{own}",
+                        *(f"{v:.2f}" for v in (traffic.live, traffic.request, traffic.x_dram)),
+                    )  # fmt: skip
+                    print(f"| {' | '.join(map(str, cells))} |", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
