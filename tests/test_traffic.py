@@ -147,7 +147,8 @@ PLANS = {
 MISSES = {
     ("row-long-odd", "bfloat16", "backward", "live"): 2.186,
     ("row-long-odd", "float32", "backward", "live"): 1.942,
-    ("group-cells", "bfloat16", "forward", "live"): 1.558,
+    # tiles of 4 groups of 10 channels end within a sector, which two clusters then read
+    ("group-cells", "bfloat16", "forward", "request/live"): 1.200,
     ("batch-last", "bfloat16", "forward", "live"): 1.561,
 }
 #: The same for 64 rows on 132 multiprocessors, whose limit is 1.67: (live, request).
