@@ -43,11 +43,11 @@ def test_real_shapes(case, dtype, layout, target):
             assert ".f64" not in text and "_f64" not in text, what
             if recorded.launch.kernel != direction:
                 continue  # a finalizer: its buffers are small
-            assert max(code.loads) == max(wanted, 4) and wanted in code.loads, what  # statistics take 4
+            assert wanted in code.loads, what  # statistics, parameters and the count of batches take others
             if wanted == 16 and dtype == "bfloat16":
                 assert min(code.loads) >= 4 and min(code.stores) >= 4, what  # no element goes alone
             if recorded.launch.plan.stage != "measure" and not recorded.launch.plan.stats_reduced:
-                assert max(code.stores) == max(wanted, 4) and wanted in code.stores, what
+                assert wanted in code.stores, what
 
 
 CLUSTERED = [
@@ -143,7 +143,7 @@ def resnet50(batch):
 COMPILES = {
     ("contiguous", True): (15, 8, 0),
     ("contiguous", False): (20, 6, 0),
-    ("channels_last", True): (10, 0, 2),
+    ("channels_last", True): (12, 2, 2),
     ("channels_last", False): (10, 0, 2),
 }
 
