@@ -90,12 +90,13 @@ def kernel_group(launch: Launch) -> Grouping:
     """A launch's `Grouping` as its kernel takes it.
 
     Tensors' strides, and the extent of the contiguous axis, are in units of ``plan.vector``. Sizes are odd numbers, see
-    `normtriton.kernels.tile`. A stride of 0 is compiled in, and so are reduced sizes that belong to the model.
+    `normtriton.kernels.tile`. A stride of 0 is compiled in, and so are reduced sizes that belong to the model. (The
+    number of joined cells too: compiled, float32 columns of 4096 rows spilled 8 bytes without.)
     """
     group, plan = launch.group, launch.plan
     step = "cell" if group.cells > 1 else "kept"
     contiguous = {"kept": step, "r2": "r2"}.get(plan.vector_axis)
-    _fixed_kept, fixed_r1, fixed_r2 = group.fixed or (False, False, False)
+    fixed_kept, fixed_r1, fixed_r2 = group.fixed or (False, False, False)
 
     def constant(value: int, fixed: bool = False) -> Any:
         # the interpreter gains nothing from it, and before 3.9 mistakes it for a tensor of another kind
@@ -122,7 +123,7 @@ def kernel_group(launch: Launch) -> Grouping:
     operands = {name: strides(getattr(group, name)) for name in OPERANDS}
     return group._replace(
         outer=tuple(map(size, group.outer)),
-        kept=size(group.kept // plan.kept_unit),
+        kept=size(group.kept // plan.kept_unit, fixed_kept and plan.block_groups > 0),
         cells=0,  # the plan has it
         walk=tuple(map(size, group.walk)),
         r1=size(group.r1, fixed_r1),

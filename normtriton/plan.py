@@ -21,7 +21,7 @@ RESIDENT_BACKWARD = 16 * 1024
 #: Backward that gathers parameter gradients holds two more tiles. Compiled: larger tiles spill.
 RESIDENT_ACCUMULATE = 8 * 1024
 #: As these, of a row, and of a tile of several, that are moved by one or two elements: each has an address, which takes
-#: registers. Compiled: a row of 32767 spilled 8 bytes, 256 rows of 49 up to 112.
+#: registers. Compiled: a row of 32767 spilled 8 bytes, 256 rows of 49 (a number of rows not compiled in) up to 112.
 NARROW_ROW = 30 * 1024
 NARROW_ROWS = 8 * 1024
 #: Elements a thread holds: enough independent loads to hide latency, few enough registers for several programs an SM.
@@ -193,7 +193,7 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024
     limit, target = limit // wide, target // wide
     vector = group.vector(16 // itemsize)
     if vector <= 2 and vector * itemsize < 16:
-        limit = min(limit, NARROW_ROWS if vector == 1 and group.r1 > 1 else NARROW_ROW)
+        limit = min(limit, NARROW_ROWS if vector == 1 and group.r1 > 1 and not fixed[1] else NARROW_ROW)
     if width * elements > limit:  # 32 bytes, one sector, is the least that wastes no traffic
         width = min(width, max(32 // itemsize, 1))
     if width * elements > limit:

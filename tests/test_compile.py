@@ -71,7 +71,7 @@ CLUSTERED = [
 CLUSTERED_LAST = [(n, 2048, 7, 7) for n in (31, 32)] + [(32, 1024, 14, 14), (8, 64, 64, 64)]
 CLUSTERED_LAST += [(2, 512, n, 128) for n in (32, 64, 128)] + [(8, 320, 64, 64), (4, 640, 31, 31)]
 #: Those that are not in clusters where they are contiguous: they fit in a program, or are too few or too large.
-NOT_CLUSTERED = [*CLUSTERED_LAST[:4], (4, 640, 31, 31), (1024 * 64, 64)]
+NOT_CLUSTERED = [*CLUSTERED_LAST[:4], (1024 * 64, 64)]
 
 
 @pytest.mark.skipif(not compiles(), reason="clusters need Triton 3.9")
@@ -92,7 +92,9 @@ def test_clusters(case, dtype, layout, target):
             if recorded.launch.plan.ctas > 1:
                 clustered += 1
                 assert code.cluster_barriers <= 6, what
-                assert max(code.loads) == 16 and max(code.stores) == 16, what
+                wide = recorded.launch.plan.vector * DTYPES[dtype].itemsize  # 16 unless rows are odd
+                assert max(code.loads) >= wide and max(code.stores) >= wide, what
+                assert wide == 16 or case.shape[-1] % 2, what
     expected = case.shape not in NOT_CLUSTERED
     if layout == "channels_last":  # eight float32 columns, one sector, of 1568 rows fit in a program
         expected = case.shape in CLUSTERED_LAST and (dtype == "bfloat16" or case.shape[-1] != 7)
