@@ -20,8 +20,9 @@ RESIDENT_FORWARD = 40 * 1024
 RESIDENT_BACKWARD = 16 * 1024
 #: Backward that gathers parameter gradients holds two more tiles. Compiled: larger tiles spill.
 RESIDENT_ACCUMULATE = 8 * 1024
-#: As these, of a row, and of a tile of several, that are moved by one or two elements: each has an address, which takes
-#: registers. Compiled: a row of 32767 spilled 8 bytes, 256 rows of 49 (a number of rows not compiled in) up to 112.
+#: As these, where elements are moved by one or two, so that each has an address, which takes registers: of a row with
+#: parameters along it, and of a tile of several rows. Compiled: layer norm of 32767 spilled 8 bytes, 256 rows of 49 (a
+#: number of rows that is not compiled in) up to 112.
 NARROW_ROW = 30 * 1024
 NARROW_ROWS = 8 * 1024
 #: Elements a thread holds: enough independent loads to hide latency, few enough registers for several programs an SM.
@@ -30,8 +31,8 @@ NARROW_ROWS = 8 * 1024
 PER_THREAD = 32
 #: Bytes of neighbouring elements that a tile spans at least where the kept axis is the contiguous one: four sectors.
 COLUMN_BYTES = 128
-#: Bytes of neighbouring rows that a tile spans at least where rows end within a sector: a run that starts anywhere
-#: touches one sector of 32 bytes too many, which is then a tenth.
+#: Bytes of a row from which on it has a tile to itself: one that starts and ends within a sector of 32 bytes touches one
+#: sector too many, which is then a tenth.
 RUN_BYTES = 320
 #: Elements of one thread block's share of a tile that a cluster holds. Compiled for sm_90 and sm_100, 16 warps: more
 #: spills. Half of it takes about 64 registers a thread, so that two clusters share their multiprocessors.
@@ -193,16 +194,18 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024
     limit, target = limit // wide, target // wide
     vector = group.vector(16 // itemsize)
     if vector <= 2 and vector * itemsize < 16:
-        limit = min(limit, NARROW_ROWS if vector == 1 and group.r1 > 1 and not fixed[1] else NARROW_ROW)
+        if vector == 1 and group.r1 > 1 and not fixed[1]:
+            limit = min(limit, NARROW_ROWS)
+        elif any(p.r2 for p in (group.weight, group.bias) if p):
+            limit = min(limit, NARROW_ROW)
     if width * elements > limit:  # 32 bytes, one sector, is the least that wastes no traffic
         width = min(width, max(32 // itemsize, 1))
     if width * elements > limit:
         return None
     padded = power_of_two(group.r1) * power_of_two(group.r2)
     run = _run(group, itemsize)
-    while run > 1 and run * padded > limit:
-        run //= 2
-    width = max(width, run)
+    if run * padded <= limit:
+        width = max(width, run)
     room = max(target, padded) // padded
     kept = max(width, min(room, _most(group)))
     return Tile(kept, power_of_two(group.r1), power_of_two(group.r2), warps(kept * elements, PER_THREAD // wide))

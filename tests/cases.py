@@ -111,7 +111,7 @@ CASES = {
     "instance-1d": Case("instance", (3, 2, 17), "resident", "resident"),
     "instance-3d": Case("instance", (2, 3, 4, 5, 3), "resident", "resident"),
     "instance-column": Case("instance", (3, 8, 9, 9), "resident", "resident", "channels_last"),
-    "instance-streamed": Case("instance", (2, 2, 135, 135), "streamed", "streamed"),
+    "instance-streamed": Case("instance", (2, 2, 135, 135), "resident", "streamed"),
     "instance-split": Case("instance", (1, 2, 260, 260), "split", "split"),
     "group": Case("group", (2, 20, 9, 9), "resident", "resident", groups=4),
     "group-2d": Case("group", (5, 12), "resident", "resident", groups=3),
