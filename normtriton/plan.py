@@ -31,8 +31,8 @@ NARROW_ROWS = 8 * 1024
 PER_THREAD = 32
 #: Bytes of neighbouring elements that a tile spans at least where the kept axis is the contiguous one: four sectors.
 COLUMN_BYTES = 128
-#: Bytes of a row from which on it has a tile to itself: one that starts and ends within a sector of 32 bytes touches one
-#: sector too many, which is then a tenth.
+#: Bytes of a row from which on it has a tile to itself: one that starts and ends within a sector of 32 bytes touches
+#: one sector too many, which is then a tenth.
 RUN_BYTES = 320
 #: Elements of one thread block's share of a tile that a cluster holds. Compiled for sm_90 and sm_100, 16 warps: more
 #: spills. Half of it takes about 64 registers a thread, so that two clusters share their multiprocessors.
