@@ -1,13 +1,18 @@
-"""The one differentiable operation behind every norm."""
+"""The one differentiable operation behind every norm, the short way.
+
+`normalize` takes it for a plain tensor that nothing watches, which is nearly every call. Whatever traces, transforms or
+replaces tensors (compilers, `torch.func`, forward-mode derivatives, tensor subclasses) goes by `normtriton.operators`
+or `normtriton.transforms`: the same kernels, at a few times the host time.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
-from . import launch
+from . import launch, operators, transforms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,12 +22,44 @@ if TYPE_CHECKING:
 
 
 class Call(NamedTuple):
-    """One call of a norm, checked: what `normalize` needs besides tensors that may want a gradient."""
+    """One call of a norm, checked: what `normalize` needs besides tensors that may want a gradient.
+
+    Attributes:
+        problem: the norm and the shape.
+        eps: two numbers that add up to it, see `normtriton.launch.exact_pair`.
+        running: running statistics, to be updated or used.
+        use_running: whether they take the place of the input's own statistics.
+        dtype: the result's; None for the input's.
+    """
 
     problem: Problem
     eps: tuple[float, float]
     running: Running | None = None
     use_running: bool = False
+    dtype: torch.dtype | None = None
+
+
+_is_compiling = torch.compiler.is_compiling
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._are_functorch_transforms_active
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether a tensor takes the Triton kernels rather than PyTorch's own functions."""
+    return x.is_cuda or (launch.INTERPRETED and x.device.type == "cpu")
+
+
+def unwatched(x: Any) -> bool:
+    """Whether x is a plain tensor that takes the kernels, and nothing traces or transforms what happens to it."""
+    return (
+        not _is_compiling()
+        and type(x) in _PLAIN
+        and (x.is_cuda or (launch.INTERPRETED and x.device.type == "cpu"))
+        and not _modes()
+        and not _transforms()
+        and forward_ad._current_level < 0
+    )
 
 
 class Normalize(torch.autograd.Function):
@@ -30,41 +67,46 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
-        y, mean, rstd = launch.forward(call.problem, x, weight, bias, call.eps, call.running, call.use_running)
+        problem, eps, running, use_running, dtype = call
+        y, mean, rstd = launch.forward(problem, x, weight, bias, eps, running, use_running, dtype)
         ctx.call = call
         ctx.weight_dtype = None if weight is None else weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        if call.use_running:
-            assert call.running is not None
-            ctx.save_for_backward(x, weight, call.running.mean, call.running.var)
+        if use_running:
+            assert running is not None
+            ctx.save_for_backward(x, weight, running.mean, running.var)
         else:
             ctx.save_for_backward(x, weight, mean, rstd)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        wants_dx, wants_dweight, wants_dbias, _ = ctx.needs_input_grad
+        wants = (wants_dx, ctx.weight_dtype if wants_dweight else None, ctx.bias_dtype if wants_dbias else None)
+        problem, eps, running, use_running, _dtype = ctx.call
         # grad mode is on in a backward pass whose own graph is wanted
-        return _refusing_a_graph(ctx, dy) if torch.is_grad_enabled() else _gradients(ctx, dy)
-
-
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, mean, rstd = ctx.saved_tensors
-    wants_dx, wants_dweight, wants_dbias, _ = ctx.needs_input_grad
-    call = ctx.call
-    running = None
-    if call.use_running:
-        running = call.running._replace(mean=mean, var=rstd)
-        mean = rstd = None
-    wants = (wants_dx, ctx.weight_dtype if wants_dweight else None, ctx.bias_dtype if wants_dbias else None)
-    return *launch.backward(call.problem, dy, x, weight, mean, rstd, running, call.eps, wants), None
-
-
-#: As `_gradients`, but the results raise if they are differentiated.
-_refusing_a_graph = once_differentiable(_gradients)
+        if torch.is_grad_enabled() or _transforms() or transforms.old_vmap():
+            return *transforms.PullBack.of(dy, x, weight, mean, rstd, ctx.call, wants), None
+        if use_running:
+            running = running._replace(mean=mean, var=rstd)
+            mean = rstd = None
+        else:
+            running = None
+        return *launch.backward(problem, dy, x, weight, mean, rstd, running, eps, wants), None
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
-    """Normalize x as ``call`` says. The gradient's device is autograd's care."""
+    """Normalize x, which takes the kernels, as ``call`` says."""
+    if unwatched(x):
+        return normalize_unwatched(x, weight, bias, call)
+    if not _is_compiling() and (_transforms() or forward_ad._current_level >= 0):
+        return transforms.normalize(x, weight, bias, call)
+    return operators.normalize(x, weight, bias, call)
+
+
+def normalize_unwatched(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
+    """`normalize` of a tensor that is `unwatched`. The gradient's device is autograd's care."""
     if launch.elsewhere(x):
         with torch.cuda.device(x.get_device()):
             return Normalize.apply(x, weight, bias, call)  # type: ignore[no-any-return, no-untyped-call]  # no types

@@ -152,7 +152,7 @@ def trial(index: int) -> bool:
     try:
         for clusters in (True, False):
             device = Device(132, clusters)
-            y, mean, rstd = launch.forward(call.problem, x, weight, weight, call.eps, None, False, device)
+            y, mean, rstd = launch.forward(call.problem, x, weight, weight, call.eps, None, False, device=device)
             wants = (True, torch.float32, torch.float32)
             gradients = launch.backward(call.problem, dy, x, weight, mean, rstd, None, call.eps, wants, device)
             results.append([t.float() for t in (y, mean, rstd, *gradients) if t is not None])

@@ -9,6 +9,7 @@ import torch
 
 from . import clusters as switch
 from . import functional, launch
+from .autograd import has_kernels
 from .plan import Device
 from .schedule import Problem, backward_schedule, forward_schedule
 
@@ -198,7 +199,7 @@ def explain(
     weight, bias = (arguments.get(p) for p in ("weight", "bias"))
     if name in ("batch_norm", "instance_norm"):
         weight, bias = (p if p is None or p.dim() == 1 else p.reshape(-1) for p in (weight, bias))
-    route = "torch" if not functional.uses_kernels(x) else "triton" if x.is_cuda else "interpreter"
+    route = "torch" if not has_kernels(x) else "triton" if x.is_cuda else "interpreter"
     device = launch.device_of(x) if x.is_cuda else Device(132, switch.compiles() and switch.mode() != "off")
     device = Device(device.sms if sms is None else sms, device.clusters if clusters is None else clusters)
     if x.numel() == 0:

@@ -7,38 +7,31 @@ other device; `normtriton.explain` says which.
 Common to all: input float64, float32, float16 or bfloat16 in any strides; parameters and running statistics of any of
 these dtypes, mixed as you like; statistics and arithmetic in float32, for float64 input in float64. The result has the
 input's dtype and memory format, and so has the input's gradient; a parameter's gradient has the parameter's dtype. Same
-input, same bits, on every run.
+input, same bits, on every run. Under autocast on a GPU the result's dtype is PyTorch's, see `normtriton.amp`.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 
-from . import norms
-from .autograd import Call, normalize
-from .launch import INTERPRETED, Running, exact_pair
+from . import amp, norms
+from .autograd import Call, has_kernels, normalize, normalize_unwatched, unwatched
+from .launch import Running, exact_pair
 from .schedule import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
 _DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
-_exact_pair = lru_cache(exact_pair)
-_problem = lru_cache(maxsize=4096)(Problem)
-
-
-def uses_kernels(x: Tensor) -> bool:
-    """Whether a tensor takes the Triton kernels rather than PyTorch's own functions."""
-    return x.is_cuda or (INTERPRETED and x.device.type == "cpu")
 
 
 def batch_norm(
@@ -73,9 +66,12 @@ def batch_norm(
         NotImplementedError: input is not floating point.
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
-    if not uses_kernels(input):
+    if unwatched(input):
+        return counting_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, None)
+    if not has_kernels(input):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return counting_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, None)
+    call = batch_norm_call(input, running_mean, running_var, weight, bias, training, momentum, eps, None, ANEW)
+    return normalize(input, _flat(weight), _flat(bias), call)
 
 
 def counting_batch_norm(
@@ -91,7 +87,7 @@ def counting_batch_norm(
 ) -> Tensor:
     """`batch_norm` by the kernels, which count the batch on the way: ``batches``, () int64, grows by one."""
     call = batch_norm_call(input, running_mean, running_var, weight, bias, training, momentum, eps, batches)
-    return normalize(input, _flat(weight), _flat(bias), call)
+    return normalize_unwatched(input, _flat(weight), _flat(bias), call)
 
 
 def instance_norm(
@@ -124,10 +120,12 @@ def instance_norm(
         NotImplementedError: input is not floating point.
     Source: Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022.
     """
-    if not uses_kernels(input):
-        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    call = instance_norm_call(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    return normalize(input, _flat(weight), _flat(bias), call)
+    given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    if unwatched(input):
+        return normalize_unwatched(input, _flat(weight), _flat(bias), instance_norm_call(input, *given))
+    if not has_kernels(input):
+        return F.instance_norm(input, *given)
+    return normalize(input, _flat(weight), _flat(bias), instance_norm_call(input, *given, ANEW))
 
 
 def layer_norm(
@@ -154,9 +152,11 @@ def layer_norm(
         NotImplementedError: input is not floating point.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    if not uses_kernels(input):
+    if unwatched(input):
+        return normalize_unwatched(input, weight, bias, layer_norm_call(input, normalized_shape, weight, bias, eps))
+    if not has_kernels(input):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
-    return normalize(input, weight, bias, layer_norm_call(input, normalized_shape, weight, bias, eps))
+    return normalize(input, weight, bias, layer_norm_call(input, normalized_shape, weight, bias, eps, ANEW))
 
 
 def group_norm(
@@ -185,9 +185,11 @@ def group_norm(
         NotImplementedError: input is not floating point.
     Source: Wu and He 2018, arXiv:1803.08494.
     """
-    if not uses_kernels(input):
+    if unwatched(input):
+        return normalize_unwatched(input, weight, bias, group_norm_call(input, num_groups, weight, bias, eps))
+    if not has_kernels(input):
         return F.group_norm(input, num_groups, weight, bias, eps)
-    return normalize(input, weight, bias, group_norm_call(input, num_groups, weight, bias, eps))
+    return normalize(input, weight, bias, group_norm_call(input, num_groups, weight, bias, eps, ANEW))
 
 
 def rms_norm(
@@ -214,9 +216,11 @@ def rms_norm(
         NotImplementedError: input is not floating point.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    if not uses_kernels(input):
+    if unwatched(input):
+        return normalize_unwatched(input, weight, None, rms_norm_call(input, normalized_shape, weight, eps))
+    if not has_kernels(input):
         return F.rms_norm(input, normalized_shape, weight, eps)
-    return normalize(input, weight, None, rms_norm_call(input, normalized_shape, weight, eps))
+    return normalize(input, weight, None, rms_norm_call(input, normalized_shape, weight, eps, ANEW))
 
 
 def batch_norm_call(
@@ -229,8 +233,10 @@ def batch_norm_call(
     momentum: float,
     eps: float,
     batches: Tensor | None = None,
+    make: Make | None = None,
 ) -> Call:
     """Check `batch_norm`'s arguments; ``batches`` counts them."""
+    make = make or CACHED
     shape = x.shape
     if training and shape[0] * prod(shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
@@ -244,10 +250,10 @@ def batch_norm_call(
             if statistic is None:
                 raise RuntimeError(f"{name} must be defined in evaluation mode")
     channels = shape[1] if x.dim() > 1 else 0
-    running = _check_running("batch_norm", x, channels, running_mean, running_var, momentum, batches)
+    running = _check_running("batch_norm", x, channels, running_mean, running_var, momentum, make, batches)
     _check_channels(x, channels, weight, bias)
     _check_input("batch_norm", x, weight, bias, running_mean, running_var)
-    return Call(_problem(norms.BATCH, tuple(shape)), _exact_pair(eps), running, not training)
+    return Call(make.problem(norms.BATCH, tuple(shape)), make.pair(eps), running, not training)
 
 
 def instance_norm_call(
@@ -259,8 +265,10 @@ def instance_norm_call(
     use_input_stats: bool,
     momentum: float,
     eps: float,
+    make: Make | None = None,
 ) -> Call:
     """Check `instance_norm`'s arguments."""
+    make = make or CACHED
     shape = x.shape
     if use_input_stats and prod(shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {shape}")
@@ -268,45 +276,57 @@ def instance_norm_call(
     if not use_input_stats and (running_mean is None or running_var is None):
         raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
     channels = shape[1] if x.dim() > 1 else 0
-    running = _check_running("instance_norm", x, channels, running_mean, running_var, momentum)
+    running = _check_running("instance_norm", x, channels, running_mean, running_var, momentum, make)
     _check_channels(x, channels, weight, bias)
     _check_input("instance_norm", x, weight, bias, running_mean, running_var)
     # with given statistics the samples differ no longer: batch norm's evaluation
     norm = norms.INSTANCE if use_input_stats else norms.BATCH
-    return Call(_problem(norm, tuple(shape)), _exact_pair(eps), running, not use_input_stats)
+    return Call(make.problem(norm, tuple(shape)), make.pair(eps), running, not use_input_stats)
 
 
 def layer_norm_call(
-    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    make: Make | None = None,
 ) -> Call:
     """Check `layer_norm`'s arguments."""
     shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
-    call = _row_call("layer_norm", x.shape, _dims("layer_norm", normalized_shape), shapes, eps)
+    call = (make or CACHED).row_call("layer_norm", x.shape, _dims("layer_norm", normalized_shape), shapes, eps)
     _check_input("layer_norm", x, weight, bias)
-    return call
+    return call._replace(dtype=torch.float32) if amp.upcasts(x) else call
 
 
-def rms_norm_call(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Call:
+def rms_norm_call(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None, make: Make | None = None
+) -> Call:
     """Check `rms_norm`'s arguments."""
     if eps is None:
         eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
     shapes = None if weight is None else weight.shape, None
-    call = _row_call("rms_norm", x.shape, _dims("rms_norm", normalized_shape), shapes, eps)
+    call = (make or CACHED).row_call("rms_norm", x.shape, _dims("rms_norm", normalized_shape), shapes, eps)
     _check_input("rms_norm", x, weight)
-    return call
+    return call._replace(dtype=torch.float32) if amp.upcasts(x) else call
 
 
-def group_norm_call(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Call:
+def group_norm_call(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, make: Make | None = None
+) -> Call:
     """Check `group_norm`'s arguments."""
     shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
-    call = _group_call(x.shape, num_groups, shapes, eps)
+    call = (make or CACHED).group_call(x.shape, num_groups, shapes, eps)
     _check_input("group_norm", x, weight, bias)
-    return call
+    return call._replace(dtype=torch.float32) if amp.upcasts(x) else call
 
 
-@lru_cache(maxsize=4096, typed=True)
 def _group_call(
-    shape: torch.Size, num_groups: int, parameters: tuple[torch.Size | None, torch.Size | None], eps: float
+    shape: torch.Size,
+    num_groups: int,
+    parameters: tuple[torch.Size | None, torch.Size | None],
+    eps: float,
+    pair: Callable[[float], tuple[float, float]] = exact_pair,
 ) -> Call:
     """The `Call` of shapes that agree; parameters are weight's and bias's."""
     if len(shape) < 2:
@@ -329,7 +349,7 @@ def _group_call(
                 f"Expected {name} to be a vector of size equal to the number of channels in input, but got {name} of "
                 f"shape {list(parameter)} and input of shape {list(shape)}"
             )
-    return Call(Problem(norms.GROUP, tuple(shape), (("g", num_groups),)), exact_pair(eps))
+    return Call(Problem(norms.GROUP, tuple(shape), (("g", num_groups),)), pair(eps))
 
 
 def _flat(t: Tensor | None) -> Tensor | None:
@@ -349,6 +369,7 @@ def _check_running(
     mean: Tensor | None,
     var: Tensor | None,
     momentum: float,
+    make: Make,
     batches: Tensor | None = None,
 ) -> Running | None:
     if (mean is None) != (var is None):
@@ -365,7 +386,7 @@ def _check_running(
     # a view, never a copy: it is written
     mean, var = mean if mean.dim() == 1 else mean.view(-1), var if var.dim() == 1 else var.view(-1)
     counter = () if batches is None else (batches,)
-    return Running(mean, var, mean.stride(0), var.stride(0), counter, _exact_pair(momentum))
+    return Running(mean, var, mean.stride(0), var.stride(0), counter, make.pair(momentum))
 
 
 def _check_channels(x: Tensor, channels: int, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -382,13 +403,13 @@ def _dims(name: str, normalized_shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(normalized_shape)
 
 
-@lru_cache(maxsize=4096)
 def _row_call(
     name: str,
     shape: torch.Size,
     wanted: tuple[int, ...],
     parameters: tuple[torch.Size | None, torch.Size | None],
     eps: float,
+    pair: Callable[[float], tuple[float, float]] = exact_pair,
 ) -> Call:
     """The `Call` of layer or RMS norm of shapes that agree; parameters are weight's and bias's."""
     if name == "rms_norm" and len(wanted) > len(shape):
@@ -410,7 +431,7 @@ def _row_call(
             f"[*, {', '.join(map(str, wanted))}], but got input of size{list(shape)}"
         )
     norm = norms.LAYER if name == "layer_norm" else norms.RMS
-    return Call(Problem(norm, tuple(shape), (("d", len(wanted)),)), exact_pair(eps))
+    return Call(Problem(norm, tuple(shape), (("d", len(wanted)),)), pair(eps))
 
 
 def _check_input(name: str, x: Tensor, *others: Tensor | None) -> None:
@@ -427,3 +448,28 @@ def _check_input(name: str, x: Tensor, *others: Tensor | None) -> None:
                 f"Expected all tensors to be on the same device, but found at least two devices, {device} and "
                 f"{other.device}!"
             )
+
+
+class Make(NamedTuple):
+    """What a `Call` is made by: of plain tensors' sizes from a cache, of a compiler's, which may be symbols, anew."""
+
+    problem: Callable[..., Problem]
+    pair: Callable[[float], tuple[float, float]]
+    row_call: Callable[..., Call]
+    group_call: Callable[..., Call]
+
+
+CACHED = Make(
+    lru_cache(maxsize=4096)(Problem),
+    lru_cache(exact_pair),
+    lru_cache(maxsize=4096)(_row_call),
+    lru_cache(maxsize=4096, typed=True)(_group_call),
+)
+
+
+def _whole(value: float) -> tuple[float, float]:
+    """A number that is not split yet: the operator does it, where no compiler looks on."""
+    return float(value), 0.0
+
+
+ANEW = Make(Problem, _whole, partial(_row_call, pair=_whole), partial(_group_call, pair=_whole))

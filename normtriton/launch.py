@@ -289,10 +289,14 @@ def forward(
     eps: tuple[float, float],
     running: Running | None,
     use_running: bool,
+    dtype: torch.dtype | None = None,
     device: Device | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(y, mean, rstd); mean is None if it is fixed at zero, both are if the running statistics are used."""
-    y = torch.empty_like(x)
+    """(y, mean, rstd); mean is None if it is fixed at zero, both are if the running statistics are used.
+
+    ``dtype`` is y's, None for x's.
+    """
+    y = torch.empty_like(x) if dtype is None else torch.empty_like(x, dtype=dtype)
     if y.numel() == 0:
         return y, None, None
     mode = "" if running is None else "use" if use_running else "update"
@@ -300,27 +304,29 @@ def forward(
         problem, x.stride(), y.stride(), _strides(weight), _strides(bias), x.itemsize, device or device_of(x), mode
     )
     kinds = _kinds(running, x, weight, bias)
+    if kinds and dtype:
+        kinds += (dtype,)
     if use_running:
         _run(schedule.main, kinds, x, y, weight, bias, None, None, running, None, eps)
         return y, None, None
-    dtype, groups = statistics_dtype(x), schedule.num_groups
-    mean = x.new_empty(groups, dtype=dtype) if problem.norm.centered else None
-    rstd = x.new_empty(groups, dtype=dtype)
+    own, groups = statistics_dtype(x), schedule.num_groups
+    mean = x.new_empty(groups, dtype=own) if problem.norm.centered else None
+    rstd = x.new_empty(groups, dtype=own)
 
     target = running
     if running is not None:  # autograd must notice that they change in place
         torch.autograd.graph.increment_version((running.mean, running.var, *running.batches))
     if schedule.parameters:  # each group writes its own; they are averaged afterwards
-        target = Running(x.new_empty(groups, dtype=dtype), x.new_empty(groups, dtype=dtype), 1, 1, (), ())
+        target = Running(x.new_empty(groups, dtype=own), x.new_empty(groups, dtype=own), 1, 1, (), ())
     if schedule.strategy == "clustered":
         if not _run_clustered(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, eps):
-            return forward(problem, x, weight, bias, eps, running, use_running, _without_clusters(x))
+            return forward(problem, x, weight, bias, eps, running, use_running, dtype, _without_clusters(x))
     elif not schedule.apply:
         _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, eps)
     else:
         assert schedule.merge is not None
-        parts = x.new_empty((4, schedule.parts), dtype=dtype)
-        correction = x.new_empty(groups, dtype=dtype) if mean is not None else None
+        parts = x.new_empty((4, schedule.parts), dtype=own)
+        correction = x.new_empty(groups, dtype=own) if mean is not None else None
         _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, eps)
         _run(schedule.merge, kinds, parts, schedule.parts, mean, rstd, correction, target, eps)
         _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, eps)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from . import functional
+from .autograd import unwatched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Whether the kernel that updates the running statistics can count the batch, which saves a launch."""
         return (
             self.momentum is not None
-            and functional.uses_kernels(input)
+            and unwatched(input)
             and _parameter(self, "running_mean") is not None
             and input.numel() > 0
             and batches.dtype == torch.int64

@@ -1,0 +1,261 @@
+"""Derivatives of any order and in any mode, and `torch.func`: as far as PyTorch's own norms go, with its results."""
+
+import warnings
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+
+import normtriton as nt
+from normtriton import launch
+from normtriton.autograd import Call, normalize
+from normtriton.norms import Norm
+from normtriton.schedule import Problem
+
+F = torch.nn.functional
+
+
+def given(*sizes, seed=0):
+    """Numbers in float64."""
+    return torch.randn(*sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+MEAN, VAR = given(4, seed=1), given(4, seed=2).exp()
+#: ours and PyTorch's of (x, weight, bias), and the shapes of x and of the parameters
+NORMS = {
+    "batch": (lambda f, x, w, b: f.batch_norm(x, None, None, w, b, True), (3, 4, 2), (4,)),
+    "batch-evaluating": (lambda f, x, w, b: f.batch_norm(x, MEAN, VAR, w, b), (2, 4, 2), (4,)),
+    "instance": (lambda f, x, w, b: f.instance_norm(x, None, None, w, b), (2, 4, 3), (4,)),
+    "group": (lambda f, x, w, b: f.group_norm(x, 2, w, b), (2, 4, 2), (4,)),
+    "layer": (lambda f, x, w, b: f.layer_norm(x, (4,), w, b), (3, 4), (4,)),
+    "rms": (lambda f, x, w, _b: f.rms_norm(x, (4,), w, 1e-5), (3, 4), (4,)),
+}
+each_norm = pytest.mark.parametrize("name", NORMS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forward_ad_is_loaded():
+    """PyTorch's first dual number loads decompositions by a deprecated way of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with torch.autograd.forward_ad.dual_level():
+            torch.autograd.forward_ad.make_dual(torch.ones(1), torch.ones(1))
+
+
+def arguments(name, *, batch=None):
+    """x, weight, bias of a norm, with a batch of calls in front of those named."""
+    _call, shape, features = NORMS[name]
+    sizes = {"x": shape, "weight": features, "bias": features}
+    return [
+        given(*((5,) if key in (batch or ()) else ()), *size, seed=i) for i, (key, size) in enumerate(sizes.items())
+    ]
+
+
+def both(name):
+    """The norm as ours and as PyTorch's, of (x, weight, bias)."""
+    call = NORMS[name][0]
+    return lambda *args: call(nt, *args), lambda *args: call(F, *args)
+
+
+def agree(got, want):
+    """Equal but for float64's rounding."""
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@each_norm
+def test_first_and_second_derivatives(name):
+    """Reverse, forward, forward over reverse, and either for a batch of directions, against finite differences."""
+    ours, _theirs = both(name)
+    inputs = [t.requires_grad_() for t in arguments(name)][: 2 if name == "rms" else 3]
+    call = (lambda x, w: ours(x, w, None)) if name == "rms" else ours
+    assert gradcheck(
+        call, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True, fast_mode=True
+    )
+    assert gradgradcheck(call, inputs, check_fwd_over_rev=True, check_batched_grad=True, fast_mode=True)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "sliced"])
+def test_second_derivatives_in_other_layouts(layout):
+    """Group norm without parameters, where x, dy and their gradients have strides."""
+    x = given(2, 4, 2, 3)
+    x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else given(2, 8, 2, 3)[:, ::2]
+    assert gradgradcheck(lambda x: nt.group_norm(x, 2), x.detach().requires_grad_(), fast_mode=True)
+
+
+def by_the_textbook(name, x, weight, bias):
+    """The norm composed of PyTorch's operations."""
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+    if name == "batch-evaluating":
+        mean, var = MEAN.reshape(shape), VAR.reshape(shape)
+        view = x
+    else:
+        dims = {"batch": (0, 2), "group": (2, 3)}.get(name, (-1,))
+        view = x.reshape(2, 2, 2, 2) if name == "group" else x
+        mean = view.mean(dims, keepdim=True) if name != "rms" else 0.0
+        var = ((view - mean) ** 2).mean(dims, keepdim=True)
+    y = ((view - mean) / (var + 1e-5).sqrt()).reshape(x.shape) * weight.reshape(shape)
+    return y if name == "rms" else y + bias.reshape(shape)
+
+
+@each_norm
+def test_third_derivatives(name):
+    """Every part has derivatives again. PyTorch 2.13 itself is wrong here for batch, instance and layer norm."""
+    results = []
+    for norm in (both(name)[0], lambda *args: by_the_textbook(name, *args)):
+        x, weight, bias = (t.requires_grad_() for t in arguments(name))
+        total = norm(x, weight, bias).sin().sum()
+        for _ in range(3):
+            (slope,) = torch.autograd.grad(total, x, create_graph=True)
+            total = (slope * given(*x.shape, seed=7)).sum()
+        results.append(slope)
+    agree(*results)
+
+
+@each_norm
+def test_double_backward_in_half_precision(name):
+    """A penalty on the gradient trains in bfloat16 too."""
+    results = []
+    for norm, dtype in zip(both(name), (torch.bfloat16, torch.float64), strict=True):
+        x, weight, bias = (t.bfloat16().to(dtype).requires_grad_() for t in arguments(name))
+        dy = given(*x.shape, seed=8).bfloat16().to(dtype)
+        if name == "batch-evaluating":
+            y = (nt if dtype == torch.bfloat16 else F).batch_norm(x, MEAN.to(dtype), VAR.to(dtype), weight, bias)
+        else:
+            y = norm(x, weight, bias)
+        (slope,) = torch.autograd.grad(y, x, dy, create_graph=True)
+        (slope * given(*x.shape, seed=9).bfloat16().to(dtype)).sum().backward()
+        results.append([weight.grad] if x.grad is None else [x.grad, weight.grad])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=0.05, atol=0.05 * want.abs().max().item())
+
+
+@each_norm
+@pytest.mark.parametrize("batch", ["x", "weight", "x weight", "x weight bias"])
+def test_vmap(name, batch):
+    """A batch of calls is one call with one more axis, whichever of its arguments are batched."""
+    args = arguments(name, batch=batch.split())
+    dims = tuple(0 if key in batch.split() else None for key in ("x", "weight", "bias"))
+    ours, theirs = both(name)
+    got, want = (vmap(norm, in_dims=dims)(*args) for norm in (ours, theirs))
+    agree(got, want)
+
+
+def test_vmap_along_another_dimension_and_twice():
+    """The batch may lie anywhere, and there may be two."""
+    x = given(4, 5, 6)
+    agree(vmap(lambda t: nt.layer_norm(t, (6,)), in_dims=1, out_dims=1)(x), F.layer_norm(x, (6,)))
+    nested = vmap(vmap(lambda t: nt.rms_norm(t, (6,), eps=1e-5)))(x)
+    agree(nested, F.rms_norm(x, (6,), eps=1e-5))
+
+
+@each_norm
+def test_gradients_of_each_sample(name):
+    """Per-sample gradients, vmap of grad: every call has its own gradients of shared parameters."""
+    args = arguments(name, batch=["x"])
+    results = [
+        vmap(grad(lambda x, w, b, norm=norm: norm(x, w, b).sin().sum(), argnums=(0, 1)), in_dims=(0, None, None))(*args)
+        for norm in both(name)
+    ]
+    agree(*results)
+
+
+@each_norm
+def test_jvp_jacobians_hessian(name):
+    """Forward mode, both Jacobians and forward over reverse."""
+    x, weight, bias = arguments(name)
+    ours, theirs = both(name)
+    tangents = tuple(given(*t.shape, seed=20 + i) for i, t in enumerate((x, weight, bias)))
+    agree(jvp(ours, (x, weight, bias), tangents), jvp(theirs, (x, weight, bias), tangents))
+    agree(jacfwd(ours)(x, weight, bias), jacrev(theirs)(x, weight, bias))
+    agree(jacrev(ours)(x, weight, bias), jacfwd(theirs)(x, weight, bias))
+
+    def loss(norm):
+        return lambda w: norm(x, w, bias).sin().sum()
+
+    agree(hessian(loss(ours))(weight), hessian(loss(theirs))(weight))
+    small = x[:2, ..., :2] if name in ("batch", "instance", "group") else x[:1]
+    agree(
+        hessian(lambda t: ours(t, weight, bias).sin().sum())(small),
+        hessian(lambda t: theirs(t, weight, bias).sin().sum())(small),
+    )
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "instance_norm"])
+def test_running_statistics_under_vmap(norm):
+    """Each call updates its own; those that calls share are refused, as by PyTorch, and stay as they are."""
+    x = given(5, 3, 4, 2)
+    results = []
+    for functions in (nt, F):
+        mean, var = given(5, 4, seed=1), given(5, 4, seed=2).exp()
+        y = vmap(lambda *args, f=functions: getattr(f, norm)(*args, None, None, True))(x, mean, var)
+        results.append((y, mean, var))
+    agree(*results)
+
+    mean, var = MEAN.clone(), VAR.clone()
+    with pytest.raises(RuntimeError):
+        vmap(lambda x: getattr(nt, norm)(x, mean, var, None, None, True))(x)
+    assert torch.equal(mean, MEAN)
+    assert torch.equal(var, VAR)
+
+
+def test_given_statistics_under_vmap():
+    """In evaluation every call may have its own statistics."""
+    x, mean, var = given(5, 3, 4, 2), given(5, 4, seed=1), given(5, 4, seed=2).exp()
+    weight = given(4, seed=3)
+    got, want = (vmap(lambda *args, f=f: f.batch_norm(*args, weight))(x, mean, var) for f in (nt, F))
+    agree(got, want)
+
+
+def test_running_statistics_under_grad():
+    """A step in functions' style: parameters and buffers are arguments, and the statistics are updated once."""
+    results = []
+    for kind in (nt.BatchNorm1d, torch.nn.BatchNorm1d):
+        module = kind(4).double()
+
+        def loss(parameters, buffers, module=module):
+            return functional_call(module, (parameters, buffers), (given(3, 4, 2),)).sin().sum(), buffers
+
+        results.append(grad(loss, has_aux=True)(dict(module.named_parameters()), dict(module.named_buffers())))
+    agree(*results)
+
+
+def test_a_jacobian_vectorized_by_autograd():
+    """`torch.autograd.functional` batches by a vmap that autograd functions cannot see through."""
+    x = given(3, 4)
+    got, want = (
+        torch.autograd.functional.jacobian(lambda t, f=f: f.layer_norm(t, (4,)), x, vectorize=True) for f in (nt, F)
+    )
+    agree(got, want)
+
+
+def test_a_norm_of_ones_own():
+    """Layer norm over channels goes through transforms by its axes alone."""
+    over_channels = Norm("n c *s", over="c", affine="c")
+
+    def norm(x, weight):
+        return normalize(x, weight, None, Call(Problem(over_channels, tuple(x.shape)), launch.exact_pair(1e-5)))
+
+    def want(x, weight):
+        return F.layer_norm(x.movedim(1, -1), (4,), weight).movedim(-1, 1)
+
+    x, weight = given(5, 2, 4, 3), given(5, 4, seed=1)
+    agree(vmap(norm)(x, weight), vmap(want)(x, weight))
+    assert gradgradcheck(norm, (x[0].requires_grad_(), weight[0].requires_grad_()), fast_mode=True)
+
+
+def test_no_work_for_what_wants_no_gradient(monkeypatch):
+    """Frozen parameters and a frozen input cost nothing, in a second derivative neither."""
+    asked = []
+    real = launch.backward
+    monkeypatch.setattr(launch, "backward", lambda *args: asked.append(args[8]) or real(*args))
+    x, weight = given(3, 4).requires_grad_(), given(4, seed=1)
+    y = nt.layer_norm(x, (4,), weight)
+    (slope,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+    slope.sum().backward()
+    assert asked
+    assert all(wants == (True, None, None) for wants in asked)
+    asked.clear()
+    weight.requires_grad_()
+    nt.layer_norm(x.detach(), (4,), weight).sum().backward()
+    assert asked == [(False, torch.float64, None)]
