@@ -266,6 +266,20 @@ def test_autocast_on_a_cpu():
         assert nt.layer_norm(torch.randn(4, 6).bfloat16(), (6,)).dtype == torch.bfloat16
 
 
+def test_a_scaled_loss():
+    """float16 with a scaler: the step is the one without."""
+    weights = []
+    for scaler in (torch.amp.GradScaler("cpu", init_scale=1024.0), torch.amp.GradScaler("cpu", enabled=False)):
+        module = build("layer")
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        y = module(torch.linspace(-1, 2, 72).reshape(4, 3, 6).square().half())
+        scaler.scale(y.float().square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        weights.append(module.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpoint(reentrant):
     """Recomputed in the backward pass, with the same gradients."""
