@@ -105,6 +105,20 @@ def test_compiled(name, training):
     assert counter.frame_count <= 2
 
 
+@each_module
+def test_compiled_once_for_all_sizes(name):
+    """Told that sizes change, a compiler is done after the first."""
+    torch._dynamo.reset()
+    module, counter = build(name, training=False), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter, dynamic=True)
+    compiled(torch.randn(MODULES[name][1][0]))
+    first = counter.frame_count  # 2 with an eps: a compiler starts over once it has learnt that a number is fixed
+    for shape in MODULES[name][1]:
+        x = torch.randn(shape)
+        assert torch.equal(compiled(x), module(x))
+    assert counter.frame_count == first
+
+
 def test_compiled_with_a_cumulative_average():
     """Not one graph, but the same numbers."""
     torch._dynamo.reset()
