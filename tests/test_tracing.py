@@ -29,7 +29,7 @@ MODULES = {
         lambda: nt.InstanceNorm1d(3, affine=True, track_running_stats=True),
         [(2, 3, 4), (3, 3, 5), (4, 3, 7)],
     ),
-    "batch": (lambda: nt.BatchNorm2d(3), [(2, 3, 4, 5), (3, 3, 2, 5), (4, 3, 6, 2)]),
+    "batch": (lambda: nt.BatchNorm2d(3), [(2, 3, 4, 5), (3, 3, 2, 7), (4, 3, 6, 2)]),
     "batch-averaging": (lambda: nt.BatchNorm1d(3, momentum=None), [(2, 3, 4), (3, 3, 5), (4, 3, 7)]),
     "batch-untracked": (lambda: nt.BatchNorm1d(3, track_running_stats=False), [(4, 3), (5, 3), (9, 3)]),
 }
