@@ -1,5 +1,6 @@
 # make demo    train with torch.nn's norms and with these, side by side
 # make test    lint, types, kernels interpreted, kernels compiled; no GPU needed
+# make results measure what needs no GPU, and the tables of README.md and docs/results.md
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -14,10 +15,13 @@ MATRIX := 3.6.0 3.7.1 3.8.0 3.9.0
 SMOKE := tests/test_norms.py -k branch_of_the_plan
 SMOKE_COMPILED := tests/test_compile.py -k "real and sm_90 and bfloat16 and (layer or 320)"
 
-.PHONY: demo test test-interpreted test-compiled test-matrix smoke lint clean
+.PHONY: demo results test test-interpreted test-compiled test-matrix smoke lint clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
+
+results: .venv/test
+	$(BIN)/python -m normtriton.perf.results
 
 test: lint test-interpreted test-compiled
 

@@ -221,7 +221,7 @@ def _python(function: Any) -> Callable[..., Any]:
 
 
 @contextmanager
-def _swapped(*changes: tuple[Any, str, Any]) -> Iterator[None]:
+def swapped(*changes: tuple[Any, str, Any]) -> Iterator[None]:
     """Attributes set for a while."""
     before = [(where, name, getattr(where, name)) for where, name, _value in changes]
     for where, name, value in changes:
@@ -240,7 +240,7 @@ def _address_mode(builder: AddressBuilder) -> Iterator[None]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _python(self.fn)(*args, **kwargs)
 
-    with _swapped(
+    with swapped(
         (interpreter, "interpreter_builder", builder),
         (interpreter, "interpreter_semantic", interpreter.TritonSemantic(builder)),
         (interpreter, "ReduceOps", _Reduce),

@@ -1,9 +1,7 @@
 """What a GPU would run, without one: compile a launch for a real target and read registers, spills and access widths.
 
-    python -m normtriton.perf.codegen
-
-compiles the launches that a list of real shapes asks for and prints what it reads. The compiler is Triton's own; the
-assembler and the tools that read its output come with the triton package. Not under TRITON_INTERPRET=1.
+The compiler is Triton's own; the assembler and the tools that read its output come with the triton package. Not under
+TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -11,8 +9,9 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +25,7 @@ from normtriton import launch
 from normtriton.plan import Device
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from normtriton.autograd import Call
     from normtriton.schedule import Launch
@@ -43,6 +42,14 @@ TARGETS = {
 #: What plans are made for unless another device is named.
 H100 = Device(132)
 H100_CLUSTERS = Device(132, clusters=True)
+
+#: The device that a target's results are planned for, by name: A100, H100, B200 and MI300X.
+PLANNED_FOR = {
+    "sm_80": ("A100", Device(108)),
+    "sm_90": ("H100", H100_CLUSTERS),
+    "sm_100": ("B200", Device(148, clusters=True)),
+    "gfx942": ("MI300X", Device(304)),
+}
 
 
 class Code(NamedTuple):
@@ -124,12 +131,12 @@ class _Driver:
         return 0
 
 
-def _mock(value: Any) -> Any:
+def mock(value: Any) -> Any:
     """An argument without its tensors: their dtype, at an aligned address."""
     if isinstance(value, torch.Tensor):
         return MockTensor(value.dtype)
     if isinstance(value, tuple):
-        items = [_mock(item) for item in value]
+        items = [mock(item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value
 
@@ -154,7 +161,7 @@ def compile_launch(recorded: Recorded, target: str) -> Any:
     step = recorded.launch
     with pretending(target):
         return launch.KERNELS[step.kernel].warmup(
-            *map(_mock, recorded.args), *launch.constants(step), grid=step.grid, **_options(step, target)
+            *map(mock, recorded.args), *launch.constants(step), grid=step.grid, **_options(step, target)
         )
 
 
@@ -165,7 +172,7 @@ def compile_key(recorded: Recorded, target: str) -> tuple[str, str]:
     with pretending(target) as device:
         _kernels, keys, _target, _backend, binder = kernel.device_caches[device.get_current_device()]
         _bound, specialization, options = binder(
-            *map(_mock, recorded.args), *launch.constants(step), debug=False, **_options(step, target)
+            *map(mock, recorded.args), *launch.constants(step), debug=False, **_options(step, target)
         )
     return step.kernel, compute_cache_key(keys, specialization, options)
 
@@ -173,6 +180,59 @@ def compile_key(recorded: Recorded, target: str) -> tuple[str, str]:
 def read_code(kernel: Any) -> Code:
     """Read the facts out of a compiled kernel."""
     return _read_nvidia(kernel) if "cubin" in kernel.asm else _read_amd(kernel)
+
+
+def flat(tree: Any) -> list[Any]:
+    """The leaves of nested tuples."""
+    return [leaf for item in tree for leaf in flat(item)] if isinstance(tree, tuple | list) else [tree]
+
+
+def tensor_accesses(kernel: Any, args: Sequence[Any], numel: int) -> Counter[int]:
+    """How many instructions access tensors of at least so many elements with how many bytes each; NVIDIA only.
+
+    Read from PTX: an address belongs to the parameters that any of its registers was computed from.
+
+    Args:
+        kernel: compiled.
+        args: the launch's arguments in the order of the kernel's parameters, or the first of them.
+        numel: elements; statistics and parameters have fewer.
+    """
+    kinds = flat(tuple(kernel.src.signature.values()))
+    given = [arg for arg, kind in zip(flat(tuple(args)), kinds, strict=False) if kind != "constexpr"]
+    large = {i for i, arg in enumerate(given) if isinstance(arg, torch.Tensor) and arg.numel() >= numel}
+    origins: defaultdict[str, set[int]] = defaultdict(set)
+    accesses: list[tuple[str, str]] = []
+    flows: list[tuple[str, list[str]]] = []
+    for line in kernel.asm["ptx"].splitlines():
+        access = re.search(r"\b(?:ld|st)\.global\S*?((?:\.v\d)?\.[busf]\d+)\s.*\[\s*(%rd\d+)", line)
+        parameter = re.search(r"ld\.param\.\S+\s+(%rd\d+), \[\w+_param_(\d+)\]", line)
+        if access:
+            accesses.append((access[1], access[2]))
+        elif parameter:
+            origins[parameter[1]].add(int(parameter[2]))
+        else:
+            registers = re.findall(r"%rd\d+", line)
+            if len(registers) > 1:
+                flows.append((registers[0], registers[1:]))
+    size = -1
+    while size != (size := sum(map(len, origins.values()))):  # loops carry addresses around
+        for to, sources in flows:
+            origins[to].update(*(origins[source] for source in sources))
+    found: Counter[int] = Counter()
+    for width, address in accesses:
+        if origins[address] & large:
+            found[prod(map(int, re.findall(r"\d+", width))) // 8] += 1
+    return found
+
+
+def facts(kernel: Any, name: str, args: Sequence[Any], numel: int) -> dict[str, Any]:
+    """What is recorded of one compiled kernel: `Code` by name, and the bytes of accesses to large tensors if known."""
+    widths = {"tensors": tensor_accesses(kernel, args, numel)} if "ptx" in kernel.asm else {}
+    code = read_code(kernel)._asdict() | widths
+    return {"kernel": name} | {
+        key: {str(k): n for k, n in sorted(value.items())} if isinstance(value, Counter) else value
+        for key, value in code.items()
+    }
 
 
 def _tool(name: str) -> str:
@@ -249,21 +309,3 @@ def _read_amd(kernel: Any) -> Code:
         cluster_barriers=0,
         instructions=len(code),
     )
-
-
-def main() -> None:
-    """Print a row for every launch of every shape."""
-    from .shapes import CASES, make  # noqa: PLC0415  shapes imports the library's functions, which codegen does not need
-
-    for case in CASES:
-        for dtype in (torch.bfloat16, torch.float32):
-            for memory_format in (torch.contiguous_format, torch.channels_last)[: 1 + (len(case.shape) == 4)]:
-                for direction, launches in launches_of(*make(case, dtype, memory_format)).items():
-                    for recorded in launches:
-                        code = read_code(compile_launch(recorded, "sm_90"))
-                        what = f"{case.name} {str(dtype)[6:]} {str(memory_format)[6:]} {direction}"
-                        print(what, recorded.launch.kernel, recorded.launch.plan.stage, code)  # noqa: T201  a report
-
-
-if __name__ == "__main__":
-    main()

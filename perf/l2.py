@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
+from normtriton.plan import Device
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -36,6 +38,7 @@ class Machine(NamedTuple):
         l2: bytes of the second-level cache.
         warps: warps that are resident on a multiprocessor.
         programs: programs (thread blocks) that are, at most.
+        clusters: whether programs can form clusters.
     """
 
     name: str
@@ -43,6 +46,12 @@ class Machine(NamedTuple):
     l2: int
     warps: int = 64
     programs: int = 32
+    clusters: bool = True
+
+    @property
+    def device(self) -> Device:
+        """What plans depend on of it."""
+        return Device(self.sms, self.clusters)
 
     def slots(self, num_warps: int, ctas: int = 1) -> int:
         """Programs resident at once, from their warps alone: registers may allow fewer."""
@@ -55,7 +64,7 @@ class Machine(NamedTuple):
 
 
 H100 = Machine("H100", 132, 50 << 20)
-A100 = Machine("A100", 108, 40 << 20)
+A100 = Machine("A100", 108, 40 << 20, clusters=False)
 MACHINES = {"H100": H100, "A100": A100}
 
 

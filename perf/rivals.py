@@ -1,45 +1,72 @@
-"""The traffic of other libraries' norms, measured as ours are; for a library that is not installed it says so.
+"""Other libraries' norms, measured as ours are; for a library that is not installed it says so.
 
     pip install torch==2.13.0 triton==3.9.0
     pip install --no-deps liger-kernel flag-gems packaging PyYAML sqlalchemy
-    python -m normtriton.perf.rivals [--dtype bfloat16] [--machine H100] [--select NAME]
+    python -m normtriton.perf.results --rivals
 
 Their own Python code runs, on tensors without memory that say they are on a GPU; their launches go to
-`normtriton.perf.traffic`, and PyTorch's operations in between (copies to contiguous, sums, casts) are charged with
-whole tensors read and written. Where a library times several configurations, the middle one of its list is taken.
-Parameters have x's dtype, as FlagGems saves statistics in it. All figures are simulated.
+`normtriton.perf.traffic` or are compiled. PyTorch's operations in between (copies to contiguous, sums, casts) are
+charged with whole tensors read and written; their code is not looked at. Where a library times several configurations,
+the middle one of its list is taken. Parameters have x's dtype, as FlagGems saves statistics in it. All figures are
+simulated.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import inspect
 import os
+import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
+from math import prod
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
-from .addresses import _swapped
-from .l2 import MACHINES, Machine
-from .shapes import CASES, Case
-from .traffic import SCALES, Pass, Traffic, distinct_bytes, layouts, scaled
+from .addresses import swapped
+from .codegen import facts, mock, pretending
+from .l2 import H100, MACHINES
+from .traffic import Pass, distinct_bytes, fraction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .shapes import Case, Cell
+
 _GPU = torch.device("cuda", 0)
+_compile = JITFunction.run
+DIRECTIONS = ("forward", "backward")
 
 #: Operations that move nothing.
 _FREE = ("empty", "new_empty", "detach", "_local_scalar_dense", "sym_", "is_")
+
+
+class Compiling:
+    """Compiles the launches of one pass for a target, and keeps the facts of the code."""
+
+    def __init__(self, target: str, numel: int) -> None:
+        """``numel``: elements of the tensors whose accesses are of interest."""
+        self.target, self.numel = target, numel
+        self.machine = H100
+        self.kernels: list[dict[str, Any]] = []
+
+    def launch(self, kernel: Any, args: tuple[Any, ...], grid: Any, **options: Any) -> None:
+        """Compile one launch of any `@triton.jit` kernel."""
+        given = {name: mock(value) for name, value in options.items()}
+        with pretending(self.target), swapped((JITFunction, "run", _compile)):
+            compiled = _compile(kernel, *map(mock, args), grid=grid, warmup=True, **given)
+        values = dict(zip(kernel.arg_names, args, strict=False)) | options
+        ordered = [values.get(name) for name in kernel.arg_names]
+        self.kernels.append(facts(compiled, kernel.fn.__name__, ordered, self.numel))
+
+    def stream(self, _name: str, _read: Any, _written: Any) -> None:
+        """PyTorch's operations are not compiled here."""
 
 
 class _OnGpu(TorchFunctionMode):
@@ -59,7 +86,7 @@ class _OnGpu(TorchFunctionMode):
 class _Charge(TorchDispatchMode):
     """Charge PyTorch's operations to a pass."""
 
-    def __init__(self, here: Pass) -> None:
+    def __init__(self, here: Pass | Compiling) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.here = here
 
@@ -80,19 +107,18 @@ class _Charge(TorchDispatchMode):
 
 
 @contextmanager
-def recording(here: Pass) -> Iterator[None]:
-    """Every launch of a jitted kernel, and every operation of PyTorch's, goes to a pass."""
+def recording(here: Pass | Compiling) -> Iterator[None]:
+    """Every launch of a jitted kernel, and every operation of PyTorch's, goes to a pass or is compiled."""
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
         assert not warmup
-        names = set(self.arg_names)
-        given = {name: value for name, value in kwargs.items() if name in names}
+        given = dict(kwargs)
         defaults = inspect.signature(self.fn).parameters
         for name in self.arg_names[len(args) :]:
             if name not in given and defaults[name].default is not inspect.Parameter.empty:
                 given[name] = defaults[name].default
         with _without(modes):
-            here.launch(self, args, grid, kwargs.get("num_warps", 4), **given)
+            here.launch(self, args, grid, **given)
 
     def tune(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = self.configs[len(self.configs) // 2]
@@ -118,7 +144,7 @@ def recording(here: Pass) -> Iterator[None]:
     if entry is not None:
         changes.append((entry, "run", lambda self, *args, **kwargs: self.fn.run(*args, **kwargs)))
     modes = (_OnGpu(), _Charge(here))
-    with _swapped(*changes), modes[0], modes[1]:
+    with swapped(*changes), modes[0], modes[1]:
         yield
 
 
@@ -145,15 +171,19 @@ def _unchanged(first: Any, *_others: Any, **_options: Any) -> Any:
 _unchanged.__module__ = "triton.language.extra.libdevice"  # Triton asks whether it may stand in a kernel
 
 
-def prepare() -> None:
-    """Import the libraries as on a machine with a GPU; mathematical functions of a GPU's own library become nothing."""
+def prepare(*, addresses: bool) -> None:
+    """Import the libraries as on a machine with a GPU.
+
+    For ``addresses`` mathematical functions of a GPU's own library become nothing; for compiling they are as they are.
+    """
     for name in ("triton.language.extra.libdevice", "triton.language.extra.cuda.libdevice"):
         library = importlib.import_module(name)
-        for function in dir(library):
+        for function in dir(library) if addresses else ():
             if not function.startswith("_") and inspect.isfunction(getattr(library, function)):
                 setattr(library, function, _unchanged)
     os.environ.setdefault("GEMS_VENDOR", "nvidia")
-    with _swapped(
+    warnings.simplefilter("ignore")  # what Triton has to say of their kernels is theirs to hear
+    with swapped(
         (torch.cuda, "is_available", lambda: True),
         (torch.cuda, "device_count", lambda: 1),
         (torch.cuda, "current_device", lambda: 0),
@@ -162,14 +192,6 @@ def prepare() -> None:
     ):
         for name in ("liger_kernel.ops", "flag_gems", "flag_gems.fused.instance_norm"):
             _module(name)
-
-
-class Rival(NamedTuple):
-    """One norm of one library: x, weight, bias, dy and the case to (forward's results, a function to the gradients)."""
-
-    library: str
-    norm: str
-    run: Callable[..., tuple[Any, Callable[[], Any]]]
 
 
 def _liger(norm: str) -> Callable[..., tuple[Any, Callable[[], Any]]]:
@@ -219,10 +241,8 @@ def _gems(norm: str) -> Callable[..., tuple[Any, Callable[[], Any]]]:
     return run
 
 
-RIVALS = (
-    *(Rival("liger-kernel", norm, _liger(norm)) for norm in ("layer", "rms", "group")),
-    *(Rival("flag-gems", norm, _gems(norm)) for norm in ("layer", "rms", "group", "batch", "instance")),
-)
+RUNS = {"liger-kernel": _liger, "flag-gems": _gems}
+MISSING = "not installed"
 
 
 def version(library: str) -> str:
@@ -230,72 +250,41 @@ def version(library: str) -> str:
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return MISSING
 
 
-def measure(
-    rival: Rival, case: Case, dtype: torch.dtype, layout: torch.memory_format, machine: Machine
-) -> dict[str, Traffic]:
-    """{"forward": ..., "backward": ...} of a case."""
+def follow(
+    library: str, case: Case, dtype: torch.dtype, layout: torch.memory_format, forward: Any, backward: Any
+) -> dict[str, int]:
+    """Send a case's launches to a recorder for each direction, `Pass` or `Compiling`; returns the compulsory bytes."""
     x, dy = (torch.empty(case.shape, dtype=dtype, device="meta").contiguous(memory_format=layout) for _ in range(2))
     features = case.shape[-1] if case.norm in ("layer", "rms") else case.shape[1]
     w, b = (torch.empty(features, dtype=dtype, device="meta") for _ in range(2))
     parameters = distinct_bytes(w) if case.norm == "rms" else distinct_bytes(w, b)
     running = 16 * features if case.norm == "batch" else 0
-    forward, backward = Pass(machine), Pass(machine)
     with recording(forward):
-        _y, gradients = rival.run(x, w, b, dy, case)
+        _y, gradients = RUNS[library](case.norm)(x, w, b, dy, case)
     with recording(backward):
         gradients()
     return {
-        "forward": forward.end(distinct_bytes(x, x) + parameters + running),
-        "backward": backward.end(distinct_bytes(x, x, x, w) + parameters),
+        "forward": distinct_bytes(x, x) + parameters + running,
+        "backward": distinct_bytes(x, x, x, w) + parameters,
     }
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--machine", choices=MACHINES, default="H100")
-    parser.add_argument("--select", default="", help="only cases whose name contains this")
-    chosen = parser.parse_args()
-    prepare()
-    machine = MACHINES[chosen.machine]
-    names = sorted({rival.library for rival in RIVALS})
-    print(  # noqa: T201  a report, here and below
-        f"Simulated, not run on a GPU: {', '.join(f'{name} {version(name)}' for name in names)}, addresses from Triton "
-        f"{triton.__version__}'s interpreter, {chosen.dtype}, {machine.sms} multiprocessors and {machine.l2 >> 20} MB "
-        f"of L2 (the {machine.name}'s). 1/k: k times fewer samples, multiprocessors and bytes of L2. Launches: of "
-        f"Triton kernels + of PyTorch's.\n"
-    )
-    heads = ("shape", "scale", "layout", "direction", "library", "launches", "live x", "request x", "dram x")
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")  # noqa: T201
-    for case in CASES:
-        if chosen.select not in case.name:
-            continue
-        by = SCALES.get(case.name, 1)
-        for layout in layouts(case):
-            for rival in (r for r in RIVALS if r.norm == case.norm and version(r.library) != "not installed"):
-                where = (case.name, f"1/{by}", str(layout)[6:].replace("_format", ""))
-                try:
-                    dtype = getattr(torch, chosen.dtype)
-                    found = measure(rival, scaled(case, by), dtype, layout, machine.scaled(by))
-                except Exception as error:  # noqa: BLE001  a rival's failure is a result
-                    cause: BaseException = error
-                    while cause.__cause__ is not None:
-                        cause = cause.__cause__
-                    why = " ".join(str(cause).split())[:80].replace("|", "/")
-                    print(f"| {' | '.join((*where, '', rival.library, f'not measured: {why}'))} | | | |", flush=True)  # noqa: T201
-                    continue
-                for direction, traffic in found.items():
-                    own = sum(step.pytorch for step in traffic.steps)
-                    cells = (
-                        *where, direction, rival.library, f"{len(traffic.steps) - own}+{own}",
-                        *(f"{v:.2f}" for v in (traffic.live, traffic.request, traffic.x_dram)),
-                    )  # fmt: skip
-                    print(f"| {' | '.join(map(str, cells))} |", flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+def figures(library: str, instrument: str, machine: str, cell: Cell) -> dict[str, dict[str, Any]]:
+    """Measure a cell as `normtriton.perf.results` does ours: {"forward": ..., "backward": ...}."""
+    case, dtype, layout = cell.case, *cell.options
+    if instrument == "code":
+        numel = prod(case.shape)
+        codes = Compiling(machine, numel), Compiling(machine, numel)
+        follow(library, case, dtype, layout, *codes)
+        return {direction: {"kernels": code.kernels} for direction, code in zip(DIRECTIONS, codes, strict=True)}
+    small, by = fraction(case, dtype, layout, MACHINES[machine])
+    passes = Pass(MACHINES[machine].scaled(by)), Pass(MACHINES[machine].scaled(by))
+    compulsory = follow(library, small, dtype, layout, *passes)
+    found = {}
+    for direction, one in zip(DIRECTIONS, passes, strict=True):
+        own = sum(step.pytorch for step in one.steps)
+        found[direction] = {"part": by, "pytorch": own, **one.end(compulsory[direction]).figures()}
+    return found

@@ -1,4 +1,4 @@
-"""Real shapes, shared by tests and reports."""
+"""Real shapes, shared by tests and reports, and the cells that are made of them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from normtriton import functional
+from normtriton.explain import backward_direction, forward_direction
+
+from .codegen import Recorded, launches_of
 
 if TYPE_CHECKING:
     from normtriton.autograd import Call
+    from normtriton.plan import Device
 
 
 class Case(NamedTuple):
@@ -47,6 +51,39 @@ CASES = (
     Case("batch", (1024, 256)),
 )
 
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = ("bfloat16", "float32")
+
+#: The norms that other libraries offer in Triton.
+OFFERED = {
+    "liger-kernel": ("layer", "rms", "group"),
+    "flag-gems": ("layer", "rms", "group", "batch", "instance"),
+}
+
+
+class Cell(NamedTuple):
+    """A case in one of `LAYOUTS` and one of `DTYPES`, by name."""
+
+    case: Case
+    layout: str
+    dtype: str
+
+    @property
+    def options(self) -> tuple[torch.dtype, torch.memory_format]:
+        """The dtype and the memory format of x."""
+        return getattr(torch, self.dtype), LAYOUTS[self.layout]
+
+
+def cells() -> list[Cell]:
+    """Every case in every layout that its input can have, in every dtype."""
+    return [
+        Cell(case, layout, dtype)
+        for dtype in DTYPES
+        for case in CASES
+        for layout in LAYOUTS
+        if layout == "contiguous" or len(case.shape) == 4
+    ]
+
 
 def make(case: Case, dtype: torch.dtype, memory_format: torch.memory_format, device: str = "meta") -> tuple:  # type: ignore[type-arg]
     """(call, x, weight, bias) of a case, in training, parameters float32, batch norm with running statistics."""
@@ -69,3 +106,24 @@ def make(case: Case, dtype: torch.dtype, memory_format: torch.memory_format, dev
         batches = torch.zeros((), dtype=torch.int64, device=device)
         call = functional.batch_norm_call(x, mean, var, weight, bias, True, 0.1, 1e-5, batches)
     return call, x, weight, bias
+
+
+class Planned(NamedTuple):
+    """A case as a device would run it: the checked call and its tensors, and by direction the strategy and launches."""
+
+    call: Call
+    x: torch.Tensor
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    strategies: dict[str, str]
+    launches: dict[str, list[Recorded]]
+
+
+def planned(case: Case, dtype: torch.dtype, memory_format: torch.memory_format, device: Device) -> Planned:
+    """Plan a case for a device, forward and backward."""
+    call, x, weight, bias = make(case, dtype, memory_format)
+    strategies = {
+        "forward": forward_direction(call, x, weight, bias, device).schedule.strategy,
+        "backward": backward_direction(call, x, weight, bias, device).schedule.strategy,
+    }
+    return Planned(call, x, weight, bias, strategies, launches_of(call, x, weight, bias, device))

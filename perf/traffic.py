@@ -1,56 +1,43 @@
 """What the kernels ask of memory, measured without a GPU: every access of every program, and a model of the L2 cache.
 
-    python -m normtriton.perf.traffic [--dtype bfloat16] [--machine H100] [--no-clusters] [--select NAME] [--full]
-
-runs the launches that a GPU's plan asks for in Triton's interpreter, addresses only (`normtriton.perf.addresses`), and
-prints a Markdown table. All figures are simulated; "x" is bytes over the compulsory bytes: each input read once, each
-result written once (x, weight and bias, y; backward dy, x and weight, dx, dweight and dbias).
+`measure` runs the launches that a GPU's plan asks for in Triton's interpreter, addresses only
+(`normtriton.perf.addresses`). All figures are simulated; "x" is bytes over the compulsory bytes: each input read once,
+each result written once (x, weight and bias, y; backward dy, x and weight, dx, dweight and dbias).
 
     live      bytes that unmasked lanes ask for, parameters read again by every program included
     request   bytes of the 32-byte sectors that each tile access touches: near live if accesses are coalesced
     dram      bytes between memory and the L2 of `normtriton.perf.l2`, empty when a pass starts
 
-Shapes marked 1/k have k times fewer samples on a machine with k times fewer multiprocessors and k times less L2, so
-that rows for each multiprocessor and tensors against the cache are those of the real shape. ``--full`` runs the real
-shapes.
+Real shapes are run in part (`fraction`): so many times fewer samples, or channels of a batch norm, on a machine with so
+many times fewer multiprocessors and so much less L2, so that rows for each multiprocessor and tensors against the cache
+are those of the real shape.
 
 Not shown: time, how a warp's lanes coalesce (see `normtriton.perf.codegen` for access widths), the first-level cache.
 """
 
 from __future__ import annotations
 
-import argparse
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-import triton
-
 from normtriton import launch
-from normtriton.plan import Device
 
 from .addresses import Memory, execute, require_triton
-from .codegen import launches_of
-from .l2 import L2, MACHINES, SECTOR, Access, Machine, interleave
-from .shapes import CASES, Case, make
+from .l2 import L2, SECTOR, Access, Machine, interleave
+from .shapes import planned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .codegen import Recorded
+    import torch
 
-#: How many times fewer samples are run of a real shape, by name; a batch norm's strategy must not change by it,
-#: and parameters do not shrink with the cache: they must stay small against it.
-SCALES = {
-    "layer-8192x4096": 8,
-    "layer-8192x768": 8,
-    "layer-4096x12288": 8,
-    "layer-8192x1000": 8,
-    "rms-8192x4096": 8,
-    "group32-8x320x64x64": 8,
-    "group32-2x512x128x128": 2,
-    "instance-8x64x256x256": 8,
-    "batch-256x64x56x56": 2,
-}
+    from .codegen import Recorded
+    from .shapes import Case
+
+#: Parts of a real shape that may be run in its place, the smallest first, and how much of x parameters may then be, as
+#: they do not shrink with it.
+PARTS = (16, 8, 4, 2)
+PARAMETERS = 1 / 32
 
 
 class Step(NamedTuple):
@@ -76,6 +63,11 @@ class Traffic(NamedTuple):
     steps: tuple[Step, ...]
     dram: int
     compulsory: int
+
+    def figures(self) -> dict[str, int]:
+        """What is recorded of it: launches, and bytes."""
+        sums = {name: sum(getattr(step, name) for step in self.steps) for name in ("live", "request")}
+        return {"launches": len(self.steps), "dram": self.dram, "compulsory": self.compulsory, **sums}
 
     @property
     def live(self) -> float:
@@ -160,83 +152,63 @@ def distinct_bytes(*tensors: torch.Tensor | None) -> int:
     return total
 
 
+def _without_count(arg: Any) -> Any:
+    """Running statistics that do not count batches: integers are not loaded here, and the count is 16 bytes."""
+    return arg._replace(batches=()) if isinstance(arg, launch.Running) else arg
+
+
 def run(launches: Sequence[Recorded], machine: Machine, compulsory: int) -> Traffic:
     """Measure a pass of this library."""
     here = Pass(machine)
     for step, args in launches:
         kernel = launch.KERNELS[step.kernel]
-        here.launch(kernel, (*args, *launch.constants(step)), step.grid, step.num_warps, step.plan.ctas)
+        here.launch(
+            kernel, (*map(_without_count, args), *launch.constants(step)), step.grid, step.num_warps, step.plan.ctas
+        )
     return here.end(compulsory)
 
 
-def scaled(case: Case, by: int) -> Case:
-    """The case with so many times fewer samples."""
-    return case._replace(shape=(max(case.shape[0] // by, 1), *case.shape[1:]))
+def fraction(case: Case, dtype: torch.dtype, layout: torch.memory_format, machine: Machine) -> tuple[Case, int]:
+    """The smallest part of a case that runs the same kernels on as small a part of the machine, and how small it is.
+
+    It has fewer samples; or of a batch norm fewer channels, where fewer samples would make other groups.
+    """
+
+    def kernels(case: Case, machine: Machine) -> tuple[Any, int]:
+        directions = planned(case, dtype, layout, machine.device).launches.values()
+        steps = [recorded.launch for direction in directions for recorded in direction]
+        walks = [(step.plan, step.num_warps) for step in steps if step.kernel in ("forward", "backward")]
+        same = [step.kernel for step in steps], walks  # the other kernels are small, and follow
+        return same, sum(prod(direction[0].launch.grid) for direction in directions)
+
+    whole, programs = kernels(case, machine)
+    tensors = planned(case, dtype, layout, machine.device)
+    parameters = distinct_bytes(tensors.weight, tensors.bias)
+    for by in PARTS:
+        for axis in range(1 + (case.norm == "batch")):
+            if case.shape[axis] % by:
+                continue
+            size = case.shape[axis] // by
+            small = case._replace(shape=(*case.shape[:axis], size, *case.shape[axis + 1 :]))
+            same, few = kernels(small, machine.scaled(by))
+            little = parameters * by <= PARAMETERS * distinct_bytes(tensors.x)
+            if little and same == whole and abs(few * by / programs - 1) <= 1 / 8:  # 132 multiprocessors / 16 are 8
+                return small, by
+    return case, 1
 
 
 def measure(
-    case: Case, dtype: torch.dtype, layout: torch.memory_format, machine: Machine, clusters: bool = True
+    case: Case, dtype: torch.dtype, layout: torch.memory_format, machine: Machine
 ) -> dict[str, tuple[str, Traffic]]:
     """{"forward": (strategy, traffic), "backward": ...} of a case, planned for the machine."""
-    from normtriton.explain import backward_direction, forward_direction  # noqa: PLC0415  needs the whole library
-
-    device = Device(machine.sms, clusters)
-    call, x, weight, bias = make(case, dtype, layout)
-    if call.running is not None:  # integers are not loaded here, and the count of batches is 16 bytes
-        call = call._replace(running=call.running._replace(batches=()))
-    launches = launches_of(call, x, weight, bias, device)
+    call, x, weight, bias, strategies, launches = planned(case, dtype, layout, machine.device)
     parameters = distinct_bytes(weight, bias)
     running = 0 if call.running is None else 2 * distinct_bytes(call.running.mean, call.running.var)
     compulsory = {
         "forward": distinct_bytes(x, x) + parameters + running,
         "backward": distinct_bytes(x, x, x, weight) + parameters,
     }
-    directions = {
-        "forward": forward_direction(call, x, weight, bias, device),
-        "backward": backward_direction(call, x, weight, bias, device),
-    }
     return {
-        name: (directions[name].schedule.strategy, run(steps, machine, compulsory[name]))
-        for name, steps in launches.items()
+        direction: (strategies[direction], run(steps, machine, compulsory[direction]))
+        for direction, steps in launches.items()
     }
-
-
-def layouts(case: Case) -> tuple[torch.memory_format, ...]:
-    """The memory formats that a case's input can have."""
-    return (torch.contiguous_format, torch.channels_last)[: 1 + (len(case.shape) == 4)]
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32", "float64"), default="bfloat16")
-    parser.add_argument("--machine", choices=MACHINES, default="H100")
-    parser.add_argument("--no-clusters", action="store_true", help="plan without thread-block clusters")
-    parser.add_argument("--select", default="", help="only cases whose name contains this")
-    parser.add_argument("--full", action="store_true", help="the real shapes, not fractions of them: slow")
-    chosen = parser.parse_args()
-    machine = MACHINES[chosen.machine]
-    clusters = not chosen.no_clusters and machine.name != "A100"
-    print(  # noqa: T201  a report, here and below
-        f"Simulated, not run on a GPU: addresses from Triton {triton.__version__}'s interpreter, {chosen.dtype} with "
-        f"float32 parameters, {machine.sms} multiprocessors and {machine.l2 >> 20} MB of L2 (the {machine.name}'s), "
-        f"{'with' if clusters else 'without'} clusters. 1/k: k times fewer samples, multiprocessors and bytes of L2.\n"
-    )
-    heads = ("shape", "scale", "layout", "direction", "strategy", "launches", "live x", "request x", "dram x")
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")  # noqa: T201
-    for case in CASES:
-        if chosen.select not in case.name:
-            continue
-        by = 1 if chosen.full else SCALES.get(case.name, 1)
-        for layout in layouts(case):
-            small, dtype = scaled(case, by), getattr(torch, chosen.dtype)
-            for direction, (strategy, traffic) in measure(small, dtype, layout, machine.scaled(by), clusters).items():
-                cells = (
-                    case.name, f"1/{by}", str(layout)[6:].replace("_format", ""), direction, strategy,
-                    len(traffic.steps), *(f"{v:.2f}" for v in (traffic.live, traffic.request, traffic.x_dram)),
-                )  # fmt: skip
-                print(f"| {' | '.join(map(str, cells))} |", flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()

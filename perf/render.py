@@ -1,0 +1,162 @@
+"""The tables of README.md and docs/results.md from the files in perf/results; measures nothing.
+
+A table stands between two comments, ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is one of `TABLES`. What is
+there is replaced by what the files say (`python -m normtriton.perf.results --render`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .codegen import PLANNED_FOR
+from .shapes import DTYPES, OFFERED, Cell, cells
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+#: The name of our own rows.
+LIBRARY = "normtriton"
+
+RESULTS = Path(__file__).parent / "results"
+_ROOT = Path(__file__).parents[1]
+PAGES = (_ROOT / "README.md", _ROOT / "docs" / "results.md")
+
+Row = dict[str, Any]
+Files = dict[str, dict[tuple[str, ...], Row]]
+
+
+def key(row: Row) -> tuple[str, ...]:
+    """What tells a file's rows apart."""
+    return row["case"], row["layout"], row["dtype"], row["direction"], row["library"]
+
+
+def load(folder: Path) -> Files:
+    """Rows by file and by what they are of."""
+    return {
+        file.name: {key(row): row for row in map(json.loads, file.read_text().splitlines())}
+        for file in sorted(folder.glob("*.jsonl"))
+    }
+
+
+def find(files: Files, file: str, cell: Cell, direction: str, library: str = LIBRARY) -> Row:
+    """A row; one that says so if the cell was not measured."""
+    row = files.get(file, {}).get((cell.case.name, cell.layout, cell.dtype, direction, library))
+    return {"error": "not yet"} if row is None else row
+
+
+def launches(row: Row) -> str:
+    """Of Triton kernels, and of PyTorch's operations where there may be any."""
+    own = row.get("pytorch")
+    return str(row["launches"]) if own is None else f"{row['launches'] - own}+{own}"
+
+
+def ratios(row: Row) -> list[str]:
+    """Live, request and dram, over the compulsory bytes."""
+    return [f"{row[name] / row['compulsory']:.2f}" for name in ("live", "request", "dram")]
+
+
+def access(row: Row) -> str:
+    """The narrowest and widest access to tensors of x's size; where that is not known, the widest of any."""
+    known = [kernel["tensors"] for kernel in row["kernels"] if "tensors" in kernel]
+    widths = {int(width) for counts in known for width in counts}
+    if not known:
+        widths = {max(int(width) for kernel in row["kernels"] for width in kernel["loads"])}
+    return " to ".join(str(width) for width in dict.fromkeys((min(widths), max(widths)))) if widths else "-"
+
+
+def most(row: Row, name: str) -> int:
+    """The most of any of a direction's kernels."""
+    return max((int(kernel[name]) for kernel in row["kernels"]), default=0)
+
+
+def code(row: Row) -> list[str]:
+    """Registers, spilled bytes and access widths."""
+    return [str(most(row, "registers")), str(most(row, "stack")), access(row)]
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    heads = list(heads)
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
+
+
+def versions(files: Files, names: Iterable[str]) -> str:
+    """What measured some files, in words."""
+    rows = [row for name in names for row in files.get(name, {}).values() if "error" not in row]
+    found = sorted({(what, row[what]) for row in rows for what in ("triton", "torch")})
+    found += sorted({(row["library"], row["version"]) for row in rows if "version" in row})
+    return ", ".join(f"{what} {version}" for what, version in found)
+
+
+def beside(files: Files, dtype: str) -> str:
+    """Ours beside other libraries', on an H100."""
+    traffic, compiled = ("traffic-H100", "code-sm_90")
+    rows = []
+    for cell in cells():
+        if cell.dtype != dtype:
+            continue
+        for direction in ("forward", "backward"):
+            ours = find(files, f"{traffic}.jsonl", cell, direction)
+            columns = [cell.case.name, cell.layout, direction, ours.get("strategy", "-")]
+            for library in (LIBRARY, *OFFERED):
+                suffix = "" if library == LIBRARY else "-rivals"
+                if cell.case.norm not in OFFERED.get(library, cell.case.norm):
+                    columns.append("not offered")
+                    continue
+                moves, made = (find(files, f"{f}{suffix}.jsonl", cell, direction, library) for f in (traffic, compiled))
+                first = moves.get("error") or f"{launches(moves)}: {' / '.join(ratios(moves))}"
+                second = made.get("error") or ", ".join(code(made))
+                if "error" in moves:
+                    first = f"not measured: {first}"
+                if "error" in made:
+                    second = f"not compiled: {second}"
+                columns.append(f"{first}<br>{second}".replace("|", "/"))
+            rows.append(columns)
+    names = [f"{f}{suffix}.jsonl" for f in (traffic, compiled) for suffix in ("", "-rivals")]
+    text = table(("shape", "layout", "direction", "our strategy", LIBRARY, *OFFERED), rows)
+    return f"{dtype}. Measured with {versions(files, names)}.\n\n{text}"
+
+
+def ours(files: Files, target: str, machine: str) -> str:
+    """All figures of ours on one target, with traffic where the machine is simulated."""
+    rows = []
+    simulated = f"traffic-{machine}.jsonl" in files
+    for cell in cells():
+        for direction in ("forward", "backward"):
+            made = find(files, f"code-{target}.jsonl", cell, direction)
+            columns: list[object] = [cell.case.name, cell.layout, cell.dtype, direction]
+            if "error" in made:
+                columns += [f"not compiled: {made['error']}", *"-----"]
+            else:
+                columns += [made["strategy"], len(made["kernels"]), f"{made['blocks']:,}", *code(made)]
+                columns += [most(made, "cluster_barriers")]
+            if simulated:
+                moves = find(files, f"traffic-{machine}.jsonl", cell, direction)
+                failed = [f"not measured: {moves['error']}", *"---"] if "error" in moves else []
+                columns += failed or [f"1/{moves['part']}", *ratios(moves)]
+            rows.append(columns)
+    heads = ["shape", "layout", "dtype", "direction", "strategy", "launches", "thread blocks", "registers", "spilled"]
+    heads += ["access", "cluster barriers"] + ["part", "live", "request", "dram"] * simulated
+    names = (f"code-{target}.jsonl", f"traffic-{machine}.jsonl")
+    return f"Measured with {versions(files, names)}.\n\n{table(heads, rows)}"
+
+
+#: The tables, by the name in their comment.
+TABLES: dict[str, Callable[[Files], str]] = {f"beside-{dtype}": partial(beside, dtype=dtype) for dtype in DTYPES}
+TABLES |= {target: partial(ours, target=target, machine=name) for target, (name, _device) in PLANNED_FOR.items()}
+
+
+def rendered(folder: Path = RESULTS, pages: Iterable[Path] = PAGES) -> dict[Path, str]:
+    """Every page's text with its tables as the files have them."""
+    files = load(folder)
+
+    def put(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{TABLES[match[2]](files)}\n{match[3]}"
+
+    pattern = re.compile(r"(<!-- table (\S+) -->)\n.*?(<!-- end -->)", re.DOTALL)
+    return {page: pattern.sub(put, page.read_text()) for page in pages}

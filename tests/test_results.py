@@ -1,0 +1,125 @@
+"""The results that are kept, the pages rendered from them, and the command that measures them."""
+
+import json
+import os
+
+import pytest
+import triton
+
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
+    pytest.skip("results are measured with Triton 3.9 or later", allow_module_level=True)
+
+from normtriton.perf import render, results
+from normtriton.perf.results import Job, Store, failed, jobs, measured, update
+from normtriton.perf.shapes import OFFERED, Cell, cells
+
+ROW = next(cell for cell in cells() if cell.case.name == "layer-8192x4096")
+COLUMNS = next(cell for cell in cells() if cell.case.name == "batch-1024x256")
+
+
+def test_pages_show_what_the_files_say():
+    """The committed tables are those that the committed results render to, and none is left out."""
+    for page, text in render.rendered().items():
+        assert page.read_text() == text, f"{page.name}: run `python -m normtriton.perf.results --render`"
+    pages = "".join(page.read_text() for page in render.PAGES)
+    assert all(f"<!-- table {name} -->" in pages for name in render.TABLES)
+
+
+def test_every_cell_of_ours_is_measured():
+    """On every machine and target, in every layout, dtype and direction."""
+    files = render.load(render.RESULTS)
+    for job in jobs("", others=False):
+        for direction in ("forward", "backward"):
+            row = render.find(files, job.file, job.cell, direction)
+            assert "error" not in row, (job.name, row)
+
+
+def fake(job, **figures):
+    """Rows of a job whose figures are made up."""
+    return job.rows({d: {"launches": 1, "strategy": "resident", **figures} for d in ("forward", "backward")})
+
+
+def test_a_table_says_what_is_missing():
+    """What no one offers, what was not measured, and why a measurement failed."""
+    moved = {"part": 8, "live": 20, "request": 30, "dram": 10, "compulsory": 10}
+    ours = fake(Job("traffic", "H100", render.LIBRARY, ROW), **moved)
+    theirs = failed(Job("traffic", "H100", "liger-kernel", ROW), ValueError("no | luck"))
+    files = {
+        f"traffic-H100{suffix}.jsonl": {render.key(row): json.loads(json.dumps(row)) for row in rows}
+        for suffix, rows in (("", ours), ("-rivals", theirs))
+    }
+    lines = {tuple(line.split(" | ")[:3]): line for line in render.beside(files, ROW.dtype).splitlines()}
+    row = lines["| layer-8192x4096", "contiguous", "forward"]
+    assert "1: 2.00 / 3.00 / 1.00<br>not compiled: not yet" in row
+    assert "not measured: ValueError: no / luck<br>" in row
+    row = lines["| batch-1024x256", "contiguous", "backward"]
+    assert row.endswith("| not offered | not measured: not yet<br>not compiled: not yet |")
+
+
+def test_what_is_measured_is_kept(tmp_path, monkeypatch):
+    """A second run measures nothing; other versions, or a failure, are measured again."""
+    wanted = [Job("traffic", "H100", render.LIBRARY, cell) for cell in (COLUMNS, ROW)]
+    store = Store(tmp_path)
+    bad = ValueError("no luck")
+    assert update(store, wanted, 1, lambda todo, _n: [(todo[0], fake(todo[0])), (todo[1], failed(todo[1], bad))]) == 1
+    again = Store(tmp_path)
+    assert [again.has(job) for job in wanted] == [True, False]
+    assert update(again, wanted[1:], 1, lambda todo, _n: [(todo[0], fake(todo[0]))]) == 0
+    assert all(Store(tmp_path).has(job) for job in wanted)
+    lines = [json.loads(line) for line in (tmp_path / "traffic-H100.jsonl").read_text().splitlines()]
+    assert [row["case"] for row in lines] == [ROW.case.name] * 2 + [COLUMNS.case.name] * 2  # in the cells' order
+    assert all([*row] == sorted(row) for row in lines)
+    monkeypatch.setattr(results, "_TORCH", "0.1")
+    results.made_from.cache_clear()
+    assert not any(Store(tmp_path).has(job) for job in wanted)
+    results.made_from.cache_clear()
+
+
+def test_a_change_of_plan_is_measured_again(monkeypatch):
+    """A plan's constant counts; a comment in a kernel does not."""
+    from normtriton import plan, schedule
+
+    job = Job("traffic", "A100", render.LIBRARY, Cell(ROW.case, "contiguous", "float32"))
+    results.made_from.cache_clear()
+    before = results.made_from(job)
+    monkeypatch.setattr(plan, "PER_THREAD", plan.PER_THREAD // 2)
+    monkeypatch.setattr(plan, "RESIDENT_FORWARD", 1024)
+    for cached in (results.made_from, schedule.forward_schedule):
+        cached.cache_clear()
+    assert results.made_from(job) != before
+    monkeypatch.undo()
+    for cached in (results.made_from, schedule.forward_schedule):
+        cached.cache_clear()
+    assert results.made_from(job) == before
+
+
+def test_source_without_comments(tmp_path):
+    """Comments, docstrings and layout are not what a file does."""
+    plain, dressed, other = tmp_path / "a.py", tmp_path / "b.py", tmp_path / "c.py"
+    plain.write_text("def f(x):\n    return x + 1\n")
+    dressed.write_text('"""Doc."""\n\n\ndef f(x):\n    """Doc."""\n    return (x  # one\n        + 1)\n')
+    other.write_text("def f(x):\n    return x + 2\n")
+    assert results._source(plain) == results._source(dressed) != results._source(other)
+
+
+def die_of_columns(job):
+    """Stands for `work`, in a worker: one cell takes the process with it, another raises nothing and has figures."""
+    if job.cell.case.norm == "batch":
+        os._exit(1)
+    return fake(job)
+
+
+def test_a_cell_that_dies_does_not_stop_the_rest(monkeypatch):
+    """A worker that is killed costs its own cell, which says so."""
+    monkeypatch.setattr(results, "work", die_of_columns)
+    todo = [Job("traffic", "H100", render.LIBRARY, cell) for cell in (COLUMNS, ROW)]
+    done = dict(measured(todo, 1))
+    assert "BrokenProcessPool" in done[todo[0]][0]["error"]
+    assert done[todo[1]][0]["launches"] == 1
+
+
+def test_what_is_offered_is_measured():
+    """Every library of the table has a way to be run."""
+    from normtriton.perf.rivals import RUNS
+
+    assert set(RUNS) == set(OFFERED)
