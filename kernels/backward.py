@@ -20,6 +20,7 @@ from .tile import (
     load_tensor,
     locate,
     num_blocks,
+    own_share,
     reduced_offsets,
     reduced_tile,
     resident_mask,
@@ -195,7 +196,7 @@ def normalize_backward(
         sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias, group, plan)
     else:
         dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-        block, chunk = tl.program_id(0), tl.program_id(1)
+        block, chunk = own_share(plan)
         outer, q, exists = locate(block, group, plan)
         there = exists[:, None, None]
         index = small_offsets(group, group.stats, outer, q, plan)

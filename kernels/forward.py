@@ -13,6 +13,7 @@ from .tile import (
     load_tensor,
     locate,
     num_cells,
+    own_share,
     reduced_tile,
     resident_mask,
     small_offsets,
@@ -171,7 +172,7 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
     "measure" and "apply", these two walks as two launches, in which several programs share a group.
     """
     dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    block, chunk = tl.program_id(0), tl.program_id(1)
+    block, chunk = own_share(plan)
     outer, q, exists = locate(block, group, plan)
     there = exists[:, None, None]
     index = small_offsets(group, group.stats, outer, q, plan)

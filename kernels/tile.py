@@ -30,6 +30,19 @@ def unravel(index, sizes, strides):
 
 
 @triton.jit
+def own_share(plan: tl.constexpr):
+    """(block of groups, chunk of a group) that this program is for.
+
+    The programs of stage "apply" take them from the last to the first, so that they begin with what the launch before
+    left in the cache.
+    """
+    block, chunk = tl.program_id(0), tl.program_id(1)
+    if plan.stage == "apply":
+        block, chunk = tl.num_programs(0) - 1 - block, tl.num_programs(1) - 1 - chunk
+    return block, chunk
+
+
+@triton.jit
 def num_blocks(group, plan: tl.constexpr):
     """Blocks of groups in the whole tensor."""
     blocks = tl.zeros((), tl.int32) + tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.span)

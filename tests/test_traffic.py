@@ -188,3 +188,22 @@ def test_few_rows(dtype):
     assert traffic.live <= live + 0.001
     assert traffic.request <= request + 0.001
     assert traffic.x_dram <= 1.34
+
+
+NEAR_THE_CACHE = {
+    "group-cells": Case("group", (1, 320, 64, 64), 32),  # x takes 0.8 of the L2
+    "batch": Case("batch", (16, 64, 28, 28)),  # 0.5
+}
+
+
+@pytest.mark.parametrize("name", NEAR_THE_CACHE)
+def test_the_second_launch_begins_where_the_first_ended(name):
+    """A split pass fetches again only what its own results have driven out of the cache."""
+    case, machine = NEAR_THE_CACHE[name], PART._replace(warps=16)  # registers leave room for two programs
+    share = machine.l2 / (2 * torch.Size(case.shape).numel())
+    # The second walk goes the other way. Each byte it writes drives out one not read again yet, until all have been:
+    # with x, y of n bytes each and room for L, when L / 2 were read; with x, dy, dx, when L / 3 were of either.
+    bounds = {"forward": max(3 / 2 - share / 4, 1), "backward": max(5 / 3 - share * 2 / 9, 1)}
+    for direction, (strategy, traffic) in measure(case, torch.bfloat16, LAST, machine, clusters=False).items():
+        assert strategy == "split"
+        assert traffic.x_dram <= bounds[direction] + 0.05, (direction, traffic.x_dram, bounds)
