@@ -276,7 +276,7 @@ class Pass(NamedTuple):
         tile = self.tile(group)
         if self.problem.norm.batch_invariant:
             return planning.chunks_by_size(group, tile, self.itemsize)
-        return planning.chunks_to_fill(group, tile, self.device.sms)
+        return planning.chunks_to_fill(group, tile, self.itemsize, self.device.sms)
 
     def on_chip(self, group: Grouping, limit: int, cluster_limit: int, target: int = 1024) -> Tile | None:
         """The tile that holds whole groups: a program's own, or a cluster's if they are large; or None."""
@@ -442,7 +442,7 @@ def constant_backward(one: Pass, parameters: bool) -> Schedule:
     group = one.group(problem.over, problem.dense(cells))
     if not parameters:
         return Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
-    chunks = planning.chunks_to_fill(group, one.tile(group), one.device.sms)
+    chunks = planning.chunks_to_fill(group, one.tile(group), one.itemsize, one.device.sms)
     return Schedule(
         "constant",
         f"the statistics are given; {chunks} programs a channel sum the parameters' gradients",
