@@ -16,10 +16,12 @@ from .forward import load_statistics
 from .tile import (
     chunk_of_tiles,
     cube,
+    load_constant,
     load_parameter,
     load_tensor,
     locate,
     num_blocks,
+    own_share,
     reduced_offsets,
     reduced_tile,
     resident_mask,
@@ -47,10 +49,22 @@ def load_tile(dy, x, group, outer, walk, q, r1, r2, mask, mean, rstd, plan: tl.c
 
 
 @triton.jit
-def weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan: tl.constexpr):
-    """Weight * dy."""
+def load_weight(weight, group, outer, q, exists, dtype: tl.constexpr, plan: tl.constexpr):
+    """The weight of each group, (block_kept, 1, 1); 1 if there is none, it varies within a group or is not needed."""
+    w = tl.full((plan.block_kept, 1, 1), 1.0, dtype)
+    if weight is not None and not plan.affine_reduced and (plan.stage != "measure" or plan.constant):
+        w = load_constant(weight, group.weight, group, outer, q, exists, dtype, plan)
+    return w
+
+
+@triton.jit
+def weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan: tl.constexpr):
+    """Weight * dy; ``w`` is what `load_weight` loaded of it."""
     if weight is not None:
-        g *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, g.dtype, plan)
+        if plan.affine_reduced:
+            g *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, g.dtype, plan)
+        else:
+            g *= w
     return g
 
 
@@ -144,7 +158,7 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
 
 
 @triton.jit
-def sum_group(dy, x, dx, weight, mean, rstd, m, r, first, last, group, outer, q, exists, plan: tl.constexpr):
+def sum_group(dy, x, dx, weight, w, mean, rstd, m, r, first, last, group, outer, q, exists, plan: tl.constexpr):
     """(Σ dy, Σ dy * x̂) over tiles first to last, weighted if the weight varies along them.
 
     The statistics are ``m`` and ``r``, or with ``plan.stats_reduced`` other ones for each element, at ``mean`` and
@@ -163,11 +177,11 @@ def sum_group(dy, x, dx, weight, mean, rstd, m, r, first, last, group, outer, q,
             tile_m, tile_r = m, r
         g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, tile_m, tile_r, plan)
         if plan.affine_reduced:
-            g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
+            g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
         sum1 += g
         sum2 += g * xhat
         if plan.constant and dx is not None:
-            g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
+            g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
             write(dx, g, xhat, 0.0, 0.0, r, group, outer, walk, q, r1, r2, mask, plan)
     return sum_tile(sum1, plan), sum_tile(sum2, plan)
 
@@ -195,7 +209,7 @@ def normalize_backward(
         sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias, group, plan)
     else:
         dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-        block, chunk = tl.program_id(0), tl.program_id(1)
+        block, chunk = own_share(plan)
         outer, q, exists = locate(block, group, plan)
         there = exists[:, None, None]
         index = small_offsets(group, group.stats, outer, q, plan)
@@ -219,13 +233,15 @@ def normalize_backward(
             if dweight is not None:
                 store_sums(dweight, at, sum2, inside, plan)
             if dx is not None:
-                g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
-                sum1 = weigh(sum1, weight, group, outer, walk, q, p1, p2, exists, inside, plan)
-                sum2 = weigh(sum2, weight, group, outer, walk, q, p1, p2, exists, inside, plan)
+                w = load_weight(weight, group, outer, q, exists, dtype, plan)
+                g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
+                sum1 = weigh(sum1, w, weight, group, outer, walk, q, p1, p2, exists, inside, plan)
+                sum2 = weigh(sum2, w, weight, group, outer, walk, q, p1, p2, exists, inside, plan)
                 sum1, sum2 = sum_tiles(sum1, sum2, plan)
                 write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)
         else:
             first, last = chunk_of_tiles(chunk, group, plan)
+            w = load_weight(weight, group, outer, q, exists, dtype, plan)
             if plan.stage == "apply":
                 if plan.constant:
                     sum1, sum2 = 0.0, 0.0
@@ -233,7 +249,9 @@ def normalize_backward(
                     sum1 = tl.load(sum_dy + index, mask=there, other=0.0) if plan.centered else 0.0
                     sum2 = tl.load(sum_dyx + index, mask=there, other=0.0)
             else:
-                sum1, sum2 = sum_group(dy, x, dx, weight, mean, rstd, m, r, first, last, group, outer, q, exists, plan)
+                sum1, sum2 = sum_group(
+                    dy, x, dx, weight, w, mean, rstd, m, r, first, last, group, outer, q, exists, plan
+                )
                 at = small_offsets(group, group.parts, outer, q, plan)
                 if plan.stage == "measure":
                     at = at * tl.num_programs(1) + chunk
@@ -245,13 +263,11 @@ def normalize_backward(
                     if dweight is not None:
                         store(dweight, at, sum2, there)
                     if not plan.affine_reduced:
-                        nowhere = q * 0
-                        sum1 = weigh(sum1, weight, group, outer, first, q, nowhere, nowhere, exists, there, plan)
-                        sum2 = weigh(sum2, weight, group, outer, first, q, nowhere, nowhere, exists, there, plan)
+                        sum1, sum2 = sum1 * w, sum2 * w
             if plan.stage != "measure" and dx is not None:
                 for i in tl.range(last - first):
                     walk, r1, r2, in1, in2, _size = reduced_tile(last - 1 - i, group, plan)
                     mask = cube(exists, in1, in2)
                     g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
-                    g = weigh(g, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
+                    g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
                     write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)

@@ -9,10 +9,12 @@ from .tile import (
     exact,
     for_each_block,
     in_first_block,
+    load_constant,
     load_parameter,
     load_tensor,
     locate,
     num_cells,
+    own_share,
     reduced_tile,
     resident_mask,
     small_offsets,
@@ -137,17 +139,32 @@ def load_statistics(mean, rstd, correction, running, index, eps, exists, dtype: 
 
 
 @triton.jit
-def write(y, weight, bias, x, mean, correction, rstd, group, outer, walk, q, r1, r2, exists, mask, plan: tl.constexpr):
-    """Y = (x - mean) * rstd * weight + bias, for one tile."""
+def load_map(weight, bias, rstd, group, outer, q, exists, plan: tl.constexpr):
+    """(rstd * weight, bias) of each group, (block_kept, 1, 1); rstd alone of parameters that vary within a group."""
+    scale, shift = rstd, tl.zeros_like(rstd)
+    if not plan.affine_reduced:
+        if weight is not None:
+            scale *= load_constant(weight, group.weight, group, outer, q, exists, rstd.dtype, plan)
+        if bias is not None:
+            shift = load_constant(bias, group.bias, group, outer, q, exists, rstd.dtype, plan)
+    return scale, shift
+
+
+@triton.jit
+def write(
+    y, weight, bias, scale, shift, x, mean, correction, group, outer, walk, q, r1, r2, exists, mask, plan: tl.constexpr
+):
+    """Y = (x - mean) * rstd * weight + bias, for one tile; ``scale`` and ``shift`` are what `load_map` made of them."""
     if plan.centered:
         x = (x - mean) - correction
-    if weight is not None:
-        w = load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
-        value = x * rstd * w if plan.affine_reduced else x * (rstd * w)
-    else:
-        value = x * rstd
-    if bias is not None:
-        value += load_parameter(bias, group.bias, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
+    value = x * scale
+    if plan.affine_reduced:
+        if weight is not None:
+            value *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
+        if bias is not None:
+            value += load_parameter(bias, group.bias, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
+    elif bias is not None:
+        value += shift
     store_tensor(y, tensor_offsets(group, group.y, outer, walk, q, r1, r2, plan), value, mask, plan)
 
 
@@ -171,7 +188,7 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
     "measure" and "apply", these two walks as two launches, in which several programs share a group.
     """
     dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    block, chunk = tl.program_id(0), tl.program_id(1)
+    block, chunk = own_share(plan)
     outer, q, exists = locate(block, group, plan)
     there = exists[:, None, None]
     index = small_offsets(group, group.stats, outer, q, plan)
@@ -185,7 +202,8 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
         if plan.block_groups > 0:
             there = there & (q % plan.cells == 0)[:, None, None]  # of a group's cells, the first stores its statistics
         r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there, plan)
-        write(y, weight, bias, tile, m, c, r, group, outer, walk, q, r1, r2, exists, mask, plan)
+        scale, shift = load_map(weight, bias, r, group, outer, q, exists, plan)
+        write(y, weight, bias, scale, shift, tile, m, c, group, outer, walk, q, r1, r2, exists, mask, plan)
     else:
         first, last = chunk_of_tiles(chunk, group, plan)
         if plan.stage == "apply":
@@ -198,9 +216,10 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
             else:
                 r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there, plan)
         if plan.stage != "measure":
+            scale, shift = load_map(weight, bias, r, group, outer, q, exists, plan)
             for i in tl.range(last - first):
                 walk, r1, r2, in1, in2, _size = reduced_tile(last - 1 - i, group, plan)
                 mask = cube(exists, in1, in2)
                 at = tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan)
                 tile = tl.load(x + at, mask=mask, other=0.0).to(dtype)
-                write(y, weight, bias, tile, m, c, r, group, outer, walk, q, r1, r2, exists, mask, plan)
+                write(y, weight, bias, scale, shift, tile, m, c, group, outer, walk, q, r1, r2, exists, mask, plan)

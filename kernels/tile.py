@@ -30,6 +30,19 @@ def unravel(index, sizes, strides):
 
 
 @triton.jit
+def own_share(plan: tl.constexpr):
+    """(block of groups, chunk of a group) that this program is for.
+
+    The programs of stage "apply" take them from the last to the first, so that they begin with what the launch before
+    left in the cache.
+    """
+    block, chunk = tl.program_id(0), tl.program_id(1)
+    if plan.stage == "apply":
+        block, chunk = tl.num_programs(0) - 1 - block, tl.num_programs(1) - 1 - chunk
+    return block, chunk
+
+
+@triton.jit
 def num_blocks(group, plan: tl.constexpr):
     """Blocks of groups in the whole tensor."""
     blocks = tl.zeros((), tl.int32) + tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.span)
@@ -199,6 +212,23 @@ def load_tensor(pointer, offsets, mask, plan: tl.constexpr):
 
 
 @triton.jit
+def load_constant(pointer, strides, group, outer, q, exists, dtype: tl.constexpr, plan: tl.constexpr):
+    """A parameter that is constant within a group, (block_kept, 1, 1), in the dtype of the arithmetic."""
+    offsets = parameter_offsets(group, strides, outer, q, plan)
+    return tl.load(pointer + offsets, mask=exists[:, None, None], other=0.0).to(dtype)
+
+
+@triton.jit
+def parameter_offsets(group, strides, outer, q, plan: tl.constexpr):
+    """`small_offsets` of a parameter."""
+    if plan.block_groups > 0:  # one run too: the result of a division would be exchanged between thread blocks
+        offsets = (unravel(outer, group.outer, strides.outer) + q * strides.cell)[:, None, None]
+    else:
+        offsets = small_offsets(group, strides, outer, q, plan)
+    return offsets
+
+
+@triton.jit
 def load_parameter(
     pointer, strides, group, outer, walk, q, r1, r2, exists, mask, dtype: tl.constexpr, plan: tl.constexpr
 ):
@@ -207,10 +237,7 @@ def load_parameter(
     Along r2 it takes the tile's whole shape: loaded as a vector and broadcast afterwards, it is converted from its own
     register layout to the tile's through shared memory (11 barriers against 3 for float32 beside bfloat16).
     """
-    if plan.block_groups > 0:  # one run too: the result of a division would be exchanged between thread blocks
-        offsets = (unravel(outer, group.outer, strides.outer) + q * strides.cell)[:, None, None]
-    else:
-        offsets = small_offsets(group, strides, outer, q, plan)
+    offsets = parameter_offsets(group, strides, outer, q, plan)
     there = exists[:, None, None]
     if plan.affine_reduced:
         offsets += unravel(walk, group.walk, strides.walk) + (r1 * strides.r1)[None, :, None]

@@ -45,10 +45,9 @@ CLUSTER_COLUMN_BYTES = 64
 MAX_CTAS = 8
 #: Bytes of one tensor that a program may have to itself where others could share them: 8 MB then make 100 programs.
 PROGRAM_BYTES = 80 * 1024
-#: Bytes a program walks when several share a group whose bits may not depend on the batch: 8 MB then make 128 programs.
-CHUNK_BYTES = 64 * 1024
-#: Programs an SM that sharing aims for where the batch may decide.
-PROGRAMS_PER_SM = 4
+#: Programs an SM where the batch may decide: at least, two programs have 16 KB on the way; and at most.
+LEAST_PROGRAMS_PER_SM = 2
+MOST_PROGRAMS_PER_SM = 4
 #: A bound on the parts of a group, so that merging them stays small against the group.
 MAX_CHUNKS = 1024
 
@@ -326,20 +325,23 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample:
 
 
 def chunks_by_size(group: Grouping, tile: Tile, itemsize: int) -> int:
-    """Programs that share a block of groups, from the block's size alone: its bits do not depend on the batch."""
+    """Programs that share a block of groups, from the block's size alone: its bits do not depend on the batch.
+
+    Each reads its groups' statistics and parameters and writes their sums, 52 bytes of float32 for a column forward;
+    they stay within a fiftieth of x and y, in bfloat16, where a program has 640 rows of it: `PROGRAM_BYTES`.
+    """
+    walked = tile.kept * tile.r1 * tile.r2 * itemsize
     tiles = tile.tiles(group)
-    walked = tiles * tile.kept * tile.r1 * tile.r2 * itemsize
-    if walked <= PROGRAM_BYTES:
-        return 1
-    return even_chunks(tiles, ceil(walked / CHUNK_BYTES))
+    return even_chunks(tiles, ceil(tiles / max(PROGRAM_BYTES // walked, 1)))
 
 
-def chunks_to_fill(group: Grouping, tile: Tile, sms: int) -> int:
-    """Programs that share a block of groups so that there are enough of them; 1 if there are anyway."""
+def chunks_to_fill(group: Grouping, tile: Tile, itemsize: int, sms: int) -> int:
+    """As `chunks_by_size`, but enough programs to fill the multiprocessors; 1 if there are anyway."""
     blocks = tile.blocks(group)
     if blocks >= 2 * sms:
         return 1
-    return even_chunks(tile.tiles(group), ceil(PROGRAMS_PER_SM * sms / blocks))
+    least, most = (ceil(each * sms / blocks) for each in (LEAST_PROGRAMS_PER_SM, MOST_PROGRAMS_PER_SM))
+    return even_chunks(tile.tiles(group), min(max(chunks_by_size(group, tile, itemsize), least), most))
 
 
 def even_chunks(tiles: int, wanted: int) -> int:

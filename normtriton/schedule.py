@@ -265,16 +265,18 @@ class Pass(NamedTuple):
         tile = self.tile(group)
         return self.launch(group, tile, stage, (tile.blocks(group), chunks))
 
-    def apply(self, group: Grouping) -> Launch:
-        """An elementwise launch."""
-        return self.walk(group, "apply", apply_chunks(group, self.tile(group)))
+    def apply(self, group: Grouping, chunks: int = 0) -> Launch:
+        """An elementwise launch; in as many chunks as another, so that it can walk them the other way round."""
+        tile = self.tile(group)
+        shared = planning.even_chunks(tile.tiles(group), chunks) if chunks else apply_chunks(group, tile)
+        return self.walk(group, "apply", shared)
 
     def chunks(self, group: Grouping) -> int:
         """Programs that share a group."""
         tile = self.tile(group)
         if self.problem.norm.batch_invariant:
             return planning.chunks_by_size(group, tile, self.itemsize)
-        return planning.chunks_to_fill(group, tile, self.device.sms)
+        return planning.chunks_to_fill(group, tile, self.itemsize, self.device.sms)
 
     def on_chip(self, group: Grouping, limit: int, cluster_limit: int, target: int = 1024) -> Tile | None:
         """The tile that holds whole groups: a program's own, or a cluster's if they are large; or None."""
@@ -375,7 +377,7 @@ def split_forward(one: Pass, scattered: bool) -> Schedule:
         reason,
         main=one.walk(measured, "measure", chunks),
         merge=finalizer("merge_moments", merging(problem, chunks, problem.kept, keys, {"stats": one.stats})),
-        apply=one.apply(one.group(over)),
+        apply=one.apply(one.group(over), chunks),
         chunks=chunks,
         parts=chunks * one.size(keys),
     )
@@ -440,7 +442,7 @@ def constant_backward(one: Pass, parameters: bool) -> Schedule:
     group = one.group(problem.over, problem.dense(cells))
     if not parameters:
         return Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
-    chunks = planning.chunks_to_fill(group, one.tile(group), one.device.sms)
+    chunks = planning.chunks_to_fill(group, one.tile(group), one.itemsize, one.device.sms)
     return Schedule(
         "constant",
         f"the statistics are given; {chunks} programs a channel sum the parameters' gradients",
@@ -544,7 +546,7 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
         f"{group.count} elements a group are walked by {chunks * (group.count // measured.reduced)} programs",
         main=one.walk(measured, "measure", chunks),
         merge=merged,
-        apply=one.apply(measured) if wants_dx else None,
+        apply=one.apply(measured, chunks) if wants_dx else None,
         parameters=gradients,
         chunks=chunks,
         parts=chunks * one.size(keys),
