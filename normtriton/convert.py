@@ -315,6 +315,7 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
     function = FUNCTIONS[found.function]
     weighted, biased = ("weight" in found.parameters), ("bias" in found.parameters)
     results = {(x, parameters): result for x, parameters, result in found.dtypes}
+    autocast_results: dict[tuple[torch.dtype | None, ...], torch.dtype] = {}
     own = original.forward
 
     def result_dtype(module: Any, x: Any, weight: Tensor | None, bias: Tensor | None) -> torch.dtype | None:
@@ -331,7 +332,15 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
                 dtype = parameter.dtype
         if function.grouped and (x.shape[1] % module.num_groups or x.numel() <= module.num_groups):
             return None
-        return results.get((x.dtype, dtype))
+        result = results.get((x.dtype, dtype))
+        if result is not None and torch.is_autocast_enabled(x.device.type):
+            key = x.dtype, dtype, torch.get_autocast_dtype(x.device.type)
+            if key not in autocast_results:  # the original tells, of something small
+                small = [n if axis == function.axis % x.dim() else min(n, 2) for axis, n in enumerate(x.shape)]
+                with torch.no_grad():
+                    autocast_results[key] = own(module, x.new_zeros(small)).dtype
+            return autocast_results[key]
+        return result
 
     def forward(self: Any, input: Any) -> Any:  # noqa: A002  it is renamed below
         weight = _parameter(self, "weight") if weighted else None

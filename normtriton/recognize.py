@@ -22,7 +22,7 @@ from . import norms
 from .norms import Norm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -195,10 +195,8 @@ def _unit(*dtypes: torch.dtype) -> float:
 
 
 def _compare(what: str, got: Tensor | None, want: Tensor, allowed: float) -> None:
-    if not isinstance(got, torch.Tensor):
-        raise _Differs(float("inf"), f"{what} is {'missing' if got is None else f'a {type(got).__name__}'}")
-    if got.shape != want.shape:
-        raise _Differs(float("inf"), f"{what} is of shape {tuple(got.shape)} for input of shape {tuple(want.shape)}")
+    if got is None:
+        raise _Differs(float("inf"), f"{what} is missing")
     error, largest = (got.detach().double() - want).abs().max().item(), want.abs().max().item()
     by = error / largest if largest else error
     if not by <= allowed:
@@ -222,23 +220,24 @@ class _Probe:
 
     def verdict(self) -> Recognized | str:
         """What the module computes, or how that differs from every function known."""
-        nearest, least, ran = "", float("inf"), False
+        found: list[Recognized] = []
+        nearest, least = "", float("inf")
         for (name, function), from_one in product(FUNCTIONS.items(), (False, True)):
             if function.grouped and not (isinstance(self.groups, int) and self.groups > 0 == self.size % self.groups):
                 continue
             if from_one and "weight" not in self.structure.parameters:
                 continue
-            found = Recognized(
-                name, from_one, self.structure.eps, self.structure.parameters, self.structure.input, (), ()
-            )
+            structure = self.structure
+            tried = Recognized(name, from_one, structure.eps, structure.parameters, structure.input, (), ())
             try:
-                if ndims := tuple(self.ndims(found)):
-                    return found._replace(ndims=ndims, dtypes=tuple(self.dtypes(found, ndims[0])))
+                if ndims := tuple(self.ndims(tried)):
+                    found.append(tried._replace(ndims=ndims, dtypes=tuple(self.dtypes(tried, ndims[0]))))
             except _Differs as difference:
-                ran = True
                 if not nearest or difference.by < least:
-                    nearest, least = f"no norm known; nearest is {found}, but {difference}", difference.by
-        return nearest if ran else f"took none of the inputs that a norm takes: {self.error}"
+                    nearest, least = f"no norm known; nearest is {tried}, but {difference}", difference.by
+        if found:  # of two dimensions, several are the same
+            return max(found, key=lambda function: len(function.ndims))
+        return nearest or f"took none of the inputs that a norm takes: {self.error}"
 
     def shapes(self, function: Function) -> list[tuple[int, ...]]:
         """Inputs of the function, with differing numbers of dimensions."""
@@ -251,18 +250,11 @@ class _Probe:
     def ndims(self, found: Recognized) -> Iterator[int]:
         """Numbers of dimensions that the module takes; raises if a result or a gradient is not the function's."""
         for shape in self.shapes(FUNCTIONS[found.function]):
-            inputs = [self.uneven(shape)]
-            if self.eps > 1e-30:  # else its squares would not be float32
-                inputs.append(self.randn(*shape) * self.eps**0.5)  # as small as eps, so that its place tells
-            taken = [self.agrees(found, x, training) for x in inputs for training in (True, False)]
-            if all(taken):
+            uneven = self.randn(*shape) + 0.5
+            uneven.view(-1)[uneven.numel() // 2] = 300.0  # in case something is clipped
+            small = self.randn(*shape) * max(self.eps, 1e-30) ** 0.5  # as eps is, so that its place tells
+            if all([self.agrees(found, uneven, training=True), self.agrees(found, small, training=False)]):
                 yield len(shape)
-
-    def uneven(self, shape: tuple[int, ...]) -> Tensor:
-        """Numbers off zero, with one that is large, in case something is clipped."""
-        x = self.randn(*shape) + 0.5
-        x.view(-1)[x.numel() // 2] = 300.0
-        return x
 
     def agrees(self, found: Recognized, x: Tensor, training: bool) -> bool:
         """Whether the module takes x, in float32; raises if its result or a gradient is not the function's."""
@@ -280,9 +272,12 @@ class _Probe:
             raise _Differs(float("inf"), f"its result {where} is {y.dtype}")
         dy = self.randn(*x.shape)
         wants = torch.autograd.grad(want, list(exact.values()), dy)
-        gots = [None] * len(wants)
+        gots: Sequence[Tensor | None] = [None] * len(wants)
         if y.requires_grad:
-            gots = torch.autograd.grad(y, list(leaves.values()), dy.float(), allow_unused=True)  # type: ignore[assignment]  # None is less than Tensor | None
+            try:
+                gots = torch.autograd.grad(y, list(leaves.values()), dy.float(), allow_unused=True)
+            except Exception as error:
+                raise _Differs(float("inf"), f"its backward raises {type(error).__name__}: {error}") from error
         for name, got, gradient in zip(leaves, gots, wants, strict=True):
             _compare(f"the gradient of its {name} {where}", got, gradient, 256 * _unit())
         return True
@@ -307,7 +302,7 @@ class _Probe:
         return {name: nn.Parameter((self.randn(self.size) + 0.2).to(dtype)) for name in names}
 
     def run(self, x: Tensor, parameters: dict[str, nn.Parameter], training: bool) -> Tensor | None:
-        """The module's result, None if it raises."""
+        """The module's result; None if it raises, or spreads its parameters to another shape: it does not take x."""
         module = object.__new__(self.structure.cls)
         nn.Module.__init__(module)
         vars(module).update(self.structure.attributes, training=training)
@@ -323,17 +318,19 @@ class _Probe:
         if self.state(module, x) != before:
             raise _Differs(float("inf"), "its forward changes its input, parameters or attributes")
         if not isinstance(y, torch.Tensor) or not y.is_floating_point():
-            what = y.dtype if isinstance(y, torch.Tensor) else type(y).__name__
-            raise _Differs(float("inf"), f"its result is a {what}")
+            what = y.dtype if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
+            raise _Differs(float("inf"), f"its result is {what}")
+        if y.shape != x.shape:
+            self.error = self.error or f"its result is of shape {tuple(y.shape)} for input of shape {tuple(x.shape)}"
+            return None
         return y
 
     @staticmethod
     def state(module: nn.Module, x: Tensor) -> Any:
         """What a forward might change."""
         tensors = [x, *(p for p in module._parameters.values() if p is not None), *module._buffers.values()]
-        return repr([(name, value) for name, value in vars(module).items() if _is_plain(value)]), [
-            (id(t), None if t is None else t._version) for t in tensors
-        ]
+        attributes = [(name, value if _is_plain(value) else type(value)) for name, value in vars(module).items()]
+        return repr(attributes), [(id(t), None if t is None else t._version) for t in tensors]
 
     def formula(self, found: Recognized, tensors: dict[str, Tensor]) -> Tensor:
         """What the function gives, in float64."""
