@@ -119,8 +119,8 @@ def convert(model: nn.Module, *, include: Selector | None = None, exclude: Selec
             `fnmatch` has it; the model's own name is "". A class stands for its instances. Several are given as a list.
         exclude: leave alone what is in these modules, chosen alike, even if it is included. It is not reported.
     Returns:
-        The modules that were replaced, and the norms that were not, each with the reason. Modules count as norms that
-        are instances of `torch.nn`'s, have a norm's structure, or have "norm" in their class's name and no norm within.
+        The modules that were replaced, and the norms that were not, each with the reason. A module counts as a norm if
+        it is an instance of `torch.nn`'s, or is named for one or has parameters and an eps, with no norm within it.
     Raises:
         TypeError: model is no module, or a selector is neither pattern nor class.
         ValueError: a pattern fits no name in the model.
@@ -230,19 +230,23 @@ def _replacement(module: nn.Module) -> tuple[type[nn.Module], str] | str | None:
         return "gathers statistics from all processes, which the library does not"
     if base is not None and all(getattr(plain, name, None) is getattr(base, name, None) for name in _COMPUTING):
         return _derived(plain, _LIBRARY[base]), f"as normtriton.{base.__name__}"
-    structure = structure_of(module)
-    if isinstance(structure, str):
-        return structure if looks else None
-    if not looks and not structure.parameters:
-        return None  # eps alone makes no norm
+    structure = structure_of(module) if looks else None
+    if structure is None or isinstance(structure, str):
+        return structure
     found = recognize(structure)
     return found if isinstance(found, str) else (_derived(cls, found), f"{found}")
 
 
 def _looks_like_a_norm(module: nn.Module) -> bool:
-    """Whether a module's class is named for a norm, and none is within it."""
+    """Whether a module's class is named for a norm, or it has parameters and an eps, and no norm is within it."""
+    named = "norm" in type(module).__name__.lower()
+    if not (
+        named
+        or ((module._parameters or is_parametrized(module)) and any("eps" in name.lower() for name in vars(module)))
+    ):
+        return False
     names = (type(inner).__name__.lower() for inner in module.modules() if inner is not module)
-    return "norm" in type(module).__name__.lower() and not any("norm" in name for name in names)
+    return not any("norm" in name for name in names)
 
 
 def _plain_class(module: nn.Module) -> type[nn.Module]:
@@ -330,6 +334,8 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
                 if dtype not in (None, parameter.dtype):
                     return None
                 dtype = parameter.dtype
+        if found.size and x.shape[function.axis] != found.size:
+            return None
         if function.grouped and (x.shape[1] % module.num_groups or x.numel() <= module.num_groups):
             return None
         result = results.get((x.dtype, dtype))

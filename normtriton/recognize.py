@@ -65,6 +65,7 @@ class Recognized(NamedTuple):
         eps: the attribute that holds eps.
         parameters: those it has of "weight" and "bias".
         input: the name of its forward's argument.
+        size: without parameters, elements along the dimension that would have them, if no other number will do; else 0.
         ndims: numbers of dimensions of an input that it takes.
         dtypes: the mixtures of dtypes that it takes, and what it returns for them.
     """
@@ -74,11 +75,15 @@ class Recognized(NamedTuple):
     eps: str
     parameters: tuple[str, ...]
     input: str
+    size: int
     ndims: tuple[int, ...]
     dtypes: tuple[Dtypes, ...]
 
     def __str__(self) -> str:
-        return self.function + (", times 1 + weight" if self.from_one else "")
+        uniform = {x for x, parameters, _ in self.dtypes if parameters in (x, None)}
+        missing = [str(dtype) for dtype in _DTYPES if dtype not in uniform]
+        exceptions = f", except in {' and '.join(missing)}" if missing and self.dtypes else ""
+        return self.function + (", times 1 + weight" if self.from_one else "") + exceptions
 
 
 class Structure(NamedTuple):
@@ -155,8 +160,20 @@ def recognize(structure: Structure) -> Recognized | str:
     key = structure.key()
     if key not in _verdicts:
         with _undisturbed():
-            _verdicts[key] = _Probe(structure).verdict()
+            _verdicts[key] = _verdict(structure)
     return _verdicts[key]
+
+
+def _verdict(structure: Structure) -> Recognized | str:
+    if structure.size:
+        return _Probe(structure, structure.size).verdict()
+    verdict = _Probe(structure, 24).verdict()  # any number should do
+    for value in structure.attributes.values():  # unless it is told one
+        size = value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
+        if isinstance(verdict, str) and isinstance(size, int) and size > 1:
+            told = _Probe(structure, size).verdict()
+            verdict = verdict if isinstance(told, str) else told._replace(size=size)
+    return verdict
 
 
 @contextmanager
@@ -178,7 +195,8 @@ class _Differs(Exception):  # noqa: N818  not an error
     """A result that is not the function's.
 
     Attributes:
-        by: the largest difference, relative to the largest value; infinite if they cannot be compared.
+        by: the result's largest difference, relative to its largest value; 0 if only the gradient differs, infinite if
+            there is nothing to compare.
     """
 
     def __init__(self, by: float, what: str) -> None:
@@ -194,22 +212,22 @@ def _unit(*dtypes: torch.dtype) -> float:
     return max(torch.finfo(dtype).eps for dtype in (torch.float32, *dtypes)) / 2
 
 
-def _compare(what: str, got: Tensor | None, want: Tensor, allowed: float) -> None:
-    if got is None:
-        raise _Differs(float("inf"), f"{what} is missing")
-    error, largest = (got.detach().double() - want).abs().max().item(), want.abs().max().item()
-    by = error / largest if largest else error
+def _compare(what: str, got: Tensor, want: Tensor, allowed: float, scale: Tensor | None = None) -> None:
+    """Raise if a result, or a gradient whose terms have a scale, is another than wanted."""
+    error, largest = (got.detach().double() - want).abs().max(), (want if scale is None else scale).abs().max()
+    by = (error / largest.clamp(min=torch.finfo().tiny)).item()
     if not by <= allowed:
-        raise _Differs(by, f"{what} differs by {by:.1e} of the largest value, where rounding explains {allowed:.1e}")
+        message = f"{what} differs by {by:.1e} of the largest value, where rounding explains {allowed:.1e}"
+        raise _Differs(by if scale is None else 0.0, message)
 
 
 class _Probe:
     """A module of a structure, and inputs to run it on."""
 
-    def __init__(self, structure: Structure) -> None:
+    def __init__(self, structure: Structure, size: int) -> None:
         self.structure = structure
+        self.size = size
         self.generator = torch.Generator().manual_seed(0)
-        self.size = structure.size or 24
         self.groups = structure.attributes.get("num_groups")
         self.eps = float(structure.attributes[structure.eps])
         self.error = ""  #: what the module last raised
@@ -228,10 +246,12 @@ class _Probe:
             if from_one and "weight" not in self.structure.parameters:
                 continue
             structure = self.structure
-            tried = Recognized(name, from_one, structure.eps, structure.parameters, structure.input, (), ())
+            tried = Recognized(name, from_one, structure.eps, structure.parameters, structure.input, 0, (), ())
             try:
                 if ndims := tuple(self.ndims(tried)):
                     found.append(tried._replace(ndims=ndims, dtypes=tuple(self.dtypes(tried, ndims[0]))))
+                    if len(ndims) == len(self.shapes(function)):
+                        break
             except _Differs as difference:
                 if not nearest or difference.by < least:
                     nearest, least = f"no norm known; nearest is {tried}, but {difference}", difference.by
@@ -242,10 +262,10 @@ class _Probe:
     def shapes(self, function: Function) -> list[tuple[int, ...]]:
         """Inputs of the function, with differing numbers of dimensions."""
         n = self.size
-        if function.axis == -1:
-            return [(n,), (3, n), (2, 3, n), (2, 1, 3, n), (1, 2, 1, 2, n)]
         a, b = [size for size in (2, 3, 4) if size != n][:2]  # so that the dimensions cannot be confused
-        return [(3, n), (2, n, a), (2, n, a, b), (1, n, b, 1, a)]
+        if function.axis == -1:
+            return [(n,), (b, n), (a, b, n), (a, 1, b, n), (1, a, 1, b, n)]
+        return [(b, n), (a, n, b), (a, n, b, a), (1, n, b, 1, a)]
 
     def ndims(self, found: Recognized) -> Iterator[int]:
         """Numbers of dimensions that the module takes; raises if a result or a gradient is not the function's."""
@@ -267,34 +287,43 @@ class _Probe:
         exact = {name: leaf.detach().double().requires_grad_() for name, leaf in leaves.items()}
         want = self.formula(found, exact)
         where = f"for float32 input of shape {tuple(x.shape)}"
-        _compare(f"its result {where}", y, want.detach(), 32 * _unit())
         if y.dtype != torch.float32:
             raise _Differs(float("inf"), f"its result {where} is {y.dtype}")
+        _compare(f"its result {where}", y, want.detach(), 32 * _unit())
         dy = self.randn(*x.shape)
         wants = torch.autograd.grad(want, list(exact.values()), dy)
+        # terms that may cancel in the input's gradient, but do so no more exactly than they were rounded
+        terms = torch.autograd.grad(self.formula(found, exact, constant=True), exact["input"], dy)
+        scales = dict(zip(exact, (*terms, *wants[1:]), strict=True))
         gots: Sequence[Tensor | None] = [None] * len(wants)
         if y.requires_grad:
             try:
                 gots = torch.autograd.grad(y, list(leaves.values()), dy.float(), allow_unused=True)
             except Exception as error:
-                raise _Differs(float("inf"), f"its backward raises {type(error).__name__}: {error}") from error
+                raise _Differs(0.0, f"its backward raises {type(error).__name__}: {error}") from error
         for name, got, gradient in zip(leaves, gots, wants, strict=True):
-            _compare(f"the gradient of its {name} {where}", got, gradient, 256 * _unit())
+            if got is None:
+                raise _Differs(0.0, f"it has no gradient of its {name}")
+            _compare(f"the gradient of its {name} {where}", got, gradient, 256 * _unit(), scales[name])
         return True
 
     def dtypes(self, found: Recognized, ndim: int) -> Iterator[Dtypes]:
-        """The mixtures of dtypes that the module takes; raises if a result is not the function's."""
+        """The mixtures of dtypes that the module takes, and for which its result is the function's.
+
+        Some compute in half precision what they are given in it, and lose digits.
+        """
         (shape,) = (shape for shape in self.shapes(FUNCTIONS[found.function]) if len(shape) == ndim)
         for x_dtype, dtype in product(_DTYPES, _DTYPES if self.structure.parameters else (None,)):
             x, parameters = (self.randn(*shape) + 0.5).to(x_dtype), self.parameters(dtype or x_dtype)
-            y = self.run(x, parameters, training=True)
-            if y is None:
-                continue
-            mixture = f"{x_dtype} input" + (f" and {dtype} parameters" if dtype else "")
             exact = {name: leaf.double() for name, leaf in {"input": x, **parameters}.items()}
-            allowed = 8 * _unit(x_dtype, dtype or x_dtype, y.dtype) + 32 * _unit()
-            _compare(f"its result for {mixture}", y, self.formula(found, exact), allowed)
-            yield x_dtype, dtype, y.dtype
+            try:
+                y = self.run(x, parameters, training=True)
+                if y is not None:
+                    allowed = 8 * _unit(x_dtype, dtype or x_dtype, y.dtype) + 32 * _unit()
+                    _compare("its result", y, self.formula(found, exact), allowed)
+                    yield x_dtype, dtype, y.dtype
+            except _Differs:
+                continue
 
     def parameters(self, dtype: torch.dtype) -> dict[str, nn.Parameter]:
         """Parameters as the module has them, of random values."""
@@ -332,14 +361,15 @@ class _Probe:
         attributes = [(name, value if _is_plain(value) else type(value)) for name, value in vars(module).items()]
         return repr(attributes), [(id(t), None if t is None else t._version) for t in tensors]
 
-    def formula(self, found: Recognized, tensors: dict[str, Tensor]) -> Tensor:
-        """What the function gives, in float64."""
+    def formula(self, found: Recognized, tensors: dict[str, Tensor], constant: bool = False) -> Tensor:
+        """What the function gives, in float64; its gradient is as if the statistics were constants if ``constant``."""
         function = FUNCTIONS[found.function]
         x, weight, bias = tensors["input"], tensors.get("weight"), tensors.get("bias")
         view, axis = (x.reshape(x.shape[0], self.groups, -1), -1) if function.grouped else (x, function.axis)  # type: ignore[arg-type]  # groups were counted
-        if function.norm.centered:
-            view = view - view.mean(axis, keepdim=True)
-        y = (view / torch.sqrt(view.square().mean(axis, keepdim=True) + self.eps)).view(x.shape)
+        statistics = view.detach() if constant else view
+        mean = statistics.mean(axis, keepdim=True) * function.norm.centered
+        variance = (statistics - mean).square().mean(axis, keepdim=True)
+        y = ((view - mean) / torch.sqrt(variance + self.eps)).view(x.shape)
         spread = [-1] + [1] * (x.dim() - 2 if function.axis == 1 else 0)
         if weight is not None:
             y = y * (weight + found.from_one).view(spread)
