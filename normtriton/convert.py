@@ -12,7 +12,6 @@ import copyreg
 from collections import defaultdict
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -22,11 +21,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from . import functional, modules
-from .autograd import Call, normalize
-from .launch import exact_pair
+from .autograd import Call, has_kernels, normalize, unwatched
 from .modules import _parameter
 from .recognize import FUNCTIONS, Recognized, recognize, structure_of
-from .schedule import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +163,7 @@ def restore(model: nn.Module) -> Report:
         plain = _plain_class(module)
         if plain in _originals:
             module.__class__ = _on_top_of(module, _originals[plain])
-            changes.append(Converted(names[0], cls, type(module), "as it was"))
+            changes.append(Converted(names[0], cls, type(module), f"as {_full_name(_originals[plain])}"))
         elif any(kind in _originals for kind in cls.__mro__):
             left_alone.append(LeftAlone(names[0], cls, "its class was derived from the library's"))
     return Report(tuple(changes), tuple(left_alone))
@@ -320,11 +317,12 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
     weighted, biased = ("weight" in found.parameters), ("bias" in found.parameters)
     results = {(x, parameters): result for x, parameters, result in found.dtypes}
     autocast_results: dict[tuple[torch.dtype | None, ...], torch.dtype] = {}
+    named = (("d", 1),) if function.axis == -1 else ()  # what the shape does not tell
     own = original.forward
 
     def result_dtype(module: Any, x: Any, weight: Tensor | None, bias: Tensor | None) -> torch.dtype | None:
         """The result's, None for what was not tried."""
-        if not (isinstance(x, torch.Tensor) and functional.uses_kernels(x) and x.dim() in found.ndims and x.numel()):
+        if not (isinstance(x, torch.Tensor) and has_kernels(x) and x.dim() in found.ndims and x.numel()):
             return None
         dtype = None
         for parameter in (weight, bias):
@@ -356,18 +354,13 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
             return own(self, input)
         if weight is not None and found.from_one:
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + 1
-        groups = self.num_groups if function.grouped else 0
-        call = _call(found.function, tuple(input.shape), groups, getattr(self, found.eps))
-        return normalize(input.to(torch.promote_types(input.dtype, result)), weight, bias, call).to(result)
+        make = functional.CACHED if unwatched(input) else functional.ANEW
+        sizes = (("g", self.num_groups),) if function.grouped else named
+        problem = make.problem(function.norm, tuple(input.shape), sizes)
+        dtype = None if result == input.dtype else result
+        return normalize(input, weight, bias, Call(problem, make.pair(getattr(self, found.eps)), dtype=dtype))
 
     # callers may name the argument as the original does
     names = forward.__code__.co_varnames
     code = forward.__code__.replace(co_varnames=(names[0], found.input, *names[2:]))
     return FunctionType(code, forward.__globals__, "forward", None, forward.__closure__)
-
-
-@lru_cache(maxsize=4096)
-def _call(function: str, shape: tuple[int, ...], groups: int, eps: float) -> Call:
-    norm = FUNCTIONS[function].norm
-    sizes = {"*": (("d", 1),), "n": (("g", groups),) if groups else ()}[norm.axes[0]]
-    return Call(Problem(norm, shape, sizes), exact_pair(eps))

@@ -748,7 +748,7 @@ def test_without_kernels_the_original_forward_runs(monkeypatch):
         want = module(x)
         nt.convert(module)
         with monkeypatch.context() as patched:
-            patched.setattr("normtriton.functional.INTERPRETED", False)
+            patched.setattr(launch, "INTERPRETED", False)
             assert torch.equal(module(x), want)
 
 
