@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from oracle import close
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize, prune
 
@@ -799,6 +800,38 @@ def test_autocast_is_obeyed_as_by_the_original(kernels):
                 assert y.dtype == dtype
                 torch.testing.assert_close(y, Cast.forward(module, x))
     assert kernels == ["forward"] * 6
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # PyTorch's jvp uses it
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma", "diffusers, float32, no parameters", "convnext, first", "timm, group"]
+)
+def test_recognized_norms_compile_export_and_transform(name):
+    """One graph for any batch, with the library's operator in it; and `torch.func` gives what it gives originally."""
+    original, _, shape = known(name)
+    module = copy.deepcopy(original)
+    nt.convert(module)
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    for n in (2, 3, 5):
+        x, dy = torch.randn(n, *shape[1:]), torch.randn(n, *shape[1:])
+        results = []
+        for run in (compiled, module):
+            leaf = x.clone().requires_grad_()
+            y = run(leaf)
+            y.backward(dy)
+            results += [y.detach(), leaf.grad]
+        torch.testing.assert_close(results[:2], results[2:])
+    assert counter.frame_count <= 2  # one for the first batch, one for all others
+
+    exported = torch.export.export(module, (x,))
+    assert torch.ops.normtriton.normalize.default in {node.target for node in exported.graph.nodes}
+    several = torch.randn(2, *shape)
+    torch.testing.assert_close(torch.func.vmap(module)(several), torch.func.vmap(original)(several))
+    ours, theirs = (torch.func.jvp(run, (x,), (dy,)) for run in (module, original))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["batch 2d", "instance 2d", "layer", "llama", "gemma", "timm, group", "poolformer"])
