@@ -1,9 +1,10 @@
 """Batch, layer, instance, group and RMS normalization for PyTorch, from one Triton reduction kernel per direction.
 
-Functions with the signatures of `torch.nn.functional`, modules that subclass `torch.nn`'s, and `explain`, which says
-what a call does and why.
+Functions with the signatures of `torch.nn.functional`, modules that subclass `torch.nn`'s, `convert`, which replaces
+the norms of a finished model, and `explain`, which says what a call does and why.
 """
 
+from .convert import convert, restore
 from .explain import explain
 from .functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from .modules import (
@@ -31,9 +32,11 @@ __all__ = [
     "LayerNorm",
     "RMSNorm",
     "batch_norm",
+    "convert",
     "explain",
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "restore",
     "rms_norm",
 ]

@@ -11,7 +11,7 @@ import torch
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 COMPILING = ["test_compile.py"]
 collect_ignore = COMPILING if INTERPRETED else []
-collect_ignore_glob = [] if INTERPRETED else ["test_[!c]*.py", "test_c[!o]*.py"]
+collect_ignore_glob = [] if INTERPRETED else ["test_[!c]*.py", "test_c[!o]*.py", "test_con*.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,366 @@
+"""Replace the norms of a finished model by the library's, in place, and go back.
+
+A module is replaced by changing its class and nothing else: it stays the same object, so its parameters, buffers,
+hooks, flags and attributes stay, and so does every reference to it. A class of `torch.nn` becomes the library's
+subclass of that name. Any other class becomes a subclass made for it, of the same name, in which only ``forward``
+differs.
+"""
+
+from __future__ import annotations
+
+import copyreg
+from collections import defaultdict
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrize import is_parametrized
+
+from . import functional, modules
+from .autograd import Call, has_kernels, normalize, unwatched
+from .modules import _parameter
+from .recognize import FUNCTIONS, Recognized, recognize, structure_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+__all__ = ["convert", "restore"]
+
+
+class Converted(NamedTuple):
+    """A module whose class was changed.
+
+    Attributes:
+        name: as in ``model.named_modules()``; the first, if there are several.
+        before, after: its classes.
+        function: what it computes, in words.
+    """
+
+    name: str
+    before: type[nn.Module]
+    after: type[nn.Module]
+    function: str
+
+
+class LeftAlone(NamedTuple):
+    """A module that is a norm, or may be one, and was not changed.
+
+    Attributes:
+        name: as in ``model.named_modules()``; the first, if there are several.
+        kind: its class.
+        reason: why.
+    """
+
+    name: str
+    kind: type[nn.Module]
+    reason: str
+
+
+class Report(NamedTuple):
+    """What `convert` or `restore` did; ``str()`` says it in words."""
+
+    converted: tuple[Converted, ...]
+    left_alone: tuple[LeftAlone, ...]
+
+    def __str__(self) -> str:
+        changed: dict[str, list[str]] = defaultdict(list)
+        for name, before, _after, function in self.converted:
+            changed[f"{_full_name(before)}, {function}"].append(name)
+        left: dict[str, list[str]] = defaultdict(list)
+        for name, kind, reason in self.left_alone:
+            left[f"{_full_name(kind)}: {reason}"].append(name)
+        lines = [f"converted: {len(self.converted)}"]
+        lines += [f"  {len(names)} x {what}: {_some(names)}" for what, names in changed.items()]
+        lines += [f"left alone: {len(self.left_alone)}"] if left else []
+        lines += [f"  {len(names)} x {what}: {_some(names)}" for what, names in left.items()]
+        return "\n".join(lines)
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _some(names: list[str]) -> str:
+    shown = [name or "the model itself" for name in names]
+    return ", ".join(shown if len(shown) < 5 else [*shown[:2], "...", shown[-1]])
+
+
+#: Which modules: a pattern of names, a class, or several of either.
+Selector: TypeAlias = "str | type[nn.Module] | Iterable[str | type[nn.Module]]"
+
+
+def convert(model: nn.Module, *, include: Selector | None = None, exclude: Selector | None = None) -> Report:
+    """Replace every norm in a model by the library's, in place.
+
+    Replaced are `torch.nn`'s batch, layer, instance, group and RMS norms, subclasses of them that keep their forward,
+    and norms of any other class whose structure is a norm's and that compute the same as one of
+    `normtriton.recognize.FUNCTIONS`, which is tried on small inputs on the CPU, results and gradients: transformers'
+    ``LlamaRMSNorm`` and its kin, ``T5LayerNorm``, diffusers' ``RMSNorm``, ``LayerNorm2d`` and others.
+
+    Nothing changes but a module's class, see `normtriton.convert`'s module: parameters, buffers, hooks, flags, names
+    and identity stay, and optimizers, state dicts and tied weights with them. The new class is a subclass of the old.
+    A module that is used in several places is replaced in all. A norm of another class than `torch.nn`'s runs its own
+    forward where it was not tried: where `normtriton` has no kernels, for another number of dimensions or mixture of
+    dtypes, and for input that does not fit its parameters. A second call finds nothing to do.
+
+    Args:
+        model: it, or any module in it, may be on any device, "meta" too.
+        include: convert only what is in these modules, which may be norms themselves. A string is a pattern for names
+            as in ``model.named_modules()``, for any of a module's names, with ``*`` for any characters, dots too, as
+            `fnmatch` has it; the model's own name is "". A class stands for its instances. Several are given as a list.
+        exclude: leave alone what is in these modules, chosen alike, even if it is included. It is not reported.
+    Returns:
+        The modules that were replaced, and the norms that were not, each with the reason. A module counts as a norm if
+        it is an instance of `torch.nn`'s, or is named for one or has parameters and an eps, with no norm within it.
+    Raises:
+        TypeError: model is no module, or a selector is neither pattern nor class.
+        ValueError: a pattern fits no name in the model.
+    """
+    found = _named_modules(model)
+    chosen = set(found) if include is None else _select(found, "include", include)
+    if exclude is not None:
+        chosen -= _select(found, "exclude", exclude)
+    changes: list[tuple[nn.Module, Converted]] = []
+    left_alone: list[LeftAlone] = []
+    for module, names in found.items():
+        if module not in chosen:
+            continue
+        cls = type(module)
+        decided = _replacement(module)
+        if isinstance(decided, str):
+            left_alone.append(LeftAlone(names[0], cls, decided))
+        elif decided is not None:
+            plain, function = decided
+            changes.append((module, Converted(names[0], cls, _on_top_of(module, plain), function)))
+    for module, change in changes:
+        module.__class__ = change.after
+    return Report(tuple(change for _, change in changes), tuple(left_alone))
+
+
+def restore(model: nn.Module) -> Report:
+    """Undo `convert`: give every module of the library its original class back, in place.
+
+    A module that was made as the library's, as ``normtriton.LayerNorm(8)``, becomes `torch.nn`'s too, so that the model
+    no longer needs the library.
+
+    Args:
+        model: whichever modules in it were converted, at once or not, or in another model that it was copied from.
+    Returns:
+        What was changed, and the modules of classes that others derived from the library's, which cannot be undone.
+    Raises:
+        TypeError: model is no module.
+    """
+    changes: list[Converted] = []
+    left_alone: list[LeftAlone] = []
+    for module, names in _named_modules(model).items():
+        cls = type(module)
+        plain = _plain_class(module)
+        if plain in _originals:
+            module.__class__ = _on_top_of(module, _originals[plain])
+            changes.append(Converted(names[0], cls, type(module), f"as {_full_name(_originals[plain])}"))
+        elif any(kind in _originals for kind in cls.__mro__):
+            left_alone.append(LeftAlone(names[0], cls, "its class was derived from the library's"))
+    return Report(tuple(changes), tuple(left_alone))
+
+
+def _named_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Each module once, with all its names."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, but got {type(model).__name__}")
+    found: dict[nn.Module, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        found[module].append(name)
+    return found
+
+
+def _select(found: dict[nn.Module, list[str]], which: str, selector: Selector) -> set[nn.Module]:
+    """The modules that a selector stands for, with all that is within them."""
+    selected: set[nn.Module] = set()
+    given = [selector] if isinstance(selector, str | type) or not isinstance(selector, Iterable) else selector
+    for one in given:
+        if isinstance(one, str):
+            fits = [module for module, names in found.items() if any(fnmatchcase(name, one) for name in names)]
+            if not fits:
+                raise ValueError(f"{which}: no module's name fits the pattern {one!r}")
+        elif isinstance(one, type) and issubclass(one, nn.Module):
+            fits = [module for module in found if isinstance(module, one)]
+        else:
+            raise TypeError(f"{which} takes patterns of names and classes of modules, but got {one!r}")
+        selected.update(inner for module in fits for inner in module.modules())
+    return selected
+
+
+#: The library's class of each of `torch.nn`'s.
+_LIBRARY: dict[type[nn.Module], type[nn.Module]] = {
+    getattr(nn, name): getattr(modules, name) for name in modules.__all__
+}
+
+#: What each class was before: the library's, and those that `_derived` made.
+_originals = {after: before for before, after in _LIBRARY.items()}
+
+#: Methods in which a norm of `torch.nn` computes.
+_COMPUTING = ("forward", "_apply_instance_norm")
+
+
+def _replacement(module: nn.Module) -> tuple[type[nn.Module], str] | str | None:
+    """The plain class to give a module, and what it computes; or why it stays as it is; or None if it is no norm."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is compiled by torch.jit" if "norm" in str(module.original_name).lower() else None
+    cls, plain = type(module), _plain_class(module)
+    if any(kind in _originals for kind in cls.__mro__):
+        return None
+    base = next((kind for kind in _LIBRARY if issubclass(plain, kind)), None)
+    looks = base is not None or isinstance(module, nn.modules.batchnorm._NormBase) or _looks_like_a_norm(module)
+    if "forward" in vars(module):
+        return "its forward was replaced on the object" if looks else None
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        return "is not initialized: convert it after its first input" if looks else None
+    if plain in _LIBRARY:
+        return _LIBRARY[plain], f"as normtriton.{plain.__name__}"
+    if isinstance(module, nn.SyncBatchNorm):
+        return "gathers statistics from all processes, which the library does not"
+    if base is not None and all(getattr(plain, name, None) is getattr(base, name, None) for name in _COMPUTING):
+        return _derived(plain, _LIBRARY[base]), f"as normtriton.{base.__name__}"
+    structure = structure_of(module) if looks else None
+    if structure is None or isinstance(structure, str):
+        return structure
+    found = recognize(structure)
+    return found if isinstance(found, str) else (_derived(cls, found), f"{found}")
+
+
+def _looks_like_a_norm(module: nn.Module) -> bool:
+    """Whether a module's class is named for a norm, or it has parameters and an eps, and no norm is within it."""
+    named = "norm" in type(module).__name__.lower()
+    if not (
+        named
+        or ((module._parameters or is_parametrized(module)) and any("eps" in name.lower() for name in vars(module)))
+    ):
+        return False
+    names = (type(inner).__name__.lower() for inner in module.modules() if inner is not module)
+    return not any("norm" in name for name in names)
+
+
+def _plain_class(module: nn.Module) -> type[nn.Module]:
+    """A module's class before `torch.nn.utils.parametrize` put one of its own, for this module alone, on top."""
+    return type(module).__bases__[0] if is_parametrized(module) else type(module)
+
+
+def _on_top_of(module: nn.Module, plain: type[nn.Module]) -> type[nn.Module]:
+    """The class of a module whose plain class becomes another."""
+    if not is_parametrized(module):
+        return plain
+    cls = type(module)
+    # not changed in place: deep copies of the module share it
+    rebuilt: type[nn.Module] = _class_like(cls)(cls.__name__, (plain, *cls.__bases__[1:]), dict(vars(cls)))
+    return rebuilt
+
+
+def _class_like(cls: type) -> Callable[..., Any]:
+    """What makes classes like this one: its metaclass."""
+    return type(cls)
+
+
+_derivations: dict[tuple[type[nn.Module], type[nn.Module] | Recognized], type[nn.Module]] = {}
+
+
+def _derived(original: type[nn.Module], how: type[nn.Module] | Recognized) -> type[nn.Module]:
+    """The subclass of a class whose forward is the library's.
+
+    Args:
+        original: a subclass of a norm of `torch.nn` that keeps its forward, or a class that computes a known function.
+        how: the library's norm, or what the modules of the class compute.
+    """
+    if (original, how) in _derivations:
+        return _derivations[original, how]
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807  pickle and deepcopy ask for it
+        make, arguments, *rest = super(derived, self).__reduce_ex__(protocol)
+        if make in _MAKING_AN_EMPTY_OBJECT:  # its class, which no module holds, is made again
+            return _empty, (original, how), *rest
+        return make, arguments, *rest
+
+    members = {
+        "__doc__": original.__doc__,
+        "__module__": __name__,
+        "__qualname__": original.__qualname__,
+        "__reduce_ex__": __reduce_ex__,
+    }
+    bases: tuple[type, ...] = (original,)
+    if isinstance(how, Recognized):
+        members["forward"] = _forward(original, how)
+    else:  # it comes after the original in the order of resolution, and before torch.nn's
+        bases = (original, how)
+    derived: type[nn.Module] = _class_like(original)(original.__name__, bases, members)
+    _derivations[original, how] = derived
+    _originals[derived] = original
+    return derived
+
+
+#: What the default ``__reduce_ex__`` makes an object with, which is given its state afterwards.
+_MAKING_AN_EMPTY_OBJECT = (copyreg.__newobj__, copyreg._reconstructor)  # type: ignore[attr-defined]  # no types for them
+
+
+def _empty(original: type[nn.Module], how: type[nn.Module] | Recognized) -> nn.Module:
+    """An object of a derived class, to be given its state."""
+    return object.__new__(_derived(original, how))
+
+
+def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]:
+    """A forward that runs the kernels on whatever the original was tried on, and on the rest the original."""
+    function = FUNCTIONS[found.function]
+    weighted, biased = ("weight" in found.parameters), ("bias" in found.parameters)
+    results = {(x, parameters): result for x, parameters, result in found.dtypes}
+    autocast_results: dict[tuple[torch.dtype | None, ...], torch.dtype] = {}
+    named = (("d", 1),) if function.axis == -1 else ()  # what the shape does not tell
+    own = original.forward
+
+    def result_dtype(module: Any, x: Any, weight: Tensor | None, bias: Tensor | None) -> torch.dtype | None:
+        """The result's, None for what was not tried."""
+        if not (isinstance(x, torch.Tensor) and has_kernels(x) and x.dim() in found.ndims and x.numel()):
+            return None
+        dtype = None
+        for parameter in (weight, bias):
+            if parameter is not None:
+                if parameter.shape != (x.shape[function.axis],) or parameter.device != x.device:
+                    return None
+                if dtype not in (None, parameter.dtype):
+                    return None
+                dtype = parameter.dtype
+        if found.size and x.shape[function.axis] != found.size:
+            return None
+        if function.grouped and (x.shape[1] % module.num_groups or x.numel() <= module.num_groups):
+            return None
+        result = results.get((x.dtype, dtype))
+        if result is not None and torch.is_autocast_enabled(x.device.type):
+            key = x.dtype, dtype, torch.get_autocast_dtype(x.device.type)
+            if key not in autocast_results:  # the original tells, of something small
+                small = [n if axis == function.axis % x.dim() else min(n, 2) for axis, n in enumerate(x.shape)]
+                with torch.no_grad():
+                    autocast_results[key] = own(module, x.new_zeros(small)).dtype
+            return autocast_results[key]
+        return result
+
+    def forward(self: Any, input: Any) -> Any:  # noqa: A002  it is renamed below
+        weight = _parameter(self, "weight") if weighted else None
+        bias = _parameter(self, "bias") if biased else None
+        result = result_dtype(self, input, weight, bias)
+        if result is None:
+            return own(self, input)
+        if weight is not None and found.from_one:
+            weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + 1
+        make = functional.CACHED if unwatched(input) else functional.ANEW
+        sizes = (("g", self.num_groups),) if function.grouped else named
+        problem = make.problem(function.norm, tuple(input.shape), sizes)
+        dtype = None if result == input.dtype else result
+        return normalize(input, weight, bias, Call(problem, make.pair(getattr(self, found.eps)), dtype=dtype))
+
+    # callers may name the argument as the original does
+    names = forward.__code__.co_varnames
+    code = forward.__code__.replace(co_varnames=(names[0], found.input, *names[2:]))
+    return FunctionType(code, forward.__globals__, "forward", None, forward.__closure__)

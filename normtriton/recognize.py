@@ -1,0 +1,376 @@
+"""Which norm a module computes, told from its structure and proved on numbers.
+
+Model libraries write norms of their own. Their names say little: some round before they multiply by the weight, some
+multiply by 1 + weight, some return another dtype. So a name decides nothing here. A module whose structure is a norm's
+(see `structure_of`) runs beside each function of `FUNCTIONS` on small inputs, and is recognized if every result and
+every gradient agrees but for rounding.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from contextlib import ExitStack, contextmanager
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from . import norms
+from .norms import Norm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+
+class Function(NamedTuple):
+    """A norm that a module may compute, with one parameter for each element along one dimension.
+
+    Attributes:
+        norm: its axes.
+        axis: the dimension that the parameters vary along.
+        grouped: whether the module's ``num_groups`` splits that dimension.
+    """
+
+    norm: Norm
+    axis: int
+    grouped: bool = False
+
+
+_CHANNELS = Norm("n c *s", over="c", affine="c")
+
+#: What is recognized, by the name that a report gives it.
+FUNCTIONS = {
+    "RMS norm of the last dimension": Function(norms.RMS, -1),
+    "layer norm of the last dimension": Function(norms.LAYER, -1),
+    "layer norm of the channels": Function(_CHANNELS, 1),
+    "RMS norm of the channels": Function(_CHANNELS._replace(centered=False), 1),
+    "group norm": Function(norms.GROUP, 1, grouped=True),
+}
+
+#: The dtypes of an input, of the parameters (None if there are none) and of the result.
+Dtypes: TypeAlias = "tuple[torch.dtype, torch.dtype | None, torch.dtype]"
+
+
+class Recognized(NamedTuple):
+    """What a module computes, as far as it was seen.
+
+    Attributes:
+        function: a key of `FUNCTIONS`.
+        from_one: whether it multiplies by 1 + weight.
+        eps: the attribute that holds eps.
+        parameters: those it has of "weight" and "bias".
+        input: the name of its forward's argument.
+        size: without parameters, elements along the dimension that would have them, if no other number will do; else 0.
+        ndims: numbers of dimensions of an input that it takes.
+        dtypes: the mixtures of dtypes that it takes, and what it returns for them.
+    """
+
+    function: str
+    from_one: bool
+    eps: str
+    parameters: tuple[str, ...]
+    input: str
+    size: int
+    ndims: tuple[int, ...]
+    dtypes: tuple[Dtypes, ...]
+
+    def __str__(self) -> str:
+        uniform = {x for x, parameters, _ in self.dtypes if parameters in (x, None)}
+        missing = [str(dtype) for dtype in _DTYPES if dtype not in uniform]
+        exceptions = f", except in {' and '.join(missing)}" if missing and self.dtypes else ""
+        return self.function + (", times 1 + weight" if self.from_one else "") + exceptions
+
+
+class Structure(NamedTuple):
+    """A module that looks like a norm: all that its forward can depend on, besides the parameters' values."""
+
+    cls: type[nn.Module]
+    attributes: dict[str, Any]
+    parameters: tuple[str, ...]
+    absent: tuple[str, ...]  #: parameters that are registered as None
+    size: int  #: elements of each parameter; 0 without parameters
+    eps: str
+    input: str
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal for modules that compute the same."""
+        attributes = repr(sorted(self.attributes.items()))
+        return self.cls, self.cls.forward, attributes, self.parameters, self.absent, self.size
+
+
+_INTERNAL = {*vars(nn.Module()), "_compiled_call_impl"}
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.memory_format)
+_TENSORS = ("weight", "bias")
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple | list) else isinstance(value, _PLAIN)
+
+
+def structure_of(module: nn.Module) -> Structure | str:
+    """The structure of a module that may be a norm, or why it is none.
+
+    It must have no submodules, no buffers, no parameters but one-dimensional ``weight`` and ``bias``, no attributes but
+    numbers, strings and the like, one of which is eps, and a forward that takes an input and nothing else.
+    """
+    if module._modules:
+        return f"has submodules: {', '.join(module._modules)}"
+    if module._buffers:
+        return f"keeps buffers: {', '.join(module._buffers)}"
+    tensors = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
+    if others := tensors.keys() - set(_TENSORS):
+        return f"has parameters that are not weight or bias: {', '.join(sorted(others))}"
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if any(len(shape) != 1 for shape in shapes.values()) or len({*shapes.values()}) > 1 or (0,) in shapes.values():
+        return f"has parameters of shape {shapes}, where one dimension was expected"
+    attributes = {name: value for name, value in vars(module).items() if name not in _INTERNAL}
+    if others := {name for name, value in attributes.items() if not _is_plain(value)}:
+        return f"has attributes that may be state: {', '.join(sorted(others))}"
+    epsilons = [
+        name
+        for name, value in attributes.items()
+        if "eps" in name.lower() and isinstance(value, int | float) and value is not False and 0.0 <= value < 1.0
+    ]
+    if len(epsilons) != 1:
+        return f"has {len(epsilons) or 'no'} attribute{'s' if epsilons else ''} that could be its eps"
+    cls = type(module)
+    arguments = list(inspect.signature(cls.forward).parameters.values())[1:]
+    if len(arguments) != 1 or arguments[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        return f"its forward takes ({', '.join(map(str, arguments))}), where one input was expected"
+    parameters = tuple(name for name in _TENSORS if name in tensors)
+    size = next(iter(tensors.values())).shape[0] if tensors else 0
+    absent = tuple(name for name, tensor in module._parameters.items() if tensor is None)
+    return Structure(cls, attributes, parameters, absent, size, epsilons[0], arguments[0].name)
+
+
+_verdicts: dict[tuple[Any, ...], Recognized | str] = {}
+
+
+def recognize(structure: Structure) -> Recognized | str:
+    """What modules of a structure compute, or how that differs from every function known.
+
+    The module itself is not run: another of its class is, with the same attributes and with parameters of its own on
+    the CPU. So it may be on any device, "meta" too, and neither it, its hooks nor the random number generators notice.
+    """
+    key = structure.key()
+    if key not in _verdicts:
+        with _undisturbed():
+            _verdicts[key] = _verdict(structure)
+    return _verdicts[key]
+
+
+def _verdict(structure: Structure) -> Recognized | str:
+    if structure.size:
+        return _Probe(structure, structure.size).verdict()
+    verdict = _Probe(structure, 24).verdict()  # any number should do
+    for value in structure.attributes.values():  # unless it is told one
+        size = value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
+        if isinstance(verdict, str) and isinstance(size, int) and size > 1:
+            told = _Probe(structure, size).verdict()
+            verdict = verdict if isinstance(told, str) else told._replace(size=size)
+    return verdict
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Run as if nothing had been switched on, and leave nothing behind."""
+    with ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())  # fake tensors, for one
+        stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # no user asked for this run
+        yield
+
+
+class _Differs(Exception):  # noqa: N818  not an error
+    """A result that is not the function's.
+
+    Attributes:
+        by: the result's largest difference, relative to its largest value; 0 if only the gradient differs, infinite if
+            there is nothing to compare.
+    """
+
+    def __init__(self, by: float, what: str) -> None:
+        super().__init__(what)
+        self.by = by
+
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _unit(*dtypes: torch.dtype) -> float:
+    """The coarsest rounding among dtypes and float32, in which most modules compute what they are given in float64."""
+    return max(torch.finfo(dtype).eps for dtype in (torch.float32, *dtypes)) / 2
+
+
+def _compare(what: str, got: Tensor, want: Tensor, allowed: float, scale: Tensor | None = None) -> None:
+    """Raise if a result, or a gradient whose terms have a scale, is another than wanted."""
+    error, largest = (got.detach().double() - want).abs().max(), (want if scale is None else scale).abs().max()
+    by = (error / largest.clamp(min=torch.finfo().tiny)).item()
+    if not by <= allowed:
+        message = f"{what} differs by {by:.1e} of the largest value, where rounding explains {allowed:.1e}"
+        raise _Differs(by if scale is None else 0.0, message)
+
+
+class _Probe:
+    """A module of a structure, and inputs to run it on."""
+
+    def __init__(self, structure: Structure, size: int) -> None:
+        self.structure = structure
+        self.size = size
+        self.generator = torch.Generator().manual_seed(0)
+        self.groups = structure.attributes.get("num_groups")
+        self.eps = float(structure.attributes[structure.eps])
+        self.error = ""  #: what the module last raised
+
+    def randn(self, *shape: int) -> Tensor:
+        """Normal random numbers, float64."""
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+
+    def verdict(self) -> Recognized | str:
+        """What the module computes, or how that differs from every function known."""
+        found: list[Recognized] = []
+        nearest, least = "", float("inf")
+        for (name, function), from_one in product(FUNCTIONS.items(), (False, True)):
+            if function.grouped and not (isinstance(self.groups, int) and self.groups > 0 == self.size % self.groups):
+                continue
+            if from_one and "weight" not in self.structure.parameters:
+                continue
+            structure = self.structure
+            tried = Recognized(name, from_one, structure.eps, structure.parameters, structure.input, 0, (), ())
+            try:
+                if ndims := tuple(self.ndims(tried)):
+                    found.append(tried._replace(ndims=ndims, dtypes=tuple(self.dtypes(tried, ndims[0]))))
+                    if len(ndims) == len(self.shapes(function)):
+                        break
+            except _Differs as difference:
+                if not nearest or difference.by < least:
+                    nearest, least = f"no norm known; nearest is {tried}, but {difference}", difference.by
+        if found:  # of two dimensions, several are the same
+            return max(found, key=lambda function: len(function.ndims))
+        return nearest or f"took none of the inputs that a norm takes: {self.error}"
+
+    def shapes(self, function: Function) -> list[tuple[int, ...]]:
+        """Inputs of the function, with differing numbers of dimensions."""
+        n = self.size
+        a, b = [size for size in (2, 3, 4) if size != n][:2]  # so that the dimensions cannot be confused
+        if function.axis == -1:
+            return [(n,), (b, n), (a, b, n), (a, 1, b, n), (1, a, 1, b, n)]
+        return [(b, n), (a, n, b), (a, n, b, a), (1, n, b, 1, a)]
+
+    def ndims(self, found: Recognized) -> Iterator[int]:
+        """Numbers of dimensions that the module takes; raises if a result or a gradient is not the function's."""
+        for shape in self.shapes(FUNCTIONS[found.function]):
+            uneven = self.randn(*shape) + 0.5
+            uneven.view(-1)[uneven.numel() // 2] = 300.0  # in case something is clipped
+            small = self.randn(*shape) * max(self.eps, 1e-30) ** 0.5  # as eps is, so that its place tells
+            if all([self.agrees(found, uneven, training=True), self.agrees(found, small, training=False)]):
+                yield len(shape)
+
+    def agrees(self, found: Recognized, x: Tensor, training: bool) -> bool:
+        """Whether the module takes x, in float32; raises if its result or a gradient is not the function's."""
+        x = x.float().requires_grad_()
+        parameters = self.parameters(torch.float32)
+        y = self.run(x, parameters, training)
+        if y is None:
+            return False
+        leaves = {"input": x, **parameters}
+        exact = {name: leaf.detach().double().requires_grad_() for name, leaf in leaves.items()}
+        want = self.formula(found, exact)
+        where = f"for float32 input of shape {tuple(x.shape)}"
+        if y.dtype != torch.float32:
+            raise _Differs(float("inf"), f"its result {where} is {y.dtype}")
+        _compare(f"its result {where}", y, want.detach(), 32 * _unit())
+        dy = self.randn(*x.shape)
+        wants = torch.autograd.grad(want, list(exact.values()), dy)
+        # terms that may cancel in the input's gradient, but do so no more exactly than they were rounded
+        terms = torch.autograd.grad(self.formula(found, exact, constant=True), exact["input"], dy)
+        scales = dict(zip(exact, (*terms, *wants[1:]), strict=True))
+        gots: Sequence[Tensor | None] = [None] * len(wants)
+        if y.requires_grad:
+            try:
+                gots = torch.autograd.grad(y, list(leaves.values()), dy.float(), allow_unused=True)
+            except Exception as error:
+                raise _Differs(0.0, f"its backward raises {type(error).__name__}: {error}") from error
+        for name, got, gradient in zip(leaves, gots, wants, strict=True):
+            if got is None:
+                raise _Differs(0.0, f"it has no gradient of its {name}")
+            _compare(f"the gradient of its {name} {where}", got, gradient, 256 * _unit(), scales[name])
+        return True
+
+    def dtypes(self, found: Recognized, ndim: int) -> Iterator[Dtypes]:
+        """The mixtures of dtypes that the module takes, and for which its result is the function's.
+
+        Some compute in half precision what they are given in it, and lose digits.
+        """
+        (shape,) = (shape for shape in self.shapes(FUNCTIONS[found.function]) if len(shape) == ndim)
+        for x_dtype, dtype in product(_DTYPES, _DTYPES if self.structure.parameters else (None,)):
+            x, parameters = (self.randn(*shape) + 0.5).to(x_dtype), self.parameters(dtype or x_dtype)
+            exact = {name: leaf.double() for name, leaf in {"input": x, **parameters}.items()}
+            try:
+                y = self.run(x, parameters, training=True)
+                if y is not None:
+                    allowed = 8 * _unit(x_dtype, dtype or x_dtype, y.dtype) + 32 * _unit()
+                    _compare("its result", y, self.formula(found, exact), allowed)
+                    yield x_dtype, dtype, y.dtype
+            except _Differs:
+                continue
+
+    def parameters(self, dtype: torch.dtype) -> dict[str, nn.Parameter]:
+        """Parameters as the module has them, of random values."""
+        names = self.structure.parameters
+        return {name: nn.Parameter((self.randn(self.size) + 0.2).to(dtype)) for name in names}
+
+    def run(self, x: Tensor, parameters: dict[str, nn.Parameter], training: bool) -> Tensor | None:
+        """The module's result; None if it raises, or spreads its parameters to another shape: it does not take x."""
+        module = object.__new__(self.structure.cls)
+        nn.Module.__init__(module)
+        vars(module).update(self.structure.attributes, training=training)
+        module._parameters.update(dict.fromkeys(self.structure.absent))
+        module._parameters.update(parameters)
+        before = self.state(module, x)
+        forward: Callable[..., Any] = self.structure.cls.forward
+        try:
+            y = forward(module, x)
+        except Exception as error:  # noqa: BLE001  whatever a module raises for what it does not take
+            self.error = self.error or f"{type(error).__name__}: {error}"
+            return None
+        if self.state(module, x) != before:
+            raise _Differs(float("inf"), "its forward changes its input, parameters or attributes")
+        if not isinstance(y, torch.Tensor) or not y.is_floating_point():
+            what = y.dtype if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
+            raise _Differs(float("inf"), f"its result is {what}")
+        if y.shape != x.shape:
+            self.error = self.error or f"its result is of shape {tuple(y.shape)} for input of shape {tuple(x.shape)}"
+            return None
+        return y
+
+    @staticmethod
+    def state(module: nn.Module, x: Tensor) -> Any:
+        """What a forward might change."""
+        tensors = [x, *(p for p in module._parameters.values() if p is not None), *module._buffers.values()]
+        attributes = [(name, value if _is_plain(value) else type(value)) for name, value in vars(module).items()]
+        return repr(attributes), [(id(t), None if t is None else t._version) for t in tensors]
+
+    def formula(self, found: Recognized, tensors: dict[str, Tensor], constant: bool = False) -> Tensor:
+        """What the function gives, in float64; its gradient is as if the statistics were constants if ``constant``."""
+        function = FUNCTIONS[found.function]
+        x, weight, bias = tensors["input"], tensors.get("weight"), tensors.get("bias")
+        view, axis = (x.reshape(x.shape[0], self.groups, -1), -1) if function.grouped else (x, function.axis)  # type: ignore[arg-type]  # groups were counted
+        statistics = view.detach() if constant else view
+        mean = statistics.mean(axis, keepdim=True) * function.norm.centered
+        variance = (statistics - mean).square().mean(axis, keepdim=True)
+        y = ((view - mean) / torch.sqrt(variance + self.eps)).view(x.shape)
+        spread = [-1] + [1] * (x.dim() - 2 if function.axis == 1 else 0)
+        if weight is not None:
+            y = y * (weight + found.from_one).view(spread)
+        return y if bias is None else y + bias.view(spread)
