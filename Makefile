@@ -1,5 +1,6 @@
 # make demo    train with torch.nn's norms and with these, side by side
 # make test    lint, types, kernels interpreted, kernels compiled; no GPU needed
+# make conformance    PyTorch's own test databases, passed/total by section; make test runs them too
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -14,12 +15,15 @@ MATRIX := 3.6.0 3.7.1 3.8.0 3.9.0
 SMOKE := tests/test_norms.py -k branch_of_the_plan
 SMOKE_COMPILED := tests/test_compile.py -k "real and sm_90 and bfloat16 and (layer or 320)"
 
-.PHONY: demo test test-interpreted test-compiled test-matrix smoke lint clean
+.PHONY: demo test conformance test-interpreted test-compiled test-matrix smoke lint clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
 
 test: lint test-interpreted test-compiled
+
+conformance: .venv/test
+	$(BIN)/python tests/conformance.py
 
 lint: .venv/test
 	$(BIN)/ruff check .
