@@ -1,6 +1,7 @@
 # make demo    train with torch.nn's norms and with these, side by side
 # make test    lint, types, kernels interpreted, kernels compiled; no GPU needed
-# make results measure what needs no GPU, and the tables of README.md and docs/results.md
+# make conformance    PyTorch's own test databases, passed/total by section; make test runs them too
+# make results    measure what needs no GPU, and render the tables of README.md and docs/results.md
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -15,7 +16,7 @@ MATRIX := 3.6.0 3.7.1 3.8.0 3.9.0
 SMOKE := tests/test_norms.py -k branch_of_the_plan
 SMOKE_COMPILED := tests/test_compile.py -k "real and sm_90 and bfloat16 and (layer or 320)"
 
-.PHONY: demo results test test-interpreted test-compiled test-matrix smoke lint clean
+.PHONY: demo results conformance test test-interpreted test-compiled test-matrix smoke lint clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -24,6 +25,9 @@ results: .venv/test
 	$(BIN)/python -m normtriton.perf.results
 
 test: lint test-interpreted test-compiled
+
+conformance: .venv/test
+	$(BIN)/python tests/conformance.py
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -47,15 +47,14 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def has_kernels(x: Tensor) -> bool:
     """Whether a tensor takes the Triton kernels rather than PyTorch's own functions."""
-    return x.is_cuda or (launch.INTERPRETED and x.device.type == "cpu")
+    return x.is_cuda or (launch.INTERPRETED and x.is_cpu)
 
 
 def unwatched(x: Any) -> bool:
-    """Whether x is a plain tensor that takes the kernels, and nothing traces or transforms what happens to it."""
+    """Whether x is a plain tensor, and nothing traces or transforms what happens to it."""
     return (
         not _is_compiling()
         and type(x) in _PLAIN
-        and (x.is_cuda or (launch.INTERPRETED and x.device.type == "cpu"))
         and not _modes()
         and not _transforms()
         and forward_ad._current_level < 0

@@ -24,6 +24,7 @@ from . import functional, modules
 from .autograd import Call, has_kernels, normalize, unwatched
 from .modules import _parameter
 from .recognize import FUNCTIONS, Recognized, recognize, structure_of
+from .schedule import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -354,11 +355,11 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
             return own(self, input)
         if weight is not None and found.from_one:
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + 1
-        make = functional.CACHED if unwatched(input) else functional.ANEW
+        way = functional.SHORT if unwatched(input) else functional.LONG
         sizes = (("g", self.num_groups),) if function.grouped else named
-        problem = make.problem(function.norm, tuple(input.shape), sizes)
+        problem = Problem(function.norm, tuple(input.shape), sizes)
         dtype = None if result == input.dtype else result
-        return normalize(input, weight, bias, Call(problem, make.pair(getattr(self, found.eps)), dtype=dtype))
+        return normalize(input, weight, bias, Call(problem, way.pair(getattr(self, found.eps)), dtype=dtype))
 
     # callers may name the argument as the original does
     names = forward.__code__.co_varnames

@@ -195,7 +195,13 @@ def explain(
     bound.apply_defaults()
     arguments = bound.arguments
     x = arguments.pop("input")
-    call = _CHECKS[name](x, **arguments)
+    try:
+        call = _CHECKS[name](x, **arguments)
+    except functional.Refused:
+        call = None
+    if call is None:
+        function(*args, **kwargs)  # raises
+        raise ValueError(f"nothing to explain: torch.nn.functional.{name} takes this call")
     weight, bias = (arguments.get(p) for p in ("weight", "bias"))
     if name in ("batch_norm", "instance_norm"):
         weight, bias = (p if p is None or p.dim() == 1 else p.reshape(-1) for p in (weight, bias))

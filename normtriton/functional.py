@@ -4,6 +4,11 @@ A CUDA or ROCm tensor always takes the Triton kernels. A CPU tensor takes them i
 ``TRITON_INTERPRET=1`` was set before the import, and otherwise goes to PyTorch's own function, as does a tensor on any
 other device; `normtriton.explain` says which.
 
+What the kernels do not take goes to PyTorch's own function as well, which raises its own error or computes it: wrong
+types, shapes, values and devices; dtypes other than the four below (PyTorch computes `rms_norm` of complex input, and
+with integer weights); sparse, nested and quantized tensors; views that are negated when read; subclasses with a
+``__torch_function__``. Where it raises nothing is written, though PyTorch alone may have updated running statistics.
+
 Common to all: input float64, float32, float16 or bfloat16 in any strides; parameters and running statistics of any of
 these dtypes, mixed as you like; statistics and arithmetic in float32, for float64 input in float64. The result has the
 input's dtype and memory format, and so has the input's gradient; a parameter's gradient has the parameter's dtype. Same
@@ -14,10 +19,14 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from numbers import Real
+from operator import index
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
+from torch.compiler import is_compiling
+from torch.overrides import _get_overloaded_args, has_torch_function_variadic
 
 from . import amp, norms
 from .autograd import Call, has_kernels, normalize, normalize_unwatched, unwatched
@@ -29,9 +38,43 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from .norms import Norm
+
+    Pair = Callable[[float], tuple[float, float]]
+
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
 _DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+_STRIDED = torch.strided
+_EPS32, _EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
+
+
+class Refused(Exception):  # noqa: N818  an answer, not an error
+    """The kernels do not take this call: PyTorch's own function is to raise its error, or to compute it."""
+
+
+def _takes(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a call may take the kernels, as far as the input's device and `__torch_function__` say."""
+    # a mode, such as that of `torch.set_default_device`, makes plain tensors seem overloaded
+    if has_torch_function_variadic(x, *others) and any(
+        type(t) is not torch.Tensor for t in _get_overloaded_args((x, *others))
+    ):
+        return False
+    return isinstance(x, torch.Tensor) and has_kernels(x)
+
+
+def _with_copies(
+    function: Callable[..., Tensor], x: Tensor, mean: Any, var: Any, weight: Any, bias: Any, updating: bool, *rest: Any
+) -> Tensor:
+    """Call PyTorch's own function, which may have written running statistics when it raises; so it is given copies."""
+    statistics = [t for t in (mean, var) if isinstance(t, torch.Tensor)]
+    copies = [t.clone() if isinstance(t, torch.Tensor) else t for t in (mean, var)]
+    y = function(x, *copies, weight, bias, updating, *rest)
+    if updating:
+        with torch.no_grad():
+            for t, copy in zip(statistics, (t for t in copies if t is not None), strict=True):
+                t.copy_(copy)
+    return y
 
 
 def batch_norm(
@@ -46,8 +89,9 @@ def batch_norm(
 ) -> Tensor:
     """Normalize each channel over batch and space; equals `F.batch_norm` with the same arguments.
 
-    Differs from PyTorch in that an empty batch is fine with and without parameters, and that the CPU gradient is right
-    for strided parameters and statistics.
+    Differs from PyTorch in that no channels are fine with parameters too, that statistics may have any shape with C
+    elements, as parameters may in PyTorch, that statistics which share memory are refused in training, where PyTorch
+    writes one over the other, and that the CPU gradient is right for strided parameters and statistics.
 
     Args:
         input: (N, C, *spatial).
@@ -61,17 +105,13 @@ def batch_norm(
         (N, C, *spatial), dtype and memory format of input.
     Raises:
         ValueError: one value a channel in training, a bad eps, or only one of the running statistics.
-        RuntimeError: a parameter or statistic without C elements or on another device, statistics that are missing in
-            evaluation or require a gradient.
+        RuntimeError: a parameter or statistic without C elements, not floating point or on another device; statistics
+            that are missing in evaluation, require a gradient, or share memory in training.
+        TypeError: an argument of another type.
         NotImplementedError: input is not floating point.
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
-    if unwatched(input):
-        return counting_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, None)
-    if not has_kernels(input):
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    call = batch_norm_call(input, running_mean, running_var, weight, bias, training, momentum, eps, None, ANEW)
-    return normalize(input, _flat(weight), _flat(bias), call)
+    return counting_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, None)
 
 
 def counting_batch_norm(
@@ -85,9 +125,22 @@ def counting_batch_norm(
     eps: float,
     batches: Tensor | None,
 ) -> Tensor:
-    """`batch_norm` by the kernels, which count the batch on the way: ``batches``, () int64, grows by one."""
-    call = batch_norm_call(input, running_mean, running_var, weight, bias, training, momentum, eps, batches)
-    return normalize_unwatched(input, _flat(weight), _flat(bias), call)
+    """`batch_norm`, whose kernel counts the batch on the way: ``batches``, () int64 or None, grows by one."""
+    if not _takes(input, running_mean, running_var, weight, bias):
+        y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    else:
+        way = SHORT if unwatched(input) else LONG
+        given = (running_mean, running_var, weight, bias, training, momentum, eps)
+        try:
+            call = batch_norm_call(input, *given, batches, way)
+        except Refused:
+            pass
+        else:
+            return way.normalize(input, _flat(weight), _flat(bias), call)
+        y = _with_copies(F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if batches is not None:
+        batches.add_(1)
+    return y
 
 
 def instance_norm(
@@ -102,7 +155,9 @@ def instance_norm(
 ) -> Tensor:
     """Normalize each channel of each sample over space; equals `F.instance_norm` with the same arguments.
 
-    Differs from PyTorch in keeping the input's memory format, and in that an empty batch is fine with parameters.
+    Differs from PyTorch in keeping the input's memory format, in that an empty batch or no channels are fine with
+    parameters too, that parameters and statistics may have any shape with C elements, as `F.batch_norm`'s parameters
+    may, and that statistics which share memory are refused when updated, where PyTorch writes one over the other.
 
     Args:
         input: (N, C, *spatial).
@@ -116,16 +171,21 @@ def instance_norm(
         (N, C, *spatial), dtype and memory format of input.
     Raises:
         ValueError: one spatial element with ``use_input_stats``, or only one of the running statistics.
-        RuntimeError: as `batch_norm`.
+        RuntimeError, TypeError: as `batch_norm`.
         NotImplementedError: input is not floating point.
     Source: Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022.
     """
+    if not _takes(input, running_mean, running_var, weight, bias):
+        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    way = SHORT if unwatched(input) else LONG
     given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    if unwatched(input):
-        return normalize_unwatched(input, _flat(weight), _flat(bias), instance_norm_call(input, *given))
-    if not has_kernels(input):
-        return F.instance_norm(input, *given)
-    return normalize(input, _flat(weight), _flat(bias), instance_norm_call(input, *given, ANEW))
+    try:
+        call = instance_norm_call(input, *given, way)
+    except Refused:
+        pass
+    else:
+        return way.normalize(input, _flat(weight), _flat(bias), call)
+    return _with_copies(F.instance_norm, input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
 def layer_norm(
@@ -147,16 +207,20 @@ def layer_norm(
     Returns:
         (*, *normalized_shape), dtype and memory format of input.
     Raises:
-        RuntimeError: shapes that do not agree, or a parameter on another device.
-        TypeError: normalized_shape is a number.
+        RuntimeError: shapes that do not agree, or a parameter that is not floating point or on another device.
+        TypeError: an argument of another type; normalized_shape is a number.
         NotImplementedError: input is not floating point.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    if unwatched(input):
-        return normalize_unwatched(input, weight, bias, layer_norm_call(input, normalized_shape, weight, bias, eps))
-    if not has_kernels(input):
-        return F.layer_norm(input, normalized_shape, weight, bias, eps)
-    return normalize(input, weight, bias, layer_norm_call(input, normalized_shape, weight, bias, eps, ANEW))
+    if _takes(input, weight, bias):
+        way = SHORT if unwatched(input) else LONG
+        try:
+            call = layer_norm_call(input, normalized_shape, weight, bias, eps, way)
+        except Refused:
+            pass
+        else:
+            return way.normalize(input, weight, bias, call)
+    return F.layer_norm(input, normalized_shape, weight, bias, eps)
 
 
 def group_norm(
@@ -179,17 +243,22 @@ def group_norm(
         (N, C, *spatial), dtype and memory format of input.
     Raises:
         RuntimeError: fewer than two dimensions, num_groups not positive or no divisor of C, a parameter that is not
-            (C,) or on another device.
+            (C,), not floating point or on another device.
         ValueError: one value a group.
+        TypeError: an argument of another type.
         ZeroDivisionError: num_groups is 0.
         NotImplementedError: input is not floating point.
     Source: Wu and He 2018, arXiv:1803.08494.
     """
-    if unwatched(input):
-        return normalize_unwatched(input, weight, bias, group_norm_call(input, num_groups, weight, bias, eps))
-    if not has_kernels(input):
-        return F.group_norm(input, num_groups, weight, bias, eps)
-    return normalize(input, weight, bias, group_norm_call(input, num_groups, weight, bias, eps, ANEW))
+    if _takes(input, weight, bias):
+        way = SHORT if unwatched(input) else LONG
+        try:
+            call = group_norm_call(input, num_groups, weight, bias, eps, way)
+        except Refused:
+            pass
+        else:
+            return way.normalize(input, weight, bias, call)
+    return F.group_norm(input, num_groups, weight, bias, eps)
 
 
 def rms_norm(
@@ -200,7 +269,8 @@ def rms_norm(
 ) -> Tensor:
     """Divide by the root mean square over the last dimensions; equals `F.rms_norm` with the same arguments.
 
-    Differs from PyTorch in keeping the input's memory format, and in not taking complex input.
+    Differs from PyTorch in keeping the input's memory format. Complex input, and weights that are complex or integer,
+    go to PyTorch's own function on every device.
 
     Args:
         input: (*, *normalized_shape).
@@ -212,15 +282,27 @@ def rms_norm(
     Raises:
         RuntimeError: shapes that do not agree, or a parameter on another device.
         ValueError: normalized_shape has more dimensions than input.
-        TypeError: normalized_shape is a number.
-        NotImplementedError: input is not floating point.
+        TypeError: an argument of another type; normalized_shape is a number.
+        NotImplementedError: input is neither floating point nor complex.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    if unwatched(input):
-        return normalize_unwatched(input, weight, None, rms_norm_call(input, normalized_shape, weight, eps))
-    if not has_kernels(input):
-        return F.rms_norm(input, normalized_shape, weight, eps)
-    return normalize(input, weight, None, rms_norm_call(input, normalized_shape, weight, eps, ANEW))
+    if _takes(input, weight):
+        way = SHORT if unwatched(input) else LONG
+        try:
+            call = rms_norm_call(input, normalized_shape, weight, eps, way)
+        except Refused:
+            pass
+        else:
+            return way.normalize(input, weight, None, call)
+    return F.rms_norm(input, normalized_shape, weight, eps)
+
+
+def _per_channel(norm: Norm, shape: torch.Size) -> tuple[Problem, int, int]:
+    """The `Problem` of an input with a channel axis, its number of channels, and of values that share statistics."""
+    if len(shape) < 2:
+        raise Refused
+    values = prod(shape[2:]) * (shape[0] if norm is norms.BATCH else 1)
+    return Problem(norm, tuple(shape)), shape[1], values
 
 
 def batch_norm_call(
@@ -233,27 +315,21 @@ def batch_norm_call(
     momentum: float,
     eps: float,
     batches: Tensor | None = None,
-    make: Make | None = None,
+    way: Way | None = None,
 ) -> Call:
     """Check `batch_norm`'s arguments; ``batches`` counts them."""
-    make = make or CACHED
-    shape = x.shape
-    if training and shape[0] * prod(shape[2:]) == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
-    if training and eps <= 0.0:
-        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
-    if eps < 0.0:
-        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
-    _check_momentum("batch_norm", momentum)
-    if not training:
-        for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
-            if statistic is None:
-                raise RuntimeError(f"{name} must be defined in evaluation mode")
-    channels = shape[1] if x.dim() > 1 else 0
-    running = _check_running("batch_norm", x, channels, running_mean, running_var, momentum, make, batches)
-    _check_channels(x, channels, weight, bias)
-    _check_input("batch_norm", x, weight, bias, running_mean, running_var)
-    return Call(make.problem(norms.BATCH, tuple(shape)), make.pair(eps), running, not training)
+    way = way or SHORT
+    _check_memory(x, weight, bias, running_mean, running_var)
+    problem, channels, values = way.per_channel(norms.BATCH, x.shape)
+    eps = eps if type(eps) is float else _number(eps)
+    if training is True:
+        if values == 1 or eps <= 0.0:
+            raise Refused
+    elif eps < 0.0 or training is not False or running_mean is None:
+        raise Refused
+    running = _running(channels, running_mean, running_var, momentum, training, way, batches)
+    _check_channels(channels, weight, bias)
+    return Call(problem, way.pair(eps), running, not training)
 
 
 def instance_norm_call(
@@ -265,23 +341,23 @@ def instance_norm_call(
     use_input_stats: bool,
     momentum: float,
     eps: float,
-    make: Make | None = None,
+    way: Way | None = None,
 ) -> Call:
     """Check `instance_norm`'s arguments."""
-    make = make or CACHED
-    shape = x.shape
-    if use_input_stats and prod(shape[2:]) == 1:
-        raise ValueError(f"Expected more than 1 spatial element when training, got input size {shape}")
-    _check_momentum("instance_norm", momentum)
-    if not use_input_stats and (running_mean is None or running_var is None):
-        raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
-    channels = shape[1] if x.dim() > 1 else 0
-    running = _check_running("instance_norm", x, channels, running_mean, running_var, momentum, make)
-    _check_channels(x, channels, weight, bias)
-    _check_input("instance_norm", x, weight, bias, running_mean, running_var)
-    # with given statistics the samples differ no longer: batch norm's evaluation
-    norm = norms.INSTANCE if use_input_stats else norms.BATCH
-    return Call(make.problem(norm, tuple(shape)), make.pair(eps), running, not use_input_stats)
+    way = way or SHORT
+    _check_memory(x, weight, bias, running_mean, running_var)
+    if use_input_stats is True:
+        problem, channels, values = way.per_channel(norms.INSTANCE, x.shape)
+        if values == 1:
+            raise Refused
+    elif use_input_stats is not False or running_mean is None:
+        raise Refused
+    else:  # with given statistics the samples differ no longer: batch norm's evaluation
+        problem, channels, _ = way.per_channel(norms.BATCH, x.shape)
+    running = _running(channels, running_mean, running_var, momentum, use_input_stats, way)
+    _check_channels(channels, weight, bias)
+    eps = eps if type(eps) is float else _number(eps)
+    return Call(problem, way.pair(eps), running, not use_input_stats)
 
 
 def layer_norm_call(
@@ -290,66 +366,132 @@ def layer_norm_call(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    make: Make | None = None,
+    way: Way | None = None,
 ) -> Call:
     """Check `layer_norm`'s arguments."""
-    shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
-    call = (make or CACHED).row_call("layer_norm", x.shape, _dims("layer_norm", normalized_shape), shapes, eps)
-    _check_input("layer_norm", x, weight, bias)
-    return call._replace(dtype=torch.float32) if amp.upcasts(x) else call
+    _check_memory(x, weight, bias)
+    return _row_call(way or SHORT, norms.LAYER, x, normalized_shape, weight, bias, eps)
 
 
 def rms_norm_call(
-    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None, make: Make | None = None
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None, way: Way | None = None
 ) -> Call:
     """Check `rms_norm`'s arguments."""
+    _check_memory(x, weight)
     if eps is None:
-        eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
-    shapes = None if weight is None else weight.shape, None
-    call = (make or CACHED).row_call("rms_norm", x.shape, _dims("rms_norm", normalized_shape), shapes, eps)
-    _check_input("rms_norm", x, weight)
-    return call._replace(dtype=torch.float32) if amp.upcasts(x) else call
+        eps = _EPS64 if x.dtype == torch.float64 else _EPS32
+    return _row_call(way or SHORT, norms.RMS, x, normalized_shape, weight, None, eps)
 
 
 def group_norm_call(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, make: Make | None = None
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, way: Way | None = None
 ) -> Call:
     """Check `group_norm`'s arguments."""
+    _check_memory(x, weight, bias)
+    num_groups = num_groups if type(num_groups) is int else _integer(num_groups)
+    eps = eps if type(eps) is float else _number(eps)
     shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
-    call = (make or CACHED).group_call(x.shape, num_groups, shapes, eps)
-    _check_input("group_norm", x, weight, bias)
+    return _with_dtype(x, (way or SHORT).group_problem_call(x.shape, num_groups, *shapes, eps))
+
+
+def _group_problem_call(
+    pair: Pair,
+    shape: torch.Size,
+    num_groups: int,
+    weight: torch.Size | None,
+    bias: torch.Size | None,
+    eps: float,
+) -> Call:
+    """The `Call` of shapes that agree."""
+    if len(shape) < 2 or num_groups <= 0 or shape[1] % num_groups:
+        raise Refused
+    if shape[0] * shape[1] // num_groups * prod(shape[2:]) == 1:
+        raise Refused
+    if not {weight, bias} <= {None, shape[1:2]}:
+        raise Refused
+    return Call(Problem(norms.GROUP, tuple(shape), (("g", num_groups),)), pair(eps))
+
+
+def _with_dtype(x: Tensor, call: Call) -> Call:
+    """The call with the dtype that autocast wants of it."""
     return call._replace(dtype=torch.float32) if amp.upcasts(x) else call
 
 
-def _group_call(
-    shape: torch.Size,
-    num_groups: int,
-    parameters: tuple[torch.Size | None, torch.Size | None],
+def _row_call(
+    way: Way,
+    norm: Norm,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
     eps: float,
-    pair: Callable[[float], tuple[float, float]] = exact_pair,
 ) -> Call:
-    """The `Call` of shapes that agree; parameters are weight's and bias's."""
-    if len(shape) < 2:
-        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {len(shape)}")
-    if not isinstance(num_groups, int):
-        raise TypeError(f"group_norm(): num_groups must be int, not {type(num_groups).__name__}")
-    size = [shape[0] * shape[1] // num_groups, num_groups, *shape[2:]]
-    if size[0] * prod(size[2:]) == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
-    if num_groups < 0:
-        raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
-    if shape[1] % num_groups:
-        raise RuntimeError(
-            f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
-            f"{list(shape)} and num_groups={num_groups}"
-        )
-    for name, parameter in zip(("weight", "bias"), parameters, strict=True):
-        if parameter is not None and parameter != (shape[1],):
-            raise RuntimeError(
-                f"Expected {name} to be a vector of size equal to the number of channels in input, but got {name} of "
-                f"shape {list(parameter)} and input of shape {list(shape)}"
-            )
-    return Call(Problem(norms.GROUP, tuple(shape), (("g", num_groups),)), pair(eps))
+    if type(normalized_shape) is not tuple and not isinstance(normalized_shape, list | tuple):
+        raise Refused
+    eps = eps if type(eps) is float else _number(eps)
+    shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
+    try:
+        return _with_dtype(x, way.row_problem_call(norm, x.shape, *shapes, eps, *normalized_shape))
+    except TypeError:  # what cannot be hashed is no number
+        raise Refused from None
+
+
+def _row_problem_call(
+    pair: Pair,
+    norm: Norm,
+    shape: torch.Size,
+    weight: torch.Size | None,
+    bias: torch.Size | None,
+    eps: float,
+    *normalized_shape: int,
+) -> Call:
+    """The `Call` of layer or RMS norm of shapes that agree."""
+    wanted = tuple(_integer(n) for n in normalized_shape)
+    dims = len(wanted)
+    if dims == 0 or shape[-dims:] != wanted or not {weight, bias} <= {None, wanted}:
+        raise Refused
+    return Call(Problem(norm, tuple(shape), (("d", dims),)), pair(eps))
+
+
+def _check_memory(x: Tensor, *others: Tensor | None) -> None:
+    """Refuse dtypes that the kernels do not take, several devices, and tensors that are not what their memory says."""
+    if x.dtype not in _DTYPES or x.layout is not _STRIDED or x.is_nested:
+        raise Refused
+    device = x.device
+    negated = not is_compiling() and x.is_neg()  # compilers have no such views
+    try:
+        for t in others:
+            if t is None:
+                continue
+            if t.dtype not in _DTYPES or t.device != device or t.layout is not _STRIDED:
+                raise Refused
+            negated = negated or (not is_compiling() and t.is_neg())
+    except AttributeError:  # no tensor
+        raise Refused from None
+    if negated:
+        raise Refused
+
+
+def _number(value: Any) -> float:
+    """A number that is no float, as PyTorch takes it: an integer, NumPy's, or a tensor of one without dimensions."""
+    if not isinstance(value, Real) and not (isinstance(value, torch.Tensor) and value.dim() == 0):
+        raise Refused
+    try:
+        return float(value)
+    except (OverflowError, RuntimeError, TypeError):  # too large, on the meta device, complex
+        raise Refused from None
+
+
+def _integer(value: Any) -> int:
+    """An integer as PyTorch takes it: Python's, NumPy's, or a tensor of one; but no bool."""
+    if type(value) is int:
+        return value
+    try:
+        if isinstance(value, bool):
+            raise Refused
+        return index(value)
+    except TypeError:
+        raise Refused from None
 
 
 def _flat(t: Tensor | None) -> Tensor | None:
@@ -357,119 +499,94 @@ def _flat(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.dim() == 1 else t.reshape(-1)
 
 
-def _check_momentum(name: str, momentum: float) -> None:
-    if not isinstance(momentum, int | float):
-        raise TypeError(f"{name}(): argument 'momentum' must be float, not {type(momentum).__name__}")
+def _check_channels(channels: int, weight: Tensor | None, bias: Tensor | None) -> None:
+    if weight is not None and weight.numel() != channels:
+        raise Refused
+    if bias is not None and bias.numel() != channels:
+        raise Refused
 
 
-def _check_running(
-    name: str,
-    x: Tensor,
+def _running(
     channels: int,
     mean: Tensor | None,
     var: Tensor | None,
     momentum: float,
-    make: Make,
+    updated: bool,
+    way: Way,
     batches: Tensor | None = None,
 ) -> Running | None:
-    if (mean is None) != (var is None):
-        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    momentum = momentum if type(momentum) is float else _number(momentum)
     if mean is None or var is None:
+        if mean is not var:
+            raise Refused
         return None
-    for what, t in (("running_mean", mean), ("running_var", var)):
-        if t.numel() != channels:
-            raise RuntimeError(f"{what} should contain {channels} elements not {t.numel()}; input is {list(x.shape)}")
-        if t.requires_grad:
+    if mean.numel() != channels or var.numel() != channels:
+        raise Refused
+    if (mean.requires_grad or var.requires_grad) and torch.is_grad_enabled():
+        raise Refused
+    try:  # a view, never a copy: it is written
+        mean, var = mean if mean.dim() == 1 else mean.view(-1), var if var.dim() == 1 else var.view(-1)
+    except RuntimeError:
+        raise Refused from None
+    mean_stride, var_stride = mean.stride(0), var.stride(0)
+    if updated and channels > 1 and not is_compiling():
+        if mean_stride == 0 or var_stride == 0:
             raise RuntimeError(
-                f"{name} is not differentiable with respect to {what}, which must not require a gradient"
+                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+                "location. Please clone() the tensor before performing the operation."
             )
-    # a view, never a copy: it is written
-    mean, var = mean if mean.dim() == 1 else mean.view(-1), var if var.dim() == 1 else var.view(-1)
+        if torch._C._is_alias_of(mean, var) and _overlap(mean, var):  # type: ignore[attr-defined]  # not in its stubs
+            raise RuntimeError(
+                "unsupported operation: some elements of running_mean and running_var refer to a single memory "
+                "location. Please clone() one of them before performing the operation."
+            )
     counter = () if batches is None else (batches,)
-    return Running(mean, var, mean.stride(0), var.stride(0), counter, make.pair(momentum))
+    return Running(mean, var, mean_stride, var_stride, counter, way.pair(momentum))
 
 
-def _check_channels(x: Tensor, channels: int, weight: Tensor | None, bias: Tensor | None) -> None:
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None and parameter.numel() != channels:
-            raise RuntimeError(
-                f"{name} should contain {channels} elements not {parameter.numel()}; input is {list(x.shape)}"
-            )
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two one-dimensional views of one storage have a byte in common."""
+
+    def addresses(t: Tensor) -> range:
+        size, stride = t.itemsize, t.stride(0)
+        return range(t.storage_offset() * size, (t.storage_offset() + t.numel() * stride) * size, stride * size)
+
+    first, second = addresses(a), addresses(b)
+    if first[-1] + a.itemsize <= second[0] or second[-1] + b.itemsize <= first[0]:
+        return False
+    taken = {start + i for start in first for i in range(a.itemsize)}
+    return any(start + i in taken for start in second for i in range(b.itemsize))
 
 
-def _dims(name: str, normalized_shape: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(normalized_shape, int):
-        raise TypeError(f"{name}(): argument 'normalized_shape' must be tuple of ints, not int")
-    return tuple(normalized_shape)
+class Way(NamedTuple):
+    """How a call is made: of a plain tensor, whose sizes are numbers, by caches; of a watched one, anew.
 
+    A compiler warns of caches, through which it looks; its sizes may be symbols; and it cannot split a number, see
+    `normtriton.launch.exact_pair`.
 
-def _row_call(
-    name: str,
-    shape: torch.Size,
-    wanted: tuple[int, ...],
-    parameters: tuple[torch.Size | None, torch.Size | None],
-    eps: float,
-    pair: Callable[[float], tuple[float, float]] = exact_pair,
-) -> Call:
-    """The `Call` of layer or RMS norm of shapes that agree; parameters are weight's and bias's."""
-    if name == "rms_norm" and len(wanted) > len(shape):
-        raise ValueError(f"Input tensor must have at least {len(wanted)} dimensions, but got {len(shape)}")
-    if not wanted:
-        raise RuntimeError(
-            "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one element, but got "
-            "normalized_shape = []"
-        )
-    for what, parameter in zip(("weight", "bias"), parameters, strict=True):
-        if parameter is not None and parameter != wanted:
-            raise RuntimeError(
-                f"Expected {what} to be of same shape as normalized_shape, but got {what} of shape "
-                f"{list(parameter)} and normalized_shape = {list(wanted)}"
-            )
-    if shape[len(shape) - len(wanted) :] != wanted or len(shape) < len(wanted):
-        raise RuntimeError(
-            f"Given normalized_shape={list(wanted)}, expected input with shape "
-            f"[*, {', '.join(map(str, wanted))}], but got input of size{list(shape)}"
-        )
-    norm = norms.LAYER if name == "layer_norm" else norms.RMS
-    return Call(Problem(norm, tuple(shape), (("d", len(wanted)),)), pair(eps))
+    Attributes:
+        normalize: runs the call.
+        pair: eps or momentum as two numbers.
+        per_channel, row_problem_call, group_problem_call: the functions of these names.
+    """
 
-
-def _check_input(name: str, x: Tensor, *others: Tensor | None) -> None:
-    if x.dtype not in _DTYPES:
-        raise NotImplementedError(f'"{name}" not implemented for {x.dtype}')
-    device = x.device
-    for other in others:
-        if other is None:
-            continue
-        if other.dtype not in _DTYPES:
-            raise NotImplementedError(f'"{name}" not implemented for a parameter or statistic of {other.dtype}')
-        if other.device != device:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but found at least two devices, {device} and "
-                f"{other.device}!"
-            )
-
-
-class Make(NamedTuple):
-    """What a `Call` is made by: of plain tensors' sizes from a cache, of a compiler's, which may be symbols, anew."""
-
-    problem: Callable[..., Problem]
-    pair: Callable[[float], tuple[float, float]]
-    row_call: Callable[..., Call]
-    group_call: Callable[..., Call]
-
-
-CACHED = Make(
-    lru_cache(maxsize=4096)(Problem),
-    lru_cache(exact_pair),
-    lru_cache(maxsize=4096)(_row_call),
-    lru_cache(maxsize=4096, typed=True)(_group_call),
-)
+    normalize: Callable[..., Tensor]
+    pair: Pair
+    per_channel: Callable[..., tuple[Problem, int, int]]
+    row_problem_call: Callable[..., Call]
+    group_problem_call: Callable[..., Call]
 
 
 def _whole(value: float) -> tuple[float, float]:
-    """A number that is not split yet: the operator does it, where no compiler looks on."""
+    """A number that is yet to be split, by the operator."""
     return float(value), 0.0
 
 
-ANEW = Make(Problem, _whole, partial(_row_call, pair=_whole), partial(_group_call, pair=_whole))
+SHORT = Way(
+    normalize_unwatched,
+    lru_cache(exact_pair),
+    lru_cache(maxsize=4096)(_per_channel),
+    lru_cache(maxsize=4096, typed=True)(partial(_row_problem_call, exact_pair)),  # typed: 3.0 is not 3
+    lru_cache(maxsize=4096)(partial(_group_problem_call, exact_pair)),
+)
+LONG = Way(normalize, _whole, _per_channel, partial(_row_problem_call, _whole), partial(_group_problem_call, _whole))

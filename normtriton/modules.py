@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from . import functional
-from .autograd import unwatched
+from .autograd import has_kernels, unwatched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         return (
             self.momentum is not None
             and unwatched(input)
+            and has_kernels(input)
             and _parameter(self, "running_mean") is not None
             and input.numel() > 0
             and batches.dtype == torch.int64

@@ -209,6 +209,13 @@ def test_plain_calls_go_the_short_way(monkeypatch):
         nt.BatchNorm1d(6)(x)
 
 
+def test_a_default_device_is_no_reason_to_leave(monkeypatch):
+    """`torch.set_default_device` is a mode that overloads every function; the kernels are taken all the same."""
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", None)
+    with torch.device("cpu"):
+        nt.layer_norm(torch.randn(4, 6), (6,), torch.ones(6))
+
+
 def test_operators_of_a_cpu_are_refused(monkeypatch):
     """Without the interpreter an operator has no kernel for a CPU, and says so; the functions take PyTorch's."""
     monkeypatch.setattr(launch, "INTERPRETED", False)
