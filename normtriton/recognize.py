@@ -83,7 +83,7 @@ class Recognized(NamedTuple):
     def __str__(self) -> str:
         uniform = {x for x, parameters, _ in self.dtypes if parameters in (x, None)}
         missing = [str(dtype) for dtype in _DTYPES if dtype not in uniform]
-        exceptions = f", except in {' and '.join(missing)}" if missing and self.dtypes else ""
+        exceptions = f", except in {', '.join(missing)}" if missing and self.dtypes else ""
         return self.function + (", times 1 + weight" if self.from_one else "") + exceptions
 
 
