@@ -23,7 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from . import functional, modules
 from .autograd import Call, has_kernels, normalize, unwatched
 from .modules import _parameter
-from .recognize import FUNCTIONS, Recognized, recognize, structure_of
+from .recognize import FUNCTIONS, Recognized, names_eps, recognize, structure_of
 from .schedule import Problem
 
 if TYPE_CHECKING:
@@ -237,11 +237,8 @@ def _replacement(module: nn.Module) -> tuple[type[nn.Module], str] | str | None:
 
 def _looks_like_a_norm(module: nn.Module) -> bool:
     """Whether a module's class is named for a norm, or it has parameters and an eps, and no norm is within it."""
-    named = "norm" in type(module).__name__.lower()
-    if not (
-        named
-        or ((module._parameters or is_parametrized(module)) and any("eps" in name.lower() for name in vars(module)))
-    ):
+    parametric = bool(module._parameters) or is_parametrized(module)
+    if "norm" not in type(module).__name__.lower() and not (parametric and any(map(names_eps, vars(module)))):
         return False
     names = (type(inner).__name__.lower() for inner in module.modules() if inner is not module)
     return not any("norm" in name for name in names)

@@ -9,6 +9,7 @@ every gradient agrees but for rounding.
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from contextlib import ExitStack, contextmanager
 from itertools import product
@@ -82,7 +83,7 @@ class Recognized(NamedTuple):
     def __str__(self) -> str:
         uniform = {x for x, parameters, _ in self.dtypes if parameters in (x, None)}
         missing = [str(dtype) for dtype in _DTYPES if dtype not in uniform]
-        exceptions = f", except in {' and '.join(missing)}" if missing and self.dtypes else ""
+        exceptions = f", except in {', '.join(missing)}" if missing and self.dtypes else ""
         return self.function + (", times 1 + weight" if self.from_one else "") + exceptions
 
 
@@ -101,6 +102,11 @@ class Structure(NamedTuple):
         """Equal for modules that compute the same."""
         attributes = repr(sorted(self.attributes.items()))
         return self.cls, self.cls.forward, attributes, self.parameters, self.absent, self.size
+
+
+def names_eps(name: str) -> bool:
+    """Whether an attribute's name is one for eps, such as "norm_eps" and "variance_epsilon", and not "steps"."""
+    return re.search(r"(^|_)eps(ilon)?(_|$)", name.lower()) is not None
 
 
 _INTERNAL = {*vars(nn.Module()), "_compiled_call_impl"}
@@ -134,7 +140,7 @@ def structure_of(module: nn.Module) -> Structure | str:
     epsilons = [
         name
         for name, value in attributes.items()
-        if "eps" in name.lower() and isinstance(value, int | float) and value is not False and 0.0 <= value < 1.0
+        if names_eps(name) and isinstance(value, int | float) and value is not False and 0.0 <= value < 1.0
     ]
     if len(epsilons) != 1:
         return f"has {len(epsilons) or 'no'} attribute{'s' if epsilons else ''} that could be its eps"

@@ -5,6 +5,7 @@ import io
 import pickle
 import re
 import warnings
+from abc import ABC
 from itertools import product
 from unittest.mock import patch
 
@@ -295,6 +296,19 @@ class OneGroup(nn.GroupNorm):
 
 
 LAST, CHANNELS = "of the last dimension", "of the channels"
+
+
+class Abstract(nn.Module, ABC):
+    """Its class has a metaclass, its eps another name, and PyTorch computes it."""
+
+    def __init__(self, n, norm_eps=1e-5):
+        super().__init__()
+        self.weight, self.norm_eps, self.steps = nn.Parameter(torch.ones(n)), norm_eps, 0
+
+    def forward(self, x):
+        return F.rms_norm(x, self.weight.shape, self.weight, self.norm_eps)
+
+
 KNOWN = {
     "llama": (Rounding(20), f"RMS norm {LAST}", (3, 20)),
     "t5": (Widening(20), f"RMS norm {LAST}", (2, 3, 20)),
@@ -309,6 +323,7 @@ KNOWN = {
     "torchvision": (Permuting(20), f"layer norm {CHANNELS}", (2, 20, 3, 5)),
     "timm, rms": (PermutingRMS(20), f"RMS norm {CHANNELS}", (2, 20, 3, 5)),
     "timm, group": (OwnForward(4, 20), "group norm", (2, 20, 3, 5)),
+    "abstract": (Abstract(20), f"RMS norm {LAST}", (2, 3, 20)),
     "poolformer": (OneGroup(20), "as normtriton.GroupNorm", (2, 20, 3, 5)),
 }
 
@@ -515,6 +530,12 @@ class Gamma(nn.Module):
         self.gamma, self.eps = nn.Parameter(torch.ones(n)), 1e-6
 
 
+class Schedule(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.weight, self.steps = nn.Parameter(torch.ones(n)), 0
+
+
 class MyNorm(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -597,6 +618,7 @@ def test_what_is_another_function_is_left_alone_with_the_reason(make, reason):
         nn.PairwiseDistance(eps=1e-6),
         nn.Embedding(3, 4),
         nn.Sequential(nn.ReLU()),
+        Schedule(4),
         nn.Flatten(),
     ],
 )
@@ -834,7 +856,9 @@ def test_recognized_norms_compile_export_and_transform(name):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["batch 2d", "instance 2d", "layer", "llama", "gemma", "timm, group", "poolformer"])
+@pytest.mark.parametrize(
+    "name", ["batch 2d", "instance 2d", "layer", "llama", "gemma", "timm, group", "abstract", "poolformer"]
+)
 @pytest.mark.parametrize("way", ["deepcopy", "copy", 0, 2, pickle.HIGHEST_PROTOCOL, "save"])
 def test_copies(name, way):
     """A copy of a converted module is one, in a process that never converted too, and can be restored."""
