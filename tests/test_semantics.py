@@ -8,7 +8,9 @@ import copy
 import inspect
 import io
 import pickle
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +62,17 @@ def warned(call):
         warnings.simplefilter("always")
         result = call()
     return result, [(w.category, str(w.message)) for w in caught]
+
+
+def test_docs_name_tests_that_exist():
+    """Every line of docs/pytorch.md names its test."""
+    here = Path(__file__).parent
+    file, text = None, (here.parent / "docs" / "pytorch.md").read_text()
+    named = re.findall(r"`(?:(test_\w+\.py))?::(test_\w+)`", text)
+    assert len(named) > 40
+    for given, test in named:
+        file = given or file
+        assert re.search(rf"^def {test}\(", (here / file).read_text(), re.MULTILINE), f"{file}::{test}"
 
 
 # -- signatures
