@@ -16,7 +16,7 @@ MATRIX := 3.6.0 3.7.1 3.8.0 3.9.0
 SMOKE := tests/test_norms.py -k branch_of_the_plan
 SMOKE_COMPILED := tests/test_compile.py -k "real and sm_90 and bfloat16 and (layer or 320)"
 
-.PHONY: demo results conformance test test-interpreted test-compiled test-matrix smoke lint clean
+.PHONY: demo results conformance test test-interpreted test-compiled test-matrix sweep smoke lint clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -39,6 +39,10 @@ test-interpreted: .venv/test
 
 test-compiled: .venv/test
 	TRITON_INTERPRET=0 $(PYTEST) tests/test_compile.py
+
+# Shapes that no list has, a seeded sample for each target: slow.
+sweep: .venv/test
+	TRITON_INTERPRET=0 $(PYTEST) -m slow tests/test_compile_sweep.py
 
 # Every Triton release that is supported, interpreted and compiled. Whole models depend on none.
 test-matrix: $(MATRIX:%=matrix-%)

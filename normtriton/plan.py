@@ -169,6 +169,14 @@ def _run(group: Grouping, itemsize: int) -> int:
     return min(2, _most(group))  # compiled by Triton 3.6: four spill 10 KB
 
 
+def _one_by_one(group: Grouping, itemsize: int) -> bool:
+    """Whether elements are moved one by one and lie in rows or columns, so that each takes registers for its address.
+
+    Compiled: half the limits then, as 16 columns of 961 rows spilled 88 bytes, 256 x 64 elements 96.
+    """
+    return group.vector(16 // itemsize) == 1 and (group.vector_axis == "kept" or group.r1 > 1)
+
+
 def _most(group: Grouping) -> int:
     """The most groups that a tile may hold: as many as there are, where that is the model's matter.
 
@@ -185,13 +193,16 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024
     """
     if group.walk or group.cells > 1:
         return None
+    vector = group.vector(16 // itemsize)
     fixed = group.fixed or (False, False, False)
-    elements = _extent(group.r1, fixed[1]) * _extent(group.r2, fixed[2])
+    free = fixed if vector > 1 else (False, False, False)  # one by one, padding takes addresses too
+    elements = _extent(group.r1, free[1]) * _extent(group.r2, free[2])
     width = _column(group, itemsize)
     limit = min(limit, RESIDENT_FORWARD // 2) if width > 1 else limit  # compiled: sums across rows take registers
     wide = 2 if itemsize == 8 else 1  # registers of an element
     limit, target = limit // wide, target // wide
-    vector = group.vector(16 // itemsize)
+    if _one_by_one(group, itemsize) and limit <= RESIDENT_BACKWARD:
+        limit = min(limit, RESIDENT_BACKWARD // 2)
     if vector <= 2 and vector * itemsize < 16:
         if vector == 1 and group.r1 > 1 and not fixed[1]:
             limit = min(limit, NARROW_ROWS)
@@ -224,6 +235,12 @@ def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0) -> T
         return None  # rows in two dimensions, or parameters that differ between rows
     wide = 2 if itemsize == 8 else 1  # registers of an element
     limit = min(limit, CLUSTER_FORWARD // 2) if columns else limit  # compiled: sums across rows take registers
+    scattered = _one_by_one(group, itemsize)
+    if group.vector(16 // itemsize) == 1 and (limit > CLUSTER_BACKWARD or group.r1 > 1):
+        limit //= 2  # compiled: a row of 131073 spilled 320 bytes forward, 128 x 512 elements 8 backward
+    if scattered:
+        limit //= 2
+    per_thread = PER_THREAD // (2 if scattered else 1)
     for span in (CLUSTER_COLUMN_BYTES, 32) if columns else (itemsize,):
         width = min(span // itemsize, _most(group))
         least = ceil(fill * width / group.numel * group.reduced)
@@ -233,7 +250,7 @@ def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0) -> T
                 r1, r2 = ctas, power_of_two(ceil(group.r2 / ctas))
             elements = width * r1 * r2 * wide
             if elements <= ctas * (limit if ctas == MAX_CTAS else limit // 2) and ctas >= least:
-                return Tile(width, r1, r2, warps(elements // ctas), ctas)
+                return Tile(width, r1, r2, warps(elements // ctas, per_thread), ctas)
     return None
 
 

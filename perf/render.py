@@ -45,7 +45,14 @@ def load(folder: Path) -> Files:
 def find(files: Files, file: str, cell: Cell, direction: str, library: str = LIBRARY) -> Row:
     """A row; one that says so if the cell was not measured."""
     row = files.get(file, {}).get((cell.case.name, cell.layout, cell.dtype, direction, library))
-    return {"error": "not yet"} if row is None else row
+    return {"error": ""} if row is None else row
+
+
+def missing(row: Row, done: str) -> str:
+    """Why a row has no figures: what was not ``done`` to its cell; nothing if it has."""
+    if "error" not in row:
+        return ""
+    return f"not {done}: {row['error']}" if row["error"] else f"not {done} yet"
 
 
 def launches(row: Row) -> str:
@@ -109,12 +116,8 @@ def beside(files: Files, dtype: str) -> str:
                     columns.append("not offered")
                     continue
                 moves, made = (find(files, f"{f}{suffix}.jsonl", cell, direction, library) for f in (traffic, compiled))
-                first = moves.get("error") or f"{launches(moves)}: {' / '.join(ratios(moves))}"
-                second = made.get("error") or ", ".join(code(made))
-                if "error" in moves:
-                    first = f"not measured: {first}"
-                if "error" in made:
-                    second = f"not compiled: {second}"
+                first = missing(moves, "measured") or f"{launches(moves)}: {' / '.join(ratios(moves))}"
+                second = missing(made, "compiled") or ", ".join(code(made))
                 columns.append(f"{first}<br>{second}".replace("|", "/"))
             rows.append(columns)
     names = [f"{f}{suffix}.jsonl" for f in (traffic, compiled) for suffix in ("", "-rivals")]
@@ -131,14 +134,14 @@ def ours(files: Files, target: str, machine: str) -> str:
             made = find(files, f"code-{target}.jsonl", cell, direction)
             columns: list[object] = [cell.case.name, cell.layout, cell.dtype, direction]
             if "error" in made:
-                columns += [f"not compiled: {made['error']}", *"-----"]
+                columns += [missing(made, "compiled"), *"------"]
             else:
                 columns += [made["strategy"], len(made["kernels"]), f"{made['blocks']:,}", *code(made)]
                 columns += [most(made, "cluster_barriers")]
             if simulated:
                 moves = find(files, f"traffic-{machine}.jsonl", cell, direction)
-                failed = [f"not measured: {moves['error']}", *"---"] if "error" in moves else []
-                columns += failed or [f"1/{moves['part']}", *ratios(moves)]
+                absent = missing(moves, "measured")
+                columns += [absent, *"---"] if absent else [f"1/{moves['part']}", *ratios(moves)]
             rows.append(columns)
     heads = ["shape", "layout", "dtype", "direction", "strategy", "launches", "thread blocks", "registers", "spilled"]
     heads += ["access", "cluster barriers"] + ["part", "live", "request", "dram"] * simulated

@@ -43,8 +43,9 @@ from .traffic import fraction, measure
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-OURS = ("traffic", "H100"), ("traffic", "A100"), *(("code", target) for target in PLANNED_FOR)
-THEIRS = ("traffic", "H100"), ("code", "sm_90")
+#: Instruments and machines, what the README shows first.
+THEIRS = ("code", "sm_90"), ("traffic", "H100")
+OURS = (*THEIRS, ("code", "sm_80"), ("code", "sm_100"), ("code", "gfx942"), ("traffic", "A100"))
 
 
 _TORCH = torch.__version__.split("+")[0]  # how it was built does not matter here
@@ -69,6 +70,11 @@ class Job(NamedTuple):
     def file(self) -> str:
         """Where its results are kept."""
         return f"{self.instrument}-{self.machine}{'' if self.library == render.LIBRARY else '-rivals'}.jsonl"
+
+    @property
+    def kind(self) -> str:
+        """What its process must be made ready for: other libraries' code is imported in two ways."""
+        return "" if self.library == render.LIBRARY else self.instrument
 
     @property
     def name(self) -> str:
@@ -166,11 +172,11 @@ def failed(job: Job, error: BaseException) -> list[dict[str, Any]]:
     return [row | {"made_from": ""} for row in job.rows({d: {"error": why} for d in ("forward", "backward")})]
 
 
-def prepare(instrument: str, other: bool) -> None:
-    """Get a worker ready for one instrument and either ours or other libraries."""
+def prepare(kind: str) -> None:
+    """Get a worker ready for jobs of one kind."""
     torch.set_num_threads(1)
-    if other:
-        rivals.prepare(addresses=instrument == "traffic")
+    if kind:
+        rivals.prepare(addresses=kind == "traffic")
 
 
 def measured(todo: Sequence[Job], processes: int) -> Iterator[tuple[Job, list[dict[str, Any]]]]:
@@ -181,10 +187,9 @@ def measured(todo: Sequence[Job], processes: int) -> Iterator[tuple[Job, list[di
     start = multiprocessing.get_context("spawn")
     os.environ["TRITON_INTERPRET"] = "0"  # addresses are found either way
     left = dict.fromkeys(todo)
-    kind = (todo[0].instrument, todo[0].library != render.LIBRARY)
 
     def pool(count: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(count, mp_context=start, initializer=prepare, initargs=kind)
+        return ProcessPoolExecutor(count, mp_context=start, initializer=prepare, initargs=(todo[0].kind,))
 
     with pool(min(processes, len(todo))) as workers:
         waiting: dict[Future[list[dict[str, Any]]], Job] = {workers.submit(work, job): job for job in todo}
@@ -254,9 +259,9 @@ def update(
     """Measure what is wanted and not there; how many cells failed."""
     failures = done = 0
     began = time.monotonic()
-    kinds: dict[tuple[str, bool], list[Job]] = {}
+    kinds: dict[str, list[Job]] = {}
     for job in wanted:
-        kinds.setdefault((job.instrument, job.library != render.LIBRARY), []).append(job)
+        kinds.setdefault(job.kind, []).append(job)
     for todo in kinds.values():
         for job, rows in run(todo, processes):
             store.add(job, rows)

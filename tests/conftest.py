@@ -9,7 +9,7 @@ import pytest
 import torch
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
-COMPILING = ["test_compile.py"]
+COMPILING = ["test_compile.py", "test_compile_sweep.py"]
 collect_ignore = COMPILING if INTERPRETED else []
 collect_ignore_glob = [] if INTERPRETED else ["test_[!c]*.py", "test_c[!o]*.py", "test_con*.py"]
 

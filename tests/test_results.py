@@ -50,10 +50,10 @@ def test_a_table_says_what_is_missing():
     }
     lines = {tuple(line.split(" | ")[:3]): line for line in render.beside(files, ROW.dtype).splitlines()}
     row = lines["| layer-8192x4096", "contiguous", "forward"]
-    assert "1: 2.00 / 3.00 / 1.00<br>not compiled: not yet" in row
+    assert "1: 2.00 / 3.00 / 1.00<br>not compiled yet" in row
     assert "not measured: ValueError: no / luck<br>" in row
     row = lines["| batch-1024x256", "contiguous", "backward"]
-    assert row.endswith("| not offered | not measured: not yet<br>not compiled: not yet |")
+    assert row.endswith("| not offered | not measured yet<br>not compiled yet |")
 
 
 def test_what_is_measured_is_kept(tmp_path, monkeypatch):
