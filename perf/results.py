@@ -43,10 +43,9 @@ from .traffic import fraction, measure
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-#: Instruments and machines, what the README shows first.
+#: Instruments and machines of other libraries and of ours; first what the README shows.
 THEIRS = ("code", "sm_90"), ("traffic", "H100")
 OURS = (*THEIRS, ("code", "sm_80"), ("code", "sm_100"), ("code", "gfx942"), ("traffic", "A100"))
-
 
 _TORCH = torch.__version__.split("+")[0]  # how it was built does not matter here
 
@@ -229,17 +228,13 @@ class Store:
         """Keep a job's results."""
         held = self.files.setdefault(job.file, {})
         held |= {render.key(row): row for row in rows}
-        order = [(*cell[1:], cell.case.name) for cell in cells()]
-
-        def place(row: dict[str, Any]) -> tuple[Any, ...]:
-            return (
-                order.index((row["layout"], row["dtype"], row["case"])),
-                row["direction"] == "backward",
-                row["library"],
-            )
-
-        known = [row for row in held.values() if (row["layout"], row["dtype"], row["case"]) in order]
-        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in sorted(known, key=place))
+        order = [
+            (cell.case.name, cell.layout, cell.dtype, direction, library)
+            for cell in cells()
+            for direction in ("forward", "backward")
+            for library in (render.LIBRARY, *OFFERED)
+        ]
+        text = "".join(json.dumps(held[key], sort_keys=True) + "\n" for key in order if key in held)
         temporary = self.folder / f"{job.file}.{os.getpid()}"
         temporary.write_text(text)
         temporary.replace(self.folder / job.file)

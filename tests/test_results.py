@@ -25,13 +25,14 @@ def test_pages_show_what_the_files_say():
     assert all(f"<!-- table {name} -->" in pages for name in render.TABLES)
 
 
-def test_every_cell_of_ours_is_measured():
-    """On every machine and target, in every layout, dtype and direction."""
+def test_every_cell_of_the_readme_is_measured():
+    """In every layout, dtype and direction; and of the rest none has failed."""
     files = render.load(render.RESULTS)
     for job in jobs("", others=False):
         for direction in ("forward", "backward"):
             row = render.find(files, job.file, job.cell, direction)
-            assert "error" not in row, (job.name, row)
+            shown = (job.instrument, job.machine) in results.THEIRS
+            assert "error" not in row or not (shown or row["error"]), (job.name, row)
 
 
 def fake(job, **figures):
