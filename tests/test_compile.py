@@ -189,12 +189,12 @@ def test_rarer_calls(target, affine, layout, dtype):
     x = torch.empty(4, 48, 24, 24, dtype=dtype, device="meta").to(memory_format=FORMATS[layout])
     big = torch.empty(2, 48, 200, 200, dtype=dtype, device="meta").to(memory_format=FORMATS[layout])
     w = torch.ones(48, device="meta") if affine else None
-    mean = torch.ones(48, device="meta", dtype=torch.float64)
+    mean, var = (torch.ones(48, device="meta", dtype=torch.float64) for _ in range(2))
     row = torch.empty(64, 48, dtype=dtype, device="meta")
     calls = [
-        (functional.batch_norm_call(x, mean, mean, w, w, False, 0.1, 1e-5), x),
-        (functional.batch_norm_call(big, mean, mean, w, w, True, 0.1, 1e-5), big),
-        (functional.instance_norm_call(big, mean, mean, w, w, True, 0.1, 1e-5), big),
+        (functional.batch_norm_call(x, mean, var, w, w, False, 0.1, 1e-5), x),
+        (functional.batch_norm_call(big, mean, var, w, w, True, 0.1, 1e-5), big),
+        (functional.instance_norm_call(big, mean, var, w, w, True, 0.1, 1e-5), big),
         (functional.group_norm_call(x, 8, w, w, 1e-5), x),
         (functional.group_norm_call(x[:, :, ::2, ::2], 8, w, w, 1e-5), x[:, :, ::2, ::2]),
         (functional.group_norm_call(row, 8, w, w, 1e-5), row),
