@@ -10,30 +10,22 @@ the bytes. ``NORMTRITON_AUTOCAST``, or `set_mode`:
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
 
+from .switch import Switch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODES = ("pytorch", "input")
 _HALF = (torch.bfloat16, torch.float16)
-
-
-def _valid(mode: str) -> str:
-    if mode not in MODES:
-        raise ValueError(f"NORMTRITON_AUTOCAST is one of {', '.join(MODES)}, not {mode!r}")
-    return mode
-
-
-_mode = _valid(os.environ.get("NORMTRITON_AUTOCAST", "pytorch"))
+_switch = Switch("NORMTRITON_AUTOCAST", "pytorch", "input")
 
 
 def mode() -> str:
     """The setting in force: "pytorch" or "input"."""
-    return _mode
+    return _switch.mode
 
 
 def set_mode(mode: str) -> None:
@@ -42,10 +34,9 @@ def set_mode(mode: str) -> None:
     Raises:
         ValueError: not one of the two.
     """
-    global _mode  # noqa: PLW0603  one switch for the process
-    _mode = _valid(mode)
+    _switch.set(mode)
 
 
 def upcasts(x: Tensor) -> bool:
     """Whether a norm that PyTorch runs in float32 under autocast is to return float32 for this input."""
-    return x.dtype in _HALF and torch.is_autocast_enabled("cuda") and x.is_cuda and _mode == "pytorch"
+    return x.dtype in _HALF and torch.is_autocast_enabled("cuda") and x.is_cuda and _switch.mode == "pytorch"

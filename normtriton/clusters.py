@@ -22,23 +22,16 @@ from pathlib import Path
 import torch
 import triton
 
-MODES = ("auto", "on", "off")
+from .switch import Switch
 
-
-def _valid(mode: str) -> str:
-    if mode not in MODES:
-        raise ValueError(f"NORMTRITON_CLUSTERS is one of {', '.join(MODES)}, not {mode!r}")
-    return mode
-
-
-_mode = _valid(os.environ.get("NORMTRITON_CLUSTERS", "auto"))
+_switch = Switch("NORMTRITON_CLUSTERS", "auto", "on", "off")
 refused: set[int] = set()  #: devices on which a launch failed; -1 is the interpreter's
 _verdicts: dict[int, bool] = {}
 
 
 def mode() -> str:
     """The setting in force: "auto", "on" or "off"."""
-    return _mode
+    return _switch.mode
 
 
 def set_mode(mode: str) -> None:
@@ -47,8 +40,7 @@ def set_mode(mode: str) -> None:
     Raises:
         ValueError: not one of the three.
     """
-    global _mode  # noqa: PLW0603  one switch for the process
-    _mode = _valid(mode)
+    _switch.set(mode)
     _plan_anew()
 
 
@@ -72,14 +64,14 @@ def supported(index: int) -> bool:
 
 def allowed(index: int) -> bool:
     """Whether plans for a device may use clusters, if a trial, made when the first one is to run, does not object."""
-    if _mode == "off" or index in refused or not supported(index):
+    if _switch.mode == "off" or index in refused or not supported(index):
         return False
-    return _mode == "on" or _verdicts.get(index, True)
+    return _switch.mode == "on" or _verdicts.get(index, True)
 
 
 def trusted(index: int) -> bool:
     """Whether a clustered launch may be made on a device now. Makes the trial if there was none."""
-    return index not in refused and (_mode == "on" or _verdict(index))
+    return index not in refused and (_switch.mode == "on" or _verdict(index))
 
 
 def refuse(index: int, error: BaseException) -> None:

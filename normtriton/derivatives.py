@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 Wants: TypeAlias = "tuple[bool, torch.dtype | None, torch.dtype | None]"
 
 
+def wanted(needs: Sequence[bool], parameters: Sequence[torch.dtype | None]) -> Wants:
+    """The gradients that autograd needs of (x, weight, bias), given the dtypes of the last two."""
+    weight, bias = (dtype if need else None for dtype, need in zip(parameters, needs[1:3], strict=True))
+    return needs[0], weight, bias
+
+
 @dataclass(frozen=True)
 class Rule:
     """What the two passes are told besides tensors. No tuple, in which transforms would look for tensors.

@@ -529,8 +529,8 @@ def _running(
     except RuntimeError:
         raise Refused from None
     mean_stride, var_stride = mean.stride(0), var.stride(0)
-    if updated and channels > 1 and not is_compiling():
-        if mean_stride == 0 or var_stride == 0:
+    if updated and channels and not is_compiling():
+        if channels > 1 and (mean_stride == 0 or var_stride == 0):
             raise RuntimeError(
                 "unsupported operation: more than one element of the written-to tensor refers to a single memory "
                 "location. Please clone() the tensor before performing the operation."

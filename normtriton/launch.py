@@ -349,6 +349,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dweight, dbias); ``wants`` says whether dx is wanted, and in which dtypes the other two, if they are."""
     wants_dx, weight_dtype, bias_dtype = wants
+    dy = dy.clone() if dy._is_zerotensor() else dy.resolve_neg()  # what autograd may hand on: no memory, or negated
     dx = torch.empty_like(x)
     if dx.numel() == 0:
         shape = problem.parameter_shape

@@ -2,8 +2,8 @@
 
 One operator a direction, told which norm by its axes, as `normtriton.norms.Norm` describes it, so that one they have
 not heard of needs nothing here. They have shape rules (fake kernels), derivatives of any order and batching rules.
-Plain tensors don't come this way: an operator registered from Python takes some 24 µs of the host, an autograd
-function 7.
+Plain tensors don't come this way: an operator registered from Python that does nothing took 16 µs of the host, an
+autograd function 5 (torch 2.13.0, one core of a shared machine).
 """
 
 from __future__ import annotations
@@ -17,18 +17,31 @@ from torch import Tensor
 from torch.library import custom_op, register_autograd, register_fake, register_vmap
 
 from . import launch
-from .derivatives import Passes, Rule, normalize_backward, pull_back_backward
-from .launch import Running, exact_pair, statistics_dtype
+from .derivatives import Passes, Rule, normalize_backward, pull_back_backward, wanted
+from .launch import exact_pair, statistics_dtype
 from .norms import Norm
-from .passes import on_device, rule_of, run_normalize, run_pull_back, vmap_normalize, vmap_pull_back
+from .passes import rule_of, run_normalize, run_pull_back, vmap_normalize, vmap_pull_back
 from .schedule import Problem
 
 _DEVICES = ("cuda", "cpu") if launch.INTERPRETED else ("cuda",)
 
 
-def _rule(x: Tensor, axes: str, over: str, affine: str, centered: bool, names: str, sizes: Sequence[int]) -> Rule:
+def _rule(
+    x: Tensor,
+    axes: str,
+    over: str,
+    affine: str,
+    centered: bool,
+    names: str,
+    sizes: Sequence[int],
+    *,
+    eps: float = 0.0,
+    **more: Any,
+) -> Rule:
+    """What an operator is told besides tensors; eps is yet to be split, which a compiler's number cannot be."""
     norm = Norm(axes, over, affine, centered)
-    return Rule(Problem(norm, tuple(x.shape), tuple(zip(names.split(), sizes, strict=True))), (0.0, 0.0))
+    problem = Problem(norm, tuple(x.shape), tuple(zip(names.split(), sizes, strict=True)))
+    return Rule(problem, (eps, 0.0), **more)
 
 
 def _words(rule: Rule) -> tuple[Any, ...]:
@@ -68,17 +81,12 @@ def normalize_op(
         eps: added to the variance.
         dtype: of y; None for that of x.
     """
-    rule = replace(_rule(x, axes, over, affine, centered, names, sizes), eps=exact_pair(eps), dtype=dtype)
-    nothing = x.new_empty(0), x.new_empty(0)
+    words = (axes, over, affine, centered, names, sizes)
+    rule = replace(_rule(x, *words, constant=constant, dtype=dtype), eps=exact_pair(eps))
     if constant or mean is None or var is None:
-        return *run_normalize(x, weight, bias, mean, var, replace(rule, constant=constant)), *nothing
+        return *run_normalize(x, weight, bias, mean, var, rule), x.new_empty(0), x.new_empty(0)
     new = mean.clone(), var.clone()
-    running = Running(*new, new[0].stride(0), new[1].stride(0), (), exact_pair(momentum))
-    with on_device(x):
-        y, *own = launch.forward(rule.problem, x, weight, bias, rule.eps, running, False, dtype)
-    groups = rule.problem.num_groups
-    own_mean, rstd = (x.new_empty(groups, dtype=statistics_dtype(x)) if t is None else t for t in own)
-    return y, own_mean, rstd, *new
+    return *run_normalize(x, weight, bias, *new, rule, momentum), *new
 
 
 @register_fake("normtriton::normalize")  # type: ignore[untyped-decorator]  # here and below: torch has no types for it
@@ -121,9 +129,9 @@ def normalize_backward_op(
         wants_dx: whether dx is wanted.
         weight_dtype, bias_dtype: of the parameters' gradients; None if one is not wanted.
     """
-    rule = _rule(x, axes, over, affine, centered, names, sizes)
-    wants = (wants_dx, weight_dtype, bias_dtype)
-    return run_pull_back(dy, x, weight, mean, rstd, replace(rule, eps=exact_pair(eps), constant=constant, wants=wants))
+    words, wants = (axes, over, affine, centered, names, sizes), (wants_dx, weight_dtype, bias_dtype)
+    rule = replace(_rule(x, *words, constant=constant, wants=wants), eps=exact_pair(eps))
+    return run_pull_back(dy, x, weight, mean, rstd, rule)
 
 
 @register_fake("normtriton::normalize_backward")  # type: ignore[untyped-decorator]
@@ -150,7 +158,7 @@ PASSES = Passes(_normalize, _pull_back)
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, mean, var, *words, constant, _momentum, eps, dtype = inputs
     _y, own_mean, rstd, *new = output
-    rule = replace(_rule(x, *words), eps=(eps, 0.0), constant=constant, dtype=dtype)
+    rule = _rule(x, *words, eps=eps, constant=constant, dtype=dtype)
     ctx.rule, ctx.dtypes = rule, (None if weight is None else weight.dtype, None if bias is None else bias.dtype)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(own_mean, *((rstd,) if constant else ()), *new)
@@ -158,17 +166,14 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 
 def _forward_backward(ctx: Any, dy: Tensor | None, _dmean: Any, drstd: Tensor | None, *_new: Any) -> tuple[Any, ...]:
-    wants_dx, wants_dweight, wants_dbias = ctx.needs_input_grad[:3]
-    weight_dtype, bias_dtype = ctx.dtypes
-    wants = (wants_dx, weight_dtype if wants_dweight else None, bias_dtype if wants_dbias else None)
-    rule = replace(ctx.rule, wants=wants)
+    rule = replace(ctx.rule, wants=wanted(ctx.needs_input_grad, ctx.dtypes))
     return *normalize_backward(PASSES, rule, ctx.saved_tensors, dy, drstd), *(None,) * 12
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     dy, x, weight, mean, rstd, *words, constant, eps, wants_dx, weight_dtype, bias_dtype = inputs
     wants = (wants_dx, weight_dtype, bias_dtype)
-    ctx.rule = replace(_rule(x, *words), eps=(eps, 0.0), constant=constant, wants=wants)
+    ctx.rule = _rule(x, *words, eps=eps, constant=constant, wants=wants)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*(t for t, want in zip(output, wants, strict=True) if want in (False, None)))
     ctx.save_for_backward(dy, x, weight, mean, rstd)
@@ -188,7 +193,7 @@ def _(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     x, weight, bias, mean, var, *words, constant, _momentum, eps, dtype = args
     if not constant and mean is not None:
         raise NotImplementedError("vmap of torch.ops.normtriton.normalize does not update running statistics")
-    rule = replace(_rule(x, *words), eps=(eps, 0.0), constant=constant, dtype=dtype)
+    rule = _rule(x, *words, eps=eps, constant=constant, dtype=dtype)
     results, dims = vmap_normalize(_normalize, info.batch_size, in_dims, x, weight, bias, mean, var, rule)
     nothing = x.new_empty((info.batch_size, 0))
     return (*results, nothing, nothing.clone()), (*dims, 0, 0)
@@ -197,7 +202,7 @@ def _(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
 @register_vmap("normtriton::normalize_backward")  # type: ignore[untyped-decorator]
 def _(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     dy, x, weight, mean, rstd, *words, constant, eps, wants_dx, weight_dtype, bias_dtype = args
-    rule = replace(_rule(x, *words), eps=(eps, 0.0), constant=constant, wants=(wants_dx, weight_dtype, bias_dtype))
+    rule = _rule(x, *words, eps=eps, constant=constant, wants=(wants_dx, weight_dtype, bias_dtype))
     return vmap_pull_back(_pull_back, info.batch_size, in_dims, dy, x, weight, mean, rstd, rule)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from . import launch
 from .derivatives import Rule
-from .launch import Running, statistics_dtype
+from .launch import Running, exact_pair, statistics_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,32 +25,39 @@ def rule_of(call: Call, wants: Wants = (True, None, None)) -> Rule:
     return Rule(call.problem, call.eps, call.use_running, call.dtype, wants)
 
 
-def given_running(mean: Tensor | None, var: Tensor | None) -> Running | None:
-    """Statistics that are used and not updated."""
-    if mean is None or var is None:
-        return None
-    return Running(mean, var, mean.stride(0), var.stride(0), (), (0.0, 0.0))
-
-
 def on_device(x: Tensor) -> AbstractContextManager[Any]:
     """Launches go to x's GPU."""
     return torch.cuda.device(x.get_device()) if launch.elsewhere(x) else nullcontext()
 
 
+def _running(mean: Tensor | None, var: Tensor | None, momentum: float = 0.0) -> Running | None:
+    if mean is None or var is None:
+        return None
+    return Running(mean, var, mean.stride(0), var.stride(0), (), exact_pair(momentum))
+
+
 def run_normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, rule: Rule
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    rule: Rule,
+    momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the forward pass of plain tensors; (y, mean, rstd), what does not exist empty."""
+    """Launch the forward pass of plain tensors; (y, mean, rstd), what does not exist empty.
+
+    Running statistics are used if ``rule.constant``, and updated otherwise.
+    """
+    running = _running(mean, var, momentum)
     with on_device(x):
-        y, *own = launch.forward(
-            rule.problem, x, weight, bias, rule.eps, given_running(mean, var), rule.constant, rule.dtype
-        )
+        y, *own = launch.forward(rule.problem, x, weight, bias, rule.eps, running, rule.constant, rule.dtype)
     groups = 0 if rule.constant else rule.problem.num_groups
     sizes = (groups if rule.problem.norm.centered else 0, groups)
-    mean, rstd = (
+    own_mean, rstd = (
         x.new_empty(size, dtype=statistics_dtype(x)) if t is None else t for t, size in zip(own, sizes, strict=True)
     )
-    return y, mean, rstd
+    return y, own_mean, rstd
 
 
 def run_pull_back(
@@ -59,7 +66,7 @@ def run_pull_back(
     """Launch the backward pass of plain tensors; (dx, dweight, dbias), what is not wanted empty."""
     running = None
     if rule.constant:
-        running, mean, rstd = given_running(mean, rstd), None, None
+        running, mean, rstd = _running(mean, rstd), None, None
     elif not rule.problem.norm.centered:
         mean = None
     with on_device(x):

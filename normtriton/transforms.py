@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import operators
-from .derivatives import Axes, Passes, normalize_backward, normalize_jvp, pull_back_backward, pull_back_jvp
+from .derivatives import Axes, Passes, normalize_backward, normalize_jvp, pull_back_backward, pull_back_jvp, wanted
 from .passes import rule_of, run_normalize, run_pull_back, vmap_normalize, vmap_pull_back
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _dmean: Any, drstd: Tensor | None) -> tuple[Any, ...]:
-        wants_dx, wants_dweight, wants_dbias = ctx.needs_input_grad[:3]
-        weight_dtype, bias_dtype = ctx.dtypes
-        wants = (wants_dx, weight_dtype if wants_dweight else None, bias_dtype if wants_dbias else None)
-        rule = replace(ctx.rule, wants=wants)
+        rule = replace(ctx.rule, wants=wanted(ctx.needs_input_grad, ctx.dtypes))
         return *normalize_backward(PASSES, rule, ctx.saved_tensors, dy, drstd), None, None, None
 
     @staticmethod

@@ -124,3 +124,16 @@ CASES = {
     "group-cells-shared": Case("group", (1, 40, 49, 49), "split", "split", "channels_last", groups=4),
     "group-column-rows": Case("group", (2, 32, 6, 6), "resident", "resident", "channels_last", groups=2),
 }
+
+#: Each module's constructor arguments and an input shape.
+BUILT = {
+    "BatchNorm1d": ((6,), (5, 6, 4)),
+    "BatchNorm2d": ((6,), (5, 6, 4, 3)),
+    "BatchNorm3d": ((6,), (5, 6, 4, 3, 2)),
+    "InstanceNorm1d": ((6,), (5, 6, 4)),
+    "InstanceNorm2d": ((6,), (5, 6, 4, 3)),
+    "InstanceNorm3d": ((6,), (5, 6, 4, 3, 2)),
+    "LayerNorm": (((4, 3),), (5, 6, 4, 3)),
+    "GroupNorm": ((3, 6), (5, 6, 4, 3)),
+    "RMSNorm": ((3,), (5, 6, 4, 3)),
+}

@@ -3,9 +3,20 @@
 Runs in a process of its own, without TRITON_INTERPRET=1; see conftest.py.
 """
 
+from math import prod
+
 import pytest
 import torch
-from normtriton.perf.codegen import H100, H100_CLUSTERS, TARGETS, compile_key, compile_launch, launches_of, read_code
+from normtriton.perf.codegen import (
+    H100,
+    H100_CLUSTERS,
+    TARGETS,
+    compile_key,
+    compile_launch,
+    launches_of,
+    read_code,
+    tensor_accesses,
+)
 from normtriton.perf.shapes import CASES, Case, make
 
 from normtriton.clusters import compiles
@@ -44,6 +55,8 @@ def test_real_shapes(case, dtype, layout, target):
             if recorded.launch.kernel != direction:
                 continue  # a finalizer: its buffers are small
             assert wanted in code.loads, what  # statistics, parameters and the count of batches take others
+            if "ptx" in kernel.asm:
+                assert set(tensor_accesses(kernel, recorded.args, prod(case.shape))) == {wanted}, what
             if wanted == 16 and dtype == "bfloat16":
                 assert min(code.loads) >= 4 and min(code.stores) >= 4, what  # no element goes alone
             if recorded.launch.plan.stage != "measure" and not recorded.launch.plan.stats_reduced:

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
-from cases import lay_out
+from cases import BUILT, lay_out
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from watching import Watching
 
 import normtriton as nt
 from normtriton import autograd
@@ -91,24 +91,13 @@ def test_training_after_evaluation_is_noticed():
         y.sum().backward()
 
 
-MODULES = {
-    "BatchNorm1d": ((6,), (5, 6, 4)),
-    "BatchNorm2d": ((6,), (5, 6, 4, 3)),
-    "BatchNorm3d": ((6,), (5, 6, 4, 3, 2)),
-    "InstanceNorm1d": ((6,), (5, 6, 4)),
-    "InstanceNorm2d": ((6,), (5, 6, 4, 3)),
-    "InstanceNorm3d": ((6,), (5, 6, 4, 3, 2)),
-    "LayerNorm": (((4, 3),), (5, 6, 4, 3)),
-    "GroupNorm": ((3, 6), (5, 6, 4, 3)),
-    "RMSNorm": ((3,), (5, 6, 4, 3)),
-}
-STATEFUL = [name for name in MODULES if "Batch" in name or "Instance" in name]
+STATEFUL = [name for name in BUILT if "Batch" in name or "Instance" in name]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", BUILT)
 def test_module_equals_torch(name):
     """Same constructor, representation, state and results; a subclass, so that nothing else has to change."""
-    args, shape = MODULES[name]
+    args, shape = BUILT[name]
     ours, theirs = getattr(nt, name)(*args), getattr(nn, name)(*args)
     assert isinstance(ours, getattr(nn, name))
     assert repr(ours) == repr(theirs)
@@ -142,7 +131,7 @@ def test_module_equals_torch(name):
 @pytest.mark.parametrize("name", STATEFUL)
 def test_stateful_module_options(name, options):
     """Momentum None, no tracking, no parameters: training and evaluation, as PyTorch."""
-    args, shape = MODULES[name]
+    args, shape = BUILT[name]
     ours, theirs = (getattr(m, name)(*args, dtype=torch.float64, **options) for m in (nt, nn))
     for training in (True, True, False):
         ours.train(training)
@@ -153,18 +142,6 @@ def test_stateful_module_options(name, options):
             torch.testing.assert_close(a, b)
 
 
-class Operations(TorchDispatchMode):
-    """Names of PyTorch's operations that run."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_kernel_counts_the_batch(shape, monkeypatch):
     """In every strategy, once, without an addition of PyTorch's; autograd sees the change."""
@@ -172,11 +149,11 @@ def test_the_kernel_counts_the_batch(shape, monkeypatch):
     norm = (nt.BatchNorm1d if len(shape) == 2 else nt.BatchNorm2d)(shape[1])
     x = torch.randn(shape)
     version = norm.num_batches_tracked._version
-    with Operations() as operations:
+    with Watching() as watching:
         norm(x)
         norm(x)
     assert norm.num_batches_tracked == 2 and norm.num_batches_tracked._version > version
-    assert not any("add" in name for name in operations.names)  # the interpreter's own copies aside
+    assert not any("add" in name for name in watching.names)  # the interpreter's own copies aside
 
 
 @pytest.mark.parametrize("reason", ["empty", "raises", "cumulative", "other dtype"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
-from cases import lay_out
+from cases import BUILT, lay_out
 from conformance import MODULES, exception_of
 from torch import nn
 
@@ -23,18 +23,6 @@ import normtriton as nt
 
 FUNCTIONS = ("batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm")
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-#: (constructor, input shape)
-BUILT = {
-    "BatchNorm1d": ((6,), (5, 6, 4)),
-    "BatchNorm2d": ((6,), (5, 6, 4, 3)),
-    "BatchNorm3d": ((6,), (5, 6, 4, 3, 2)),
-    "InstanceNorm1d": ((6,), (5, 6, 4)),
-    "InstanceNorm2d": ((6,), (5, 6, 4, 3)),
-    "InstanceNorm3d": ((6,), (5, 6, 4, 3, 2)),
-    "LayerNorm": (((4, 3),), (5, 6, 4, 3)),
-    "GroupNorm": ((3, 6), (5, 6, 4, 3)),
-    "RMSNorm": ((3,), (5, 6, 4, 3)),
-}
 BATCH, INSTANCE = [n for n in MODULES if "Batch" in n], [n for n in MODULES if "Instance" in n]
 #: A call of each function on (4, 6, 3, 3): arguments after the input.
 CALLS = {

@@ -9,8 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from watching import Watching
 
 import normtriton as nt
 from normtriton import amp, launch
@@ -177,18 +177,6 @@ def test_traced_by_make_fx():
     assert "normtriton.normalize" in graph.code
     x = torch.randn(4, 6)
     assert torch.equal(graph(x), nt.rms_norm(x, (6,)))
-
-
-class Watching(TorchDispatchMode):
-    """Names of the operators called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
 
 
 def test_modes_see_the_operator():

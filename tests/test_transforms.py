@@ -259,3 +259,19 @@ def test_no_work_for_what_wants_no_gradient(monkeypatch):
     weight.requires_grad_()
     nt.layer_norm(x.detach(), (4,), weight).sum().backward()
     assert asked == [(False, torch.float64, None)]
+
+
+@each_norm
+@pytest.mark.parametrize("kind", ["negated", "zero"])
+def test_gradients_that_are_not_what_their_memory_says(name, kind):
+    """Autograd may hand on a view that is negated when read, or zeros without memory."""
+    results = []
+    for norm in both(name):
+        x, weight, bias = (t.requires_grad_() for t in arguments(name))
+        if kind == "negated":
+            dy = torch.complex(given(*x.shape, seed=5), given(*x.shape, seed=6)).conj().imag
+            assert dy.is_neg()
+        else:
+            dy = torch._efficientzerotensor(x.shape, dtype=x.dtype)
+        results.append(torch.autograd.grad(norm(x, weight, bias), (x, weight), dy))
+    agree(*results)
