@@ -301,7 +301,7 @@ def _per_channel(norm: Norm, shape: torch.Size) -> tuple[Problem, int, int]:
     """The `Problem` of an input with a channel axis, its number of channels, and of values that share statistics."""
     if len(shape) < 2:
         raise Refused
-    values = prod(shape[2:]) * (shape[0] if norm is norms.BATCH else 1)
+    values = prod(shape[2:]) * (1 if norm.batch_invariant else shape[0])
     return Problem(norm, tuple(shape)), shape[1], values
 
 

@@ -288,7 +288,10 @@ def test_statistics_side_by_side():
         torch.testing.assert_close(nt.batch_norm(x, mean, var, training=True), want)
         torch.testing.assert_close((mean, var), (want_mean, want_var))
     one = torch.ones(1).expand(1)
-    nt.batch_norm(torch.randn(4, 1), one, one.clone(), training=True)
+    nt.batch_norm(torch.randn(4, 1), one.clone(), one.clone(), training=True)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        nt.batch_norm(torch.randn(4, 1), one, one, training=True)
+    assert one.item() == 1
 
 
 #: What PyTorch refuses and the library takes: (function, arguments, PyTorch's exception, the same call that it takes).
