@@ -204,6 +204,6 @@ def test_the_second_launch_begins_where_the_first_ended(name):
     # The second walk goes the other way. Each byte it writes drives out one not read again yet, until all have been:
     # with x, y of n bytes each and room for L, when L / 2 were read; with x, dy, dx, when L / 3 were of either.
     bounds = {"forward": max(3 / 2 - share / 4, 1), "backward": max(5 / 3 - share * 2 / 9, 1)}
-    for direction, (strategy, traffic) in measure(case, torch.bfloat16, LAST, machine, clusters=False).items():
+    for direction, (strategy, traffic) in measure(case, torch.bfloat16, LAST, machine._replace(clusters=False)).items():
         assert strategy == "split"
         assert traffic.x_dram <= bounds[direction] + 0.06, (direction, traffic.x_dram, bounds)
