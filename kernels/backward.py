@@ -29,6 +29,8 @@ from .tile import (
     store,
     store_sums,
     store_tensor,
+    sum_cells,
+    sum_groups,
     sum_pair,
     sum_tile,
     sum_tiles,
@@ -187,6 +189,33 @@ def sum_group(dy, x, dx, weight, w, mean, rstd, m, r, first, last, group, outer,
 
 
 @triton.jit
+def resident_cells(dy, x, dx, weight, dweight, dbias, m, r, n, group, outer, q, exists, plan: tl.constexpr):
+    """Stage "resident" for groups of several cells, whose sums a cluster exchanges once.
+
+    Each cell's are partial gradients of its parameters; weighted and summed over a group's, they are what dx needs.
+    """
+    walk, r1, r2, in1, in2, _size = reduced_tile(tl.program_id(1) * 0, group, plan)
+    mask = resident_mask(exists, r1, r2, in1, in2, group, plan)
+    g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
+    sum1, sum2 = sum_cells(g, g * xhat, plan)
+    there = exists[None, None, :]
+    at = unravel(outer, group.outer, group.parts.outer) + (q * group.parts.cell)[None, None, :]
+    if dbias is not None:
+        store_sums(dbias, at, sum1, there, plan)
+    if dweight is not None:
+        store_sums(dweight, at, sum2, there, plan)
+    if dx is not None:
+        if weight is not None:
+            at = unravel(outer, group.outer, group.weight.outer) + (q * group.weight.cell)[None, None, :]
+            w = tl.load(weight + at, mask=there, other=0.0).to(r.dtype)
+            sum1, sum2 = sum1 * w, sum2 * w
+        sum1, sum2 = sum_groups(sum1, sum2, plan)
+        w = load_weight(weight, group, outer, q, exists, r.dtype, plan)
+        g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
+        write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)
+
+
+@triton.jit
 def normalize_backward(
     dy, x, dx, weight, mean, rstd, running, sum_dy, sum_dyx, dweight, dbias, eps, group, plan: tl.constexpr
 ):
@@ -220,7 +249,9 @@ def normalize_backward(
             m, _c, r = load_statistics(mean, rstd, None, running, index, eps, there, dtype, plan)
         n = tl.zeros((), dtype) + (group.count >> 1)
 
-        if plan.stage == "resident":
+        if plan.block_groups > 0:
+            resident_cells(dy, x, dx, weight, dweight, dbias, m, r, n, group, outer, q, exists, plan)
+        elif plan.stage == "resident":
             walk, r1, r2, in1, in2, _size = reduced_tile(chunk * 0, group, plan)
             mask = resident_mask(exists, r1, r2, in1, in2, group, plan)
             g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)

@@ -254,12 +254,12 @@ def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0) -> T
     return None
 
 
-def cluster_cells(group: Grouping, itemsize: int) -> Tile | None:
-    """A forward tile of whole groups of several cells that one cluster holds, or None if they are too large.
+def cluster_cells(group: Grouping, itemsize: int, limit: int) -> Tile | None:
+    """A tile of whole groups of several cells that one cluster holds, or None if they are too large.
 
     It is filled with groups to a multiple of 16 bytes, and at least half of it. Thread blocks as in `cluster_tile`.
     """
-    parameters = [s for s in (group.weight, group.bias) if s]
+    parameters = [s for s in (group.weight, group.bias, group.parts) if s]
     flat = all(s.kept == s.cell * group.cells for s in parameters)
     if group.walk or group.r1 > 1 or group.cells == 1 or itemsize == 8 or not flat:
         return None
@@ -268,7 +268,7 @@ def cluster_cells(group: Grouping, itemsize: int) -> Tile | None:
         groups = max((n for n in range(1, most + 1) if n * group.cells * itemsize % 16 == 0), default=0)
         for ctas in (2, 4, MAX_CTAS):
             share = width * power_of_two(ceil(group.r2 / ctas))
-            if 2 * groups * group.cells > width and share <= CLUSTER_FORWARD // (1 if ctas == MAX_CTAS else 2):
+            if 2 * groups * group.cells > width and share <= limit // (1 if ctas == MAX_CTAS else 2):
                 return Tile(width, ctas, share // width, warps(share), ctas, groups)
     return None
 

@@ -346,7 +346,7 @@ def forward_schedule(
     scattered = one.scattered(group, tile is not None)
     if scattered and device.clusters:  # whole rows of cells, joined on chip
         cells = one.group(one.without(problem.cells))
-        joined = planning.cluster_cells(cells, itemsize)
+        joined = planning.cluster_cells(cells, itemsize, planning.CLUSTER_FORWARD)
         if joined:
             group, tile, scattered = cells, joined, False
     if not scattered and tile:
@@ -522,6 +522,11 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     group = one.group(problem.over, parts)
     tile = one.on_chip(group, planning.RESIDENT_BACKWARD, planning.CLUSTER_BACKWARD)
     scattered = one.scattered(group, tile is not None)
+    if scattered and one.device.clusters:
+        joined = one.group(one.without(cells), parts)
+        shared = planning.cluster_cells(joined, one.itemsize, planning.CLUSTER_BACKWARD)
+        if shared:
+            group, tile, scattered = joined, shared, False
     if tile and not scattered:
         main = one.launch(group, tile, "resident", (tile.blocks(group), 1))
         return Schedule(*one.held(group, tile, ", of x and of dy,"), main, parameters=reduce, rows=rows)

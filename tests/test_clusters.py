@@ -33,8 +33,10 @@ CLUSTERED = {
     "instance-column": Case("instance", (2, 24, 50, 61), "clustered", "clustered", "channels_last"),
     "instance-column-one-short": Case("instance", (1, 16, 63, 65), "clustered", "clustered", "channels_last"),
     "instance-few-columns": Case("instance", (2, 6, 70, 61), "clustered", "clustered", "channels_last"),
-    "group-cells": Case("group", (2, 40, 30, 31), "clustered", "split", "channels_last", groups=4),
-    "group-cells-blocks": Case("group", (1, 60, 16, 16), "clustered", "split", "channels_last", groups=10),
+    "group-cells": Case("group", (2, 40, 30, 31), "clustered", "clustered", "channels_last", groups=4),
+    "group-cells-blocks": Case("group", (1, 60, 16, 16), "clustered", "clustered", "channels_last", groups=10),
+    "group-cells-two-blocks": Case("group", (1, 80, 21, 20), "clustered", "clustered", "channels_last", groups=4),
+    "group-cells-many-rows": Case("group", (1, 40, 100, 51), "clustered", "split", "channels_last", groups=4),
     "batch-too-large": Case("batch", (9, 2, 180, 181), "split", "split"),
 }
 
@@ -81,6 +83,40 @@ def test_clustered_plans_give_the_textbook(case, switch):
     torch.testing.assert_close(results["on"][1], results["off"][1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("affine", ["both", "weight", "bias", "frozen", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("cells", [10, 20, 3])
+def test_joined_cells_backward(cells, dtype, affine, switch):
+    """One launch and the sum over samples give float64's gradients, whatever the parameters, image size and dtype."""
+    groups = {10: 6, 20: 2, 3: 16}[cells]
+    shape = (2, groups * cells, 9, 31)
+    x = lay_out(torch.randn(shape, dtype=torch.float64) * 2 + 3, "channels_last").to(dtype).requires_grad_()
+    dy = lay_out(torch.randn(shape, dtype=torch.float64), "channels_last").to(dtype)
+    weight = torch.rand(shape[1]) + 0.5 if affine in ("both", "weight", "frozen") else None
+    bias = torch.randn(shape[1]) if affine in ("both", "bias", "frozen") else None
+    inputs = [x, *(p.requires_grad_() for p in (weight, bias) if p is not None and affine != "frozen")]
+    wide = [None if p is None else p.detach().double().requires_grad_() for p in (x, weight, bias)]
+    want = torch.nn.functional.group_norm(wide[0], groups)  # which has no gradient for a bias alone
+    for parameter, operation in zip(wide[1:], (torch.mul, torch.add), strict=True):
+        want = want if parameter is None else operation(want, parameter[:, None, None])
+    wanted = [p for p in wide if p is not None][: len(inputs)]
+    expected = torch.autograd.grad(want, wanted, dy.double())
+
+    switch("on")
+    y = nt.group_norm(x, groups, weight, bias)
+    ran, run = [], launch._run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_run", lambda step, *args: (ran.append(step), run(step, *args)))
+        got = torch.autograd.grad(y, inputs, dy)
+    assert ran[0].plan.ctas > 1 and len(ran) == min(len(inputs), 2)
+    eps = torch.finfo(dtype).eps
+    # sums of so many products in float32, and of dx, rounded to dtype, as its own size is
+    for gradient, exact in zip(got, expected, strict=True):
+        rounding = eps if gradient.dtype == dtype else 2**-20
+        limit = rounding * exact.abs() + 2**-20 * exact.abs().max()
+        assert ((gradient.double() - exact).abs() <= limit).all()
+
+
 def test_explain_says_so(switch):
     """The strategy, the size of the cluster and the setting are in words."""
     x = torch.empty(64, 65536, device="meta")
@@ -97,7 +133,7 @@ FOLLOWING = {
     "instance": Real("instance", (1, 3, 256, 256)),
     "instance-column": Real("instance", (1, 64, 64, 64)),
     "group": Real("group", (1, 32, 64, 128), 2),
-    "group-cells": Real("group", (1, 320, 64, 64), 32),
+    "group-cells": Real("group", (1, 320, 32, 64), 32),
 }
 
 
@@ -113,7 +149,7 @@ def test_the_cluster_follows_the_group(name):
         steps += backward_schedule(call.problem, x.stride(), x.stride(), x.stride(), (1,), 2, device, True).launches[:1]
         seen.add(tuple((s.plan.ctas, s.plan.block_kept, s.plan.block_r1, s.plan.block_r2, s.num_warps) for s in steps))
     clustered = [step[0] > 1 for step in next(iter(seen))]
-    assert len(seen) == 1 and clustered == [True, name != "group-cells"]
+    assert len(seen) == 1 and clustered == [True, True]
 
 
 def test_a_refused_launch_is_made_again_without(switch, monkeypatch):

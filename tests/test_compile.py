@@ -114,6 +114,24 @@ def test_clusters(case, dtype, layout, target):
     assert (clustered > 0) == expected
 
 
+#: Shapes whose backward pass is clustered: 2048 rows of 64 channels, or 4096 of 32.
+JOINED = [("bfloat16", (8, 320, 32, 64)), ("float32", (8, 320, 32, 64)), ("float32", (8, 320, 64, 64))]
+JOINED += [(dtype, (4, 640, 31, 31)) for dtype in DTYPES]
+
+
+@pytest.mark.skipif(not compiles(), reason="clusters need Triton 3.9")
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+@pytest.mark.parametrize(("dtype", "shape"), JOINED)
+def test_joined_cells(dtype, shape, target):
+    """Group norm of 10 or 20 channels_last channels a group: both passes are one cluster's, by the limits above."""
+    case = Case("group", shape, 32)
+    for launches in launches_of(*make(case, DTYPES[dtype], torch.channels_last), H100_CLUSTERS).values():
+        code = read_code(compile_launch(launches[0], target))
+        assert launches[0].launch.plan.block_groups and launches[0].launch.plan.ctas > 1
+        assert code.stack == 0 and code.cluster_barriers <= 6, code
+        assert max(code.loads) == max(code.stores) == 16, code
+
+
 @pytest.mark.parametrize("alignment", [8, 4, 2])
 def test_narrower_alignments(alignment):
     """Rows that 4 or 8 bytes divide are read 4 or 8 bytes at once."""

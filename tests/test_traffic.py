@@ -139,6 +139,7 @@ PLANS = {
     "row-long-odd": (Case("layer", (16, 100001)), CONTIGUOUS, H100._replace(sms=8)),
     "group": (Case("group", (1, 320, 32, 32), 32), CONTIGUOUS, PART),
     "group-cells": (Case("group", (1, 320, 64, 64), 32), LAST, PART),
+    "group-cells-half": (Case("group", (1, 320, 32, 64), 32), LAST, PART),
     "instance": (Case("instance", (1, 16, 128, 128)), CONTIGUOUS, PART),
     "batch": (Case("batch", (4, 16, 112, 112)), CONTIGUOUS, PART),
     "batch-last": (Case("batch", (16, 64, 28, 28)), LAST, PART),
@@ -148,8 +149,18 @@ PLANS = {
 MISSES = {
     ("row-long-odd", "bfloat16", "backward", "live"): 2.186,
     ("row-long-odd", "float32", "backward", "live"): 1.942,
-    # tiles of 4 groups of 10 channels end within a sector, which two clusters then read
+    # tiles of 2, 4 or 6 groups of 10 channels end within a sector, which two clusters then read
     ("group-cells", "bfloat16", "forward", "request/live"): 1.200,
+    ("group-cells-half", "bfloat16", "forward", "request/live"): 1.200,
+    **{
+        (name, dtype, "backward", figure): value
+        for figure in ("request", "request/live")
+        for name, dtype, value in (
+            ("group-cells", "float32", 1.201),
+            ("group-cells-half", "bfloat16", 1.201),
+            ("group-cells-half", "float32", 1.076),
+        )
+    },
 }
 #: The same for 64 rows on 132 multiprocessors, whose limit is 1.67: (live, request).
 FEW_ROWS = {"bfloat16": (2.304, 1.982), "float32": (1.980, 1.817)}
