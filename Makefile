@@ -62,7 +62,7 @@ smoke: .venv-3.6.0/done
 	touch $@
 
 .venv/test: .venv/torch pyproject.toml
-	$(BIN)/pip install -q -e '.[test,demo,models]'
+	$(BIN)/pip install -q -e '.[test,demo,models,perf]'
 	touch $@
 
 .venv/demo: .venv/torch pyproject.toml
@@ -72,7 +72,7 @@ smoke: .venv-3.6.0/done
 .venv-%/done: pyproject.toml
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install -q $(TORCH) triton==$* $(if $(filter 3.9.0,$*),,'numpy<2.4')
-	.venv-$*/bin/pip install -q -e '.[test]'
+	.venv-$*/bin/pip install -q -e '.[test,perf]'
 	touch $@
 
 clean:

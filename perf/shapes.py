@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -31,9 +32,32 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people and test ids."""
+        """For people, test ids and the command line."""
         return f"{self.norm}{self.groups or ''}-{'x'.join(map(str, self.shape))}"
 
+    @classmethod
+    def named(cls, name: str) -> Case:
+        """The case of a name such as "layer-8192x4096" or "group32-8x320x64x64".
+
+        Raises:
+            ValueError: no such norm, a shape that it cannot have, or groups that do not divide the channels.
+        """
+        match = re.fullmatch(r"([a-z]+?)(\d*)-(\d+(?:x\d+)+)", name)
+        if match is None or match[1] not in NORMS:
+            raise ValueError(
+                f"{name!r} is not NORM-SHAPE, as layer-8192x4096 or group32-8x320x64x64: {', '.join(NORMS)}"
+            )
+        case = cls(match[1], tuple(map(int, match[3].split("x"))), int(match[2] or 0))
+        if min(case.shape) < 1:
+            raise ValueError(f"{name!r} has an empty axis")
+        if (case.norm == "group") != bool(case.groups) or (case.groups and case.shape[1] % case.groups):
+            raise ValueError(f"{name!r}: a group norm, and only that, has groups, which divide its channels")
+        if case.norm in ("instance", "group") and len(case.shape) < 3:
+            raise ValueError(f"{name!r}: an {case.norm} norm has a batch, channels and space")
+        return case
+
+
+NORMS = ("layer", "rms", "batch", "instance", "group")
 
 #: Language models, vision transformers, ResNet-50, U-Nets, segmentation.
 CASES = (
@@ -50,6 +74,36 @@ CASES = (
     Case("batch", (32, 2048, 7, 7)),
     Case("batch", (1024, 256)),
 )
+
+#: Shapes by the models they come from.
+SETS = {
+    # hidden sizes of 2048 tokens and of one generated for each of 64 requests: Llama 8B and 70B, Gemma 9B
+    "llm": tuple(
+        Case(norm, (rows, size)) for norm in ("rms", "layer") for rows in (2048, 64) for size in (3584, 4096, 8192)
+    ),
+    # 64 images of 197 patches: ViT-S, B and L
+    "vit": tuple(Case("layer", (64 * 197, size)) for size in (384, 768, 1024)),
+    # ResNet-50, 64 images of 224x224: the first norm of each stage, its widest, and the last
+    "resnet": tuple(
+        Case("batch", (64, channels, side, side))
+        for channels, side in (
+            (64, 112), (64, 56), (256, 56), (128, 28), (512, 28), (256, 14), (1024, 14), (512, 7), (2048, 7)
+        )
+    ),
+    # Stable Diffusion's U-Net on a latent of 64x64, two images for guidance, and its decoder at 512x512
+    "unet": tuple(
+        Case("group", (batch, channels, side, side), 32)
+        for batch, channels, side in (
+            (2, 320, 64), (2, 640, 32), (2, 1280, 16), (2, 2560, 8), (1, 512, 64), (1, 512, 256), (1, 128, 512)
+        )
+    ),
+    # nnU-Net on patches of 128x128x128, two at a time
+    "segmentation-3d": tuple(
+        Case("instance", (2, channels, side, side, side))
+        for channels, side in ((32, 128), (64, 64), (128, 32), (256, 16), (320, 8))
+    ),
+    "reports": CASES,
+}  # fmt: skip
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = ("bfloat16", "float32")

@@ -275,5 +275,7 @@ def test_the_trial_compares_both_ways(agree, switch, monkeypatch):
             args[1][:, -8192:] = 0  # what a program that did not run would leave
 
     monkeypatch.setattr(launch, "_run", lossy)
+    if not agree:  # y shows it; the interpreter takes a minute for the gradients
+        monkeypatch.setattr(launch, "backward", lambda *_arguments: (None, None, None))
     assert clusters.trial(0) is agree
     assert seen == {True, False}

@@ -1,0 +1,138 @@
+"""What the commands of ``python -m normtriton.perf`` share: shapes, options, progress, and how they end.
+
+A command is a `click.Command` named ``command`` in the module of its name; it is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .shapes import SETS, Case
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+#: The commands, by the module that has each: what needs a GPU, what does not, and what reads results.
+COMMANDS = ("bench", "autotune", "selfcheck", "traffic", "codegen", "report", "compare")
+
+
+class Refusal(click.ClickException):
+    """A command cannot go on: the cause and the remedy, without a traceback."""
+
+
+class Commands(click.Group):
+    """The commands, each imported when it is asked for."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """In the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        """Import one."""
+        if name not in COMMANDS:
+            return None
+        try:
+            command = importlib.import_module(f".{name}", __package__).command
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("normtriton"):
+                raise
+            raise Refusal(f"{name} needs {error.name}: pip install 'normtriton[perf]'") from error
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Measure, tune and compare normalization layers, on a GPU or without one."""
+
+
+class Shapes(click.ParamType[tuple[Case, ...]]):
+    """Names of shape sets and of cases, with commas between: "llm,group32-8x320x64x64"."""
+
+    name = "shapes"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[Case, ...]:
+        """The cases, each once, in the order of their names."""
+        if isinstance(value, tuple):
+            return value
+        found: dict[Case, None] = {}
+        try:
+            for name in value.split(","):
+                found |= dict.fromkeys(SETS[name] if name in SETS else (Case.named(name),))
+        except ValueError as error:
+            self.fail(f"{error}; or one of the sets {', '.join(SETS)}", param, context)
+        return tuple(found)
+
+
+def shapes_option(default: str) -> Callable[[Any], Any]:
+    """The option ``--shapes``."""
+    text = f"Shape sets ({', '.join(SETS)}) and cases such as group32-8x320x64x64, with commas between."
+    return click.option("--shapes", "cases", type=Shapes(), default=default, show_default=True, help=text)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
+
+
+class Lines:
+    """JSON lines, on disk as soon as they are there: a run that is stopped keeps what it measured."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Begin a file anew; with None, keep nothing.
+
+        Raises:
+            Refusal: it cannot be written.
+        """
+        self.rows: list[dict[str, Any]] = []
+        self._file: TextIO | None = None
+        if file is not None:
+            with writing(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._file = file.open("w")
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row."""
+        self.rows.append(row)
+        if self._file is not None:
+            self._file.write(json.dumps(row, sort_keys=True) + "\n")
+            self._file.flush()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes a file: where it cannot, the command ends with the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise Refusal(f"{path} cannot be written: {error.strerror}; name another place with --out") from error
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar with the time left, on a terminal; to be called with what is done, after each step."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[now]}"),
+    )  # fmt: skip
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total, now="")
+        yield lambda now: bar.update(task, advance=1, now=now)
+
+
+@contextmanager
+def interruptible(kept: Callable[[], str]) -> Iterator[None]:
+    """Around a long run: Ctrl-C ends it with the status of an interrupt, and says what was kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; {kept()}", err=True)
+        sys.exit(130)
