@@ -45,9 +45,9 @@ class Gpu(NamedTuple):
     launch: float
 
 
-#: By name. Bandwidths of memory and multiprocessors are the vendors' (data sheets of the A100 80GB SXM, H100 SXM, HGX
-#: B200 and Instinct MI300X). "gpu-benches" is github.com/RRZE-HPC/gpu-benches, whose files are named; kHz and cycles are
-#: theirs. What is not of the GPU itself says what it is of.
+#: By name. Multiprocessors and the bandwidth of memory are the vendors' (data sheets of the A100 80GB SXM, the H100
+#: SXM, HGX B200 and the Instinct MI300X). The rest was measured by others, unless it says "peak": files named below are
+#: those of github.com/RRZE-HPC/gpu-benches. What was measured on another GPU says on which.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -57,8 +57,8 @@ GPUS = {
         # l2: of an H200, the same chip, gpu-l2-cache/h200.txt. latency: of an H100 PCIe, 655 cycles at 1.755 GHz,
         # gpu-latency/h100_pcie.txt. launch: of an H200, 64 KiB at 26 GB/s, gpu-small-kernels/h200.txt
         Gpu("H100", 132, 3.35e6, 9.7e6, 0.373, 2.5),
-        # l2: an H200's for each multiprocessor. latency: 860 cycles, github.com/markdewing/AI_kernels latency/README.md,
-        # at 1.965 GHz. launch: an H200's
+        # l2: of an H200, times 148 / 132. launch: of an H200. latency: 860 cycles at 1.965 GHz, latency/README.md of
+        # github.com/markdewing/AI_kernels
         Gpu("B200", 148, 8.0e6, 10.9e6, 0.438, 2.5),
         # l2: the peak, 8 dies of 16 channels of 128 bytes a cycle at 2.1 GHz, AMD CDNA 3 white paper. latency: of an
         # MI210, 664 cycles at 1.7 GHz, gpu-latency/mi210.txt. launch: of an MI210, 64 KiB at 32 GB/s,
