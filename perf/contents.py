@@ -1,4 +1,4 @@
-"""What a report says of results, whatever it is written as: facts, verdicts, charts and tables.
+"""What a report says of results: which figures are shown beside which, and what is said of them.
 
 It knows of no format: `normtriton.perf.draw` draws its charts, `normtriton.perf.report` writes the rest.
 """
@@ -7,235 +7,20 @@ from __future__ import annotations
 
 from itertools import groupby
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from . import render
 from .codegen import PLANNED_FOR
+from .parts import Cell, Chart, Column, Head, Line, Metric, Report, Roof, Section, Table, Verdict
 from .render import LIBRARY, Row
 from .roofline import GPUS, Gpu, estimate
-from .rows import FIGURES, by_library, dtypes, flat, of, ordered, place, result, versions
+from .rows import FIGURES, by_library, dtypes, flat, of, ordered, result, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 #: Two figures closer than this are the same.
 SAME = 0.01
-
-
-class Cell(NamedTuple):
-    """One cell of a table: what is sorted by, None if there is nothing, and what is shown."""
-
-    value: float | str | None
-    text: str
-    best: bool = False
-
-
-class Head(NamedTuple):
-    """A column's head: its name, whether it has numbers, and what it stands under together with its neighbours."""
-
-    name: str
-    numeric: bool = False
-    group: str = ""
-
-    @property
-    def full(self) -> str:
-        """The name where there is no second line for the group."""
-        return f"{self.group}, {self.name}" if self.group else self.name
-
-
-class Column(NamedTuple):
-    """A figure in a table: its name, how it is shown, whether less of it is better, and whether it is a number."""
-
-    name: str
-    cell: Callable[[Row], Cell]
-    less: bool = False
-    numeric: bool = True
-
-
-class Line(NamedTuple):
-    """A row of a table, and the dtype it is of."""
-
-    dtype: str
-    cells: list[Cell]
-
-
-class Table(NamedTuple):
-    """A table; ``name`` is its id."""
-
-    name: str
-    title: str
-    heads: list[Head]
-    lines: list[Line]
-
-    @property
-    def groups(self) -> list[tuple[str, int]]:
-        """What stands above the heads, and over how many."""
-        return [(group, len(list(heads))) for group, heads in groupby(self.heads, lambda head: head.group)]
-
-    def markdown(self) -> str:
-        """As Markdown."""
-        rows = [[cell.text.replace("|", "/") for cell in line.cells] for line in self.lines]
-        return render.table([head.full for head in self.heads], rows)
-
-
-class Metric(NamedTuple):
-    """A figure of a result.
-
-    Attributes:
-        name: for a button.
-        label: for an axis, with the unit.
-        of: reads it from a row.
-        form: a format specification.
-        log: whether its axis is logarithmic; what is 0 stands at 1 then.
-        floor: the least it can be: where its axis begins.
-    """
-
-    name: str
-    label: str
-    of: Callable[[Row], float | None]
-    form: str = ",.0f"
-    log: bool = False
-    floor: float = 0
-
-
-class Point(NamedTuple):
-    """A figure to be drawn: which place of the chart, its value, and between what it lay when it was timed."""
-
-    place: int
-    value: float
-    row: Row
-    low: float | None = None
-    high: float | None = None
-
-
-class Chart(NamedTuple):
-    """Figures side by side: a place for each case and layout, a mark for each of several series.
-
-    Attributes:
-        name: its id.
-        title, note: what is seen, and what produced it.
-        metrics: figures to choose from.
-        series: rows by name.
-    """
-
-    name: str
-    title: str
-    note: str
-    metrics: tuple[Metric, ...]
-    series: dict[str, list[Row]]
-
-    @property
-    def places(self) -> list[tuple[str, str]]:
-        """(case, layout), in the order of the tables."""
-        return list(dict.fromkeys(place(row) for row in ordered(row for rows in self.series.values() for row in rows)))
-
-    @property
-    def dtypes(self) -> list[str]:
-        """Of all its rows, in the order of the tables."""
-        return dtypes(row for rows in self.series.values() for row in rows)
-
-    def points(self, metric: Metric, dtype: str, direction: str) -> dict[str, list[Point]]:
-        """What is drawn, by series; of a series without figures nothing."""
-        places = {name: at for at, name in enumerate(self.places)}
-        found: dict[str, list[Point]] = {}
-        for name, rows in self.series.items():
-            points = []
-            for row in rows:
-                if (row["dtype"], row["direction"]) != (dtype, direction) or "error" in row:
-                    continue
-                value = metric.of(row)
-                if value is not None:
-                    spread = (row.get("us_low"), row.get("us_high")) if metric is TIME else (None, None)
-                    points.append(Point(places[place(row)], value, row, *spread))
-            found[name] = sorted(points, key=lambda point: point.place)
-        return found
-
-
-class Roof(NamedTuple):
-    """The roofline of a GPU for passes that move bytes: the rate of compulsory bytes, by how many there are.
-
-    Attributes:
-        name: its id.
-        title, note: what is seen, and what produced it.
-        gpu: whose roof: one launch that moves each compulsory byte once, at peak bandwidth.
-        series: rows with an estimate, see `estimated`, by name.
-    """
-
-    name: str
-    title: str
-    note: str
-    gpu: Gpu
-    series: dict[str, list[Row]]
-
-    @property
-    def dtypes(self) -> list[str]:
-        """Of all its rows, in the order of the tables."""
-        return dtypes(row for rows in self.series.values() for row in rows)
-
-    def limit(self, size: float) -> float:
-        """The roof over so many compulsory bytes, bytes a µs."""
-        return size / (self.gpu.launch + size / self.gpu.dram)
-
-
-class Verdict(NamedTuple):
-    """How ours compare with another library, over the results that both have.
-
-    Attributes:
-        library: with its version.
-        where: the GPU that was simulated.
-        dtypes: of the results.
-        fewer, same, more: results in which ours moves fewer bytes than theirs, over the compulsory bytes of each.
-        facts: other comparisons: what, ours, theirs.
-    """
-
-    library: str
-    where: str
-    dtypes: str
-    fewer: int
-    same: int
-    more: int
-    facts: list[tuple[str, str, str]]
-
-    @property
-    def total(self) -> int:
-        """Results compared."""
-        return self.fewer + self.same + self.more
-
-
-class Section(NamedTuple):
-    """A part of the report; ``short`` is for links to it."""
-
-    name: str
-    short: str
-    title: str
-    text: str
-    charts: list[Chart | Roof]
-    tables: list[Table]
-
-
-class Report(NamedTuple):
-    """All that is said.
-
-    Attributes:
-        title: of the page.
-        facts: what was measured on what, or simulated by what, with versions: instrument and sentence.
-        timed: whether anything was timed on a GPU.
-        caution: what the figures are not.
-        verdicts: one for each other library.
-        sections: the rest.
-    """
-
-    title: str
-    facts: list[tuple[str, str]]
-    timed: bool
-    caution: str
-    verdicts: list[Verdict]
-    sections: list[Section]
-
-    @property
-    def charts(self) -> list[Chart | Roof]:
-        """Of all sections."""
-        return [chart for section in self.sections for chart in section.charts]
 
 
 def over_compulsory(name: str) -> Callable[[Row], float]:
@@ -279,7 +64,7 @@ BY_TARGET = (
     Metric("cluster barriers", "barriers of a cluster, the most of any launch",
            lambda row: render.most(row, "cluster_barriers")),
 )  # fmt: skip
-TIME = Metric("time", "µs on the GPU", lambda row: row["us"], ",.1f", True)
+TIME = Metric("time", "µs on the GPU", lambda row: row["us"], ",.1f", log=True, between=("us_low", "us_high"))
 TIMED = (
     Metric("of the ceiling", "compulsory bytes moved, % of the measured ceiling",
            lambda row: None if row.get("of_ceiling") is None else 100 * row["of_ceiling"], ".0f"),
@@ -287,15 +72,41 @@ TIMED = (
     Metric("host", "µs on the host for a call", lambda row: row.get("host_us"), ",.1f", True),
 )  # fmt: skip
 
+CELL_HEADS = [Head("shape"), Head("layout"), Head("dtype"), Head("direction")]
+
+BYTES = (
+    "Bytes over the compulsory bytes: each input read once, each result written once; 1 is the least. DRAM is what"
+    " crosses the memory bus, sectors what tile accesses touch of 32-byte sectors, lanes what unmasked lanes ask for."
+    " Launches are of Triton kernels + PyTorch's operations. Our parameters are float32, other libraries' have x's"
+    " dtype: each is over its own compulsory bytes. NHWC is channels_last."
+)
+CODE = (
+    "Registers and spilled bytes of a thread are the most of any launch. Spilled bytes go through memory. The access is"
+    " the narrowest to a tensor of x's size: 16 bytes is the widest there is. The code of PyTorch's operations is not"
+    " looked at."
+)
+TIMES = (
+    "Times of a pass, measured. Of the ceiling: the compulsory bytes over the time, against the bandwidth that a copy"
+    " reached on the same GPU. The bars of a time are its 20th and 80th percentiles, its mark is the median."
+)
+TARGETS = (
+    "Our kernels, planned and compiled for each target, and simulated where there is a model of its L2. A part of 1/16"
+    " has 16 times fewer samples, on a machine with 16 times fewer multiprocessors and bytes of L2. Accesses are to"
+    " tensors of x's size; on gfx942 the widest load of all."
+)
+ROOFLINE = (
+    "Estimates, not measurements: a pass takes as long as the slowest of memory, L2 and latency, and its launches"
+    " besides (normtriton.perf.roofline). The curve is the roof: one launch that moves each compulsory byte once, at"
+    " the peak bandwidth of memory. How far a mark is below it is what more traffic, more launches or latency are"
+    " estimated to cost. What binds is the largest term."
+)
+
 
 def charted(name: str, title: str, note: str, metrics: Iterable[Metric], series: dict[str, list[Row]]) -> list[Chart]:
     """A chart of those metrics that any row has; none if there is none."""
     rows = [row for found in series.values() for row in found if "error" not in row]
     known = tuple(metric for metric in metrics if any(metric.of(row) is not None for row in rows))
     return [Chart(name, title, note, known, series)] if known else []
-
-
-CELL_HEADS = [Head("shape"), Head("layout"), Head("dtype"), Head("direction")]
 
 
 def text(value: object) -> Cell:
@@ -432,12 +243,16 @@ def verdicts(rows: list[Row]) -> Iterator[Verdict]:
                     if _library == library and (LIBRARY, cell) in mine
                 ]
                 if both:
-                    spills: Callable[[Row], float] = lambda row: render.most(row, "stack") > 0
                     said.append(compare(f"results that spill, {target}", both, spills, sum, "d"))
             version = {row["version"] for row in theirs if "version" in row}
             name = " ".join((library, *sorted(version)))
             kinds = listed(dtypes(row for row, _theirs in pairs))
             yield Verdict(name, machine, kinds, fewer, len(pairs) - fewer - more, more, said)
+
+
+def spills(row: Row) -> bool:
+    """Whether any kernel does."""
+    return render.most(row, "stack") > 0
 
 
 def compare(
@@ -472,36 +287,6 @@ def beside_sections(rows: list[Row]) -> Iterator[Section]:
                 tables.append(beside(f"table-{name}-{machine}", f"{title}, {machine}", found, columns))
         if charts:
             yield Section(name, title, f"{title}, beside other libraries", words, charts, tables)
-
-
-BYTES = (
-    "Bytes over the compulsory bytes: each input read once, each result written once; 1 is the least. DRAM is what"
-    " crosses the memory bus, sectors what tile accesses touch of 32-byte sectors, lanes what unmasked lanes ask for."
-    " Launches are of Triton kernels + PyTorch's operations. Our parameters are float32, other libraries' have x's"
-    " dtype: each is over its own compulsory bytes. NHWC is channels_last."
-)
-CODE = (
-    "Registers and spilled bytes of a thread are the most of any launch. Spilled bytes go through memory. The access is"
-    " the narrowest to a tensor of x's size: 16 bytes is the widest there is. The code of PyTorch's operations is not"
-    " looked at."
-)
-TIMES = (
-    "Times of a pass, measured. Of the ceiling: the compulsory bytes over the time, against the bandwidth that a copy"
-    " reached on the same GPU. The bars of a time are its 20th and 80th percentiles, its mark is the median."
-)
-TARGETS = (
-    "Our kernels, planned and compiled for each target, and simulated where there is a model of its L2. A part of 1/16"
-    " has 16 times fewer samples, on a machine with 16 times fewer multiprocessors and bytes of L2. Accesses are to"
-    " tensors of x's size; on gfx942 the widest load of all."
-)
-
-
-ROOFLINE = (
-    "Estimates, not measurements: a pass takes as long as the slowest of memory, L2 and latency, and its launches"
-    " besides (normtriton.perf.roofline). The curve is the roof: one launch that moves each compulsory byte once, at"
-    " the peak bandwidth of memory. How far a mark is below it is what more traffic, more launches or latency are"
-    " estimated to cost. What binds is the largest term."
-)
 
 
 def times(rows: list[Row]) -> Iterator[Section]:
@@ -561,7 +346,7 @@ def moved_line(row: Row) -> Line:
     shown = [text(row["machine"]), *named(row), text(row.get("strategy", "-"))]
     if "error" in row:
         return Line(row["dtype"], [*shown, *[Cell(None, "failed")] * 5])
-    figures = [Cell(1 / row["part"], f"1/{row['part']}") if "part" in row else Cell(None, "-"), launches(row)]
+    figures = [Cell(1 / row["part"], f"1/{row['part']}"), launches(row)]
     return Line(row["dtype"], shown + figures + [cell_of(metric)(row) for metric in MOVED[:3]])
 
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from .contents import Chart, Metric, Point, Roof
+from .parts import Chart, Metric, Point, Roof
 from .render import LIBRARY
 from .shapes import DIRECTIONS
 

@@ -16,8 +16,9 @@ from plotly.offline import get_plotlyjs
 from normtriton import __version__
 
 from . import cli, render
-from .contents import Report, Roof, counted, gather
+from .contents import counted, gather
 from .draw import figures, marks, pictures
+from .parts import Report, Roof
 from .rows import DamagedError, flat, read
 from .shapes import DIRECTIONS
 

@@ -247,6 +247,20 @@ def test_refusals_name_cause_and_remedy(tmp_path, few):
         assert all(part in text for part in said), ran.output
 
 
+def test_what_is_written_stays_where_it_is_stopped(tmp_path, few, monkeypatch):
+    """Ctrl-C in the second of two files: the status of an interrupt, and the first file."""
+    import normtriton.perf.report as module
+
+    def stop(_rows):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "comma_separated", stop)
+    ran = report(few, "--format", "md,csv", "--out", tmp_path / "out")
+    assert ran.exit_code == 130
+    assert f"1 of 2 files are in {tmp_path / 'out'}" in ran.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.md"]
+
+
 # The page, in a browser without a network.
 
 headless, browser, driver = (
