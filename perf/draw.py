@@ -113,7 +113,7 @@ class Axis(NamedTuple):
         if not metric.log:
             return cls(metric.label, metric.floor, max(*values, 1) * 1.06, log=False, ticks=None)
         zero = min(values) <= 0
-        low = metric.floor or (1 if zero else min(values))
+        low = 1 if zero else min(*values, metric.floor or inf)
         high = max(*values, 1.3 * low)
         return cls.logarithmic(metric.label, low / (high / low) ** 0.04, high * (high / low) ** 0.06, zero=zero)
 
@@ -121,10 +121,7 @@ class Axis(NamedTuple):
     def logarithmic(cls, title: str, low: float, high: float, *, zero: bool = False) -> Axis:
         """A logarithmic axis with round numbers; with ``zero``, what is drawn at 1 is 0."""
         ratio = high / low
-        steps: tuple[float, ...] = (
-            (1, 1.2, 1.5, 2, 3, 5, 7) if ratio < 3 else (1, 1.5, 2, 3, 5, 7) if ratio < 15 else (1, 2, 5)
-        )
-        steps = steps if ratio < 500 else (1,)
+        steps = next(steps for most, steps in STEPS if ratio < most)
         powers = range(floor(log10(low)), floor(log10(high)) + 1)
         found = [step * 10.0**power for power in powers for step in steps]
         ticks = {value: short(value) for value in found if low <= value <= high}

@@ -80,7 +80,7 @@ class Metric(NamedTuple):
         of: reads it from a row.
         form: a format specification.
         log: whether its axis is logarithmic; what is 0 stands at 1 then.
-        floor: the least it can be: where its axis begins.
+        floor: where its axis begins, unless a figure is less.
         between: the names of what it lay between, where a row has them.
     """
 

@@ -417,7 +417,7 @@ def test_a_cell_equals_the_file(page):
 
 @in_browser
 def test_dark_and_light(page):
-    """The button changes the page and the plots' paper alike, and back."""
+    """The system's choice and the button change the page and the plots' paper alike, and back."""
 
     def colors():
         return page.execute_script(
@@ -426,12 +426,18 @@ def test_dark_and_light(page):
                     getComputedStyle(panel.querySelector(".main-svg")).backgroundColor];"""
         )
 
-    button = page.find_element("id", "theme")
-    page.execute_script("window.scrollTo(0, 0)")
+    def prefer(scheme):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
     light = colors()
-    button.click()
-    dark = colors()
-    button.click()
-    assert len(set(light)) == len(set(dark)) == 1
-    assert light != dark
-    assert colors() == light
+    prefer("dark")
+    dark = wait(page, lambda _page: (now := colors()) != light and len(set(now)) == 1 and now)
+    prefer("light")
+    wait(page, lambda _page: colors() == light)
+    assert len(set(light)) == 1
+    page.execute_script("window.scrollTo(0, 0)")
+    button = page.find_element("id", "theme")
+    for wanted in (dark, light):
+        button.click()
+        assert colors() == wanted
