@@ -1,28 +1,38 @@
 """What the commands of ``python -m normtriton.perf`` share: shapes, options, progress, and how they end.
 
-A command is a `click.Command` named ``command`` in the module of its name; it is imported when it is asked for.
+A command is a `click.Command`; it is imported when it is asked for.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
+import pkgutil
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from .shapes import SETS, Case
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-#: The commands, by the module that has each: what needs a GPU, what does not, and what reads results.
-COMMANDS = ("bench", "autotune", "selfcheck", "traffic", "codegen", "report", "compare")
+#: Where each command is: what needs a GPU, what does not, and what reads results.
+COMMANDS = {
+    "bench": "bench:command",
+    "autotune": "autotune:command",
+    "selfcheck": "selfcheck:command",
+    "traffic": "offline:traffic",
+    "codegen": "offline:codegen",
+    "report": "report:command",
+    "compare": "compare:command",
+}
 
 
 class Refusal(click.ClickException):
@@ -41,7 +51,7 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         try:
-            command = importlib.import_module(f".{name}", __package__).command
+            command = pkgutil.resolve_name(f"{__package__}.{COMMANDS[name]}")
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("normtriton"):
                 raise
@@ -79,7 +89,42 @@ def shapes_option(default: str) -> Callable[[Any], Any]:
     return click.option("--shapes", "cases", type=Shapes(), default=default, show_default=True, help=text)
 
 
+class Names(click.ParamType[tuple[str, ...]]):
+    """Some of a few names, with commas between."""
+
+    name = "names"
+
+    def __init__(self, known: Iterable[str]) -> None:
+        """Those that there are."""
+        self.known = tuple(known)
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[str, ...]:
+        """The names, each once."""
+        names = value if isinstance(value, tuple) else tuple(dict.fromkeys(value.split(",")))
+        for name in names:
+            if name not in self.known:
+                self.fail(f"{name!r} is none of {', '.join(self.known)}", param, context)
+        return names
+
+
+def names_option(flag: str, parameter: str, known: Iterable[str], default: str, what: str) -> Callable[[Any], Any]:
+    """An option for some of a few names; ``what`` they are, for people."""
+    known = tuple(known)
+    text = f"{what}: {', '.join(known)}; with commas between."
+    return click.option(flag, parameter, type=Names(known), default=default, show_default=True, help=text)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
+
+
+def show(title: str, heads: Sequence[str], rows: Iterable[Sequence[object]], note: str) -> None:
+    """Print a table as wide as it is: a narrow terminal breaks its lines, not its words."""
+    table = Table(title=title, caption=note, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for head in heads:
+        table.add_column(head, no_wrap=True)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=1000).print(table)
 
 
 class Lines:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from bisect import bisect
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from math import prod
@@ -23,6 +24,8 @@ from triton.runtime.jit import MockTensor, compute_cache_key
 
 from normtriton import launch
 from normtriton.plan import Device
+
+from .occupancy import resident_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,7 +61,7 @@ class Code(NamedTuple):
     Attributes:
         registers: vector registers a thread.
         stack: bytes of local memory a thread: spills, and arrays that did not fit in registers.
-        shared: bytes of shared memory a program.
+        shared: bytes of shared memory a thread block.
         loads, stores: how many instructions access global memory with how many bytes each.
         barriers: barriers of a thread block.
         cluster_barriers: barriers of a whole cluster.
@@ -187,10 +190,78 @@ def flat(tree: Any) -> list[Any]:
     return [leaf for item in tree for leaf in flat(item)] if isinstance(tree, tuple | list) else [tree]
 
 
-def tensor_accesses(kernel: Any, args: Sequence[Any], numel: int) -> Counter[int]:
-    """How many instructions access tensors of at least so many elements with how many bytes each; NVIDIA only.
+class TensorAccess(NamedTuple):
+    """An instruction that accesses a large tensor.
 
-    Read from PTX: an address belongs to the parameters that any of its registers was computed from.
+    Attributes:
+        load: it does not store.
+        width: bytes a thread.
+        stretch: which stretch of the program's text it stands in; a loop's body is one, what is between loops another.
+    """
+
+    load: bool
+    width: int
+    stretch: int
+
+
+class _Dialect(NamedTuple):
+    """How to find accesses in a program's text: regular expressions.
+
+    Attributes:
+        text: Triton's name of the text.
+        accesses: kind, width and address of an access; the first that matches.
+        argument: an address, and the number of the argument that it is.
+        flow: a line that computes something, from its second to last name to its first.
+        name: of a value.
+        label: where one may jump to.
+        jump: a label that one jumps to.
+    """
+
+    text: str
+    accesses: tuple[str, ...]
+    argument: str
+    flow: str
+    name: str
+    label: str
+    jump: str
+
+
+_PTX = _Dialect(
+    text="ptx",
+    accesses=(r"\b(ld|st)\.global\S*?((?:\.v\d)?\.[busf]\d+)\s.*\[\s*(%rd\d+)",),
+    argument=r"ld\.param\.\S+\s+(%rd\d+), \[\w+_param_(\d+)\]",
+    flow="",
+    name=r"%rd\d+",
+    label=r"(\$L__BB\w+):",
+    jump=r"\bbra\S*\s+(\$L__BB\w+)",
+)
+#: Of AMD's assembly the registers are used again and again, so LLVM's text is read, where each value has a name.
+_LLVM = _Dialect(
+    text="llir",
+    accesses=(
+        r"raw\.ptr\.buffer\.(load|store)\.(\w+)\(.*?ptr addrspace\(8\) (%[\w.]+)",
+        r"\b(load|store) (<\d+ x \w+>|\w+)[ ,].*ptr addrspace\(1\) (%[\w.]+)",
+    ),
+    argument=r"(?!)",  # none is loaded: they are %0, %1 and so on
+    flow=r"^\s+%[\w.]+ = ",
+    name=r"%[\w.]+",
+    label=r"([\w.]+):",
+    jump=r"label %([\w.]+)",
+)
+_BITS = {"bfloat": "16", "half": "16", "float": "32", "double": "64"}
+
+
+def _width(kind: str) -> int:
+    """Bytes of a type such as .v4.b32, v4i32 or <8 x bfloat>."""
+    for name, bits in _BITS.items():
+        kind = kind.replace(name, bits)
+    return prod(map(int, re.findall(r"\d+", kind))) // 8
+
+
+def tensor_accesses(kernel: Any, args: Sequence[Any], numel: int) -> list[TensorAccess]:
+    """The instructions that access tensors of at least so many elements.
+
+    An address belongs to all arguments that it was computed from.
 
     Args:
         kernel: compiled.
@@ -200,38 +271,75 @@ def tensor_accesses(kernel: Any, args: Sequence[Any], numel: int) -> Counter[int
     kinds = flat(tuple(kernel.src.signature.values()))
     given = [arg for arg, kind in zip(flat(tuple(args)), kinds, strict=False) if kind != "constexpr"]
     large = {i for i, arg in enumerate(given) if isinstance(arg, torch.Tensor) and arg.numel() >= numel}
+    dialect = _PTX if "ptx" in kernel.asm else _LLVM
     origins: defaultdict[str, set[int]] = defaultdict(set)
-    accesses: list[tuple[str, str]] = []
+    if dialect is _LLVM:
+        origins.update({f"%{i}": {i} for i in range(len(given))})
+    labels: dict[str, int] = {}
+    accesses: list[tuple[str, str, str, int]] = []
     flows: list[tuple[str, list[str]]] = []
-    for line in kernel.asm["ptx"].splitlines():
-        access = re.search(r"\b(?:ld|st)\.global\S*?((?:\.v\d)?\.[busf]\d+)\s.*\[\s*(%rd\d+)", line)
-        parameter = re.search(r"ld\.param\.\S+\s+(%rd\d+), \[\w+_param_(\d+)\]", line)
-        if access:
-            accesses.append((access[1], access[2]))
-        elif parameter:
+    loops: list[tuple[int, int]] = []  # from a label to the jump back to it
+    for at, line in enumerate(kernel.asm[dialect.text].splitlines()):
+        if label := re.match(dialect.label, line):
+            labels[label[1]] = at
+        loops += [(labels[to], at) for to in re.findall(dialect.jump, line) if to in labels]
+        if access := next(filter(None, (re.search(pattern, line) for pattern in dialect.accesses)), None):
+            accesses.append((access[1], access[2], access[3], at))
+        elif parameter := re.search(dialect.argument, line):
             origins[parameter[1]].add(int(parameter[2]))
-        else:
-            registers = re.findall(r"%rd\d+", line)
-            if len(registers) > 1:
-                flows.append((registers[0], registers[1:]))
+        elif re.match(dialect.flow, line) and len(names := re.findall(dialect.name, line)) > 1:
+            flows.append((names[0], names[1:]))
     size = -1
     while size != (size := sum(map(len, origins.values()))):  # loops carry addresses around
         for to, sources in flows:
             origins[to].update(*(origins[source] for source in sources))
-    found: Counter[int] = Counter()
-    for width, address in accesses:
-        if origins[address] & large:
-            found[prod(map(int, re.findall(r"\d+", width))) // 8] += 1
-    return found
+    cuts = sorted(cut for first, last in loops for cut in (first, last + 1))
+    return [
+        TensorAccess(kind.startswith("l"), _width(width), bisect(cuts, at))
+        for kind, width, address, at in accesses
+        if origins[address] & large
+    ]
 
 
-def facts(kernel: Any, name: str, args: Sequence[Any], numel: int) -> dict[str, Any]:
-    """What is recorded of one compiled kernel: `Code` by name, and the bytes of accesses to large tensors if known."""
-    widths = {"tensors": tensor_accesses(kernel, args, numel)} if "ptx" in kernel.asm else {}
-    code = read_code(kernel)._asdict() | widths
-    return {"kernel": name} | {
+def loaded_at_once(accesses: Sequence[TensorAccess]) -> int:
+    """Bytes that a thread loads in that stretch of the text that loads most: it need not wait for one before the next.
+
+    A loop's body is a stretch, of which one iteration counts; so is what stands before, between and after loops.
+    """
+    loaded: Counter[int] = Counter()
+    for access in accesses:
+        loaded[access.stretch] += access.width * access.load
+    return max(loaded.values(), default=0)
+
+
+def facts(kernel: Any, name: str, target: str, grid: Sequence[int], args: Sequence[Any], numel: int) -> dict[str, Any]:
+    """What is recorded of one compiled kernel.
+
+    `Code` by name, and
+
+        blocks           thread blocks of the launch, those of clusters counted singly
+        warps            of a thread block
+        resident_blocks  thread blocks that a multiprocessor has room for, by its warps, registers and shared memory
+        tensors          how many instructions access tensors of x's size with how many bytes
+        in_flight        bytes in flight a multiprocessor: those of such tensors that a thread loads at once
+                         (`loaded_at_once`) times the threads that are resident
+    """
+    code = read_code(kernel)
+    accesses = tensor_accesses(kernel, args, numel)
+    about = kernel.metadata
+    room = resident_blocks(target, about.num_warps, code.registers, code.shared)
+    found = {
+        "kernel": name,
+        **code._asdict(),
+        "blocks": prod(grid) * about.num_ctas,
+        "warps": about.num_warps,
+        "resident_blocks": room,
+        "tensors": Counter(access.width for access in accesses),
+        "in_flight": loaded_at_once(accesses) * room * about.num_warps * TARGETS[target].warp_size,
+    }
+    return {
         key: {str(k): n for k, n in sorted(value.items())} if isinstance(value, Counter) else value
-        for key, value in code.items()
+        for key, value in found.items()
     }
 
 
@@ -247,7 +355,7 @@ def _read_nvidia(kernel: Any) -> Code:
             subprocess.run([_tool("cuobjdump"), flag, file.name], check=True, capture_output=True, text=True).stdout
             for flag in ("-res-usage", "-sass")
         )
-    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", sass)
 
     def widths(opcode: str) -> Counter[int]:
@@ -263,7 +371,7 @@ def _read_nvidia(kernel: Any) -> Code:
     return Code(
         registers=numbers.get("REG", 0),
         stack=numbers.get("STACK", 0) + numbers.get("LOCAL", 0),
-        shared=numbers.get("SHARED", 0),
+        shared=kernel.metadata.shared,
         loads=widths("LDG"),
         stores=widths("STG"),
         barriers=sum(name.startswith("BAR.") for name in lines),
@@ -302,7 +410,7 @@ def _read_amd(kernel: Any) -> Code:
     return Code(
         registers=numbers.get("vgpr_count", 0),
         stack=numbers.get("private_segment_fixed_size", 0) + 4 * numbers.get("vgpr_spill_count", 0),
-        shared=numbers.get("group_segment_fixed_size", 0),
+        shared=kernel.metadata.shared,
         loads=widths("load"),
         stores=widths("store"),
         barriers=sum(name.startswith("s_barrier") for name in code),

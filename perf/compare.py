@@ -1,24 +1,19 @@
-"""Compare two sets of results cell by cell: what became worse, by how much; exit status 1 if anything did.
+"""Compare two sets of results cell by cell: what became worse, and by how much.
 
-    python -m normtriton.perf.compare OLD NEW [--threshold 0.01] [--json]
-
-OLD and NEW are folders of JSON lines as `normtriton.perf.results` keeps them. For example, the checkout beside what is
-committed (``git worktree add ../before``, then ``../before/perf/results perf/results``).
-
-Launches, spilled bytes and cluster barriers are worse if there is one more. Bytes moved, registers, shared memory,
-instructions and barriers are worse if they grow by more than the threshold, thread blocks and the narrowest access to a
-big tensor if they shrink. A cell that could be measured and no longer can is worse; one that OLD lacks is only counted.
+``python -m normtriton.perf compare --help`` says what counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .render import Files, Row, load, most, table
+import click
+
+from .cli import json_option
+from .render import Files, Row, key, most, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,21 +21,21 @@ if TYPE_CHECKING:
 #: Figures of which one more is one too many.
 EXACT = ("launches", "stack", "cluster_barriers")
 #: Figures of which more is better.
-MORE = ("blocks", "narrowest access")
+MORE = ("blocks", "in flight", "narrowest access")
 
 
 class Change(NamedTuple):
     """One figure of one cell that differs.
 
     Attributes:
-        file: which instrument and machine.
+        place: which instrument and machine.
         cell: case, layout, dtype, direction, library.
         figure: its name; "measured" where a cell could be measured once only.
         old, new: its values.
         worse: whether it counts as a regression.
     """
 
-    file: str
+    place: str
     cell: tuple[str, ...]
     figure: str
     old: float
@@ -58,6 +53,8 @@ def figures(row: Row) -> dict[str, float]:
     if "error" in row:
         return {"measured": 0}
     found = {"measured": 1.0}
+    if row["instrument"] == "bench":
+        return found | {"us": row["us"]}
     if "kernels" not in row:
         return found | {name: row[name] for name in ("launches", "live", "request", "dram") if name in row}
     kernels = row["kernels"]
@@ -66,6 +63,8 @@ def figures(row: Row) -> dict[str, float]:
     found |= {name: sum(kernel[name] for kernel in kernels) for name in ("instructions", "barriers")}
     if "blocks" in row:
         found["blocks"] = row["blocks"]
+    if flying := [kernel["in_flight"] for kernel in kernels if kernel.get("in_flight")]:
+        found["in flight"] = min(flying)
     if widths := [int(width) for kernel in kernels for width in kernel.get("tensors", ())]:
         found["narrowest access"] = min(widths)
     return found
@@ -84,16 +83,18 @@ def is_worse(figure: str, old: float, new: float, threshold: float) -> bool:
 
 def changes(old: Files, new: Files, threshold: float) -> Iterator[Change]:
     """Every figure that differs, in cells that both have."""
-    for file, rows in new.items():
+    for place, rows in new.items():
         for cell, row in rows.items():
-            before = old.get(file, {}).get(cell)
+            before = old.get(place, {}).get(cell)
             if before is None:
                 continue
             was, now = figures(before), figures(row)
             for figure in was.keys() & now.keys():
                 if was[figure] != now[figure]:
                     worse = is_worse(figure, was[figure], now[figure], threshold)
-                    yield Change(file, cell, figure, was[figure], now[figure], worse)
+                    if figure == "us":  # times scatter
+                        worse = worse and now[figure] > before["us_high"]
+                    yield Change(place, cell, figure, was[figure], now[figure], worse)
 
 
 def report(found: list[Change], compared: int, alone: int) -> str:
@@ -104,41 +105,62 @@ def report(found: list[Change], compared: int, alone: int) -> str:
         heads = ("results", "cell", "figure", "old", "new", "change", "")
         ordered = sorted(found, key=lambda change: (not change.worse, change))
         rows = [
-            (c.file, " ".join(c.cell), c.figure, f"{c.old:g}", f"{c.new:g}", c.by, "worse" if c.worse else "")
+            (c.place, " ".join(c.cell), c.figure, f"{c.old:g}", f"{c.new:g}", c.by, "worse" if c.worse else "")
             for c in ordered
         ]
         lines += ["", table(heads, rows)]
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Compare and print; the exit status."""
-    assert __doc__
-    parser = argparse.ArgumentParser(
-        prog="python -m normtriton.perf.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("old", type=Path, metavar="OLD", help="a folder of results")
-    parser.add_argument("new", type=Path, metavar="NEW", help="the folder to judge")
-    parser.add_argument("--threshold", type=float, default=0.01, help="the relative change that counts (default: 0.01)")
-    parser.add_argument("--json", action="store_true", help="print the changes as JSON lines")
-    chosen = parser.parse_args(arguments)
-    files = []
-    for folder in (chosen.old, chosen.new):
-        if not any(folder.glob("*.jsonl")):
-            parser.error(f"{folder} holds no results (*.jsonl); `make results` writes them to perf/results")
-        files.append(load(folder))
-    old, new = files
-    cells = [{(file, cell) for file, rows in side.items() for cell in rows} for side in files]
-    found = list(changes(old, new, chosen.threshold))
-    if chosen.json:
+def read(path: Path) -> Files:
+    """Rows of a folder or a file by instrument and machine, and by what they are of.
+
+    Raises:
+        click.BadParameter: there are none, or they are no rows of results.
+    """
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    found: Files = {}
+    try:
+        for row in (json.loads(line) for file in files for line in file.read_text().splitlines()):
+            found.setdefault(f"{row['instrument']} {row['machine']}", {})[key(row)] = row
+    except (ValueError, KeyError, TypeError) as error:
+        raise click.BadParameter(f"{path} has a line that is no row of results: {error!r}") from error
+    if not found:
+        raise click.BadParameter(f"{path} holds no results (*.jsonl); `make results` writes them to perf/results")
+    return found
+
+
+@click.command()
+@click.argument("old", type=click.Path(exists=True, path_type=Path))
+@click.argument("new", type=click.Path(exists=True, path_type=Path))
+@click.option("--threshold", type=click.FloatRange(0), default=0.01, show_default=True, help="Relative change allowed.")
+@json_option
+def command(old: Path, new: Path, threshold: float, as_json: bool) -> None:
+    r"""Compare two sets of results cell by cell; exit with status 1 if anything became worse.
+
+    OLD and NEW are folders of JSON lines or single files, of any of the instruments: perf/results, what --out of
+    `traffic` and `codegen` names, what `bench` wrote.
+
+    Launches, spilled bytes and cluster barriers are worse if there is one more. Bytes moved, registers, shared memory,
+    instructions and barriers are worse if they grow by more than the threshold; thread blocks, bytes in flight and the
+    narrowest access to a big tensor, if they shrink. A time is worse if it grows by more than the threshold, and out of
+    the range of quantiles that OLD has for it. A cell that could be measured and no longer can is worse; one that OLD
+    lacks is only counted.
+
+    \b
+    python -m normtriton.perf compare perf/results /tmp/results
+    git worktree add ../before && python -m normtriton.perf compare ../before/perf/results perf/results
+    python -m normtriton.perf compare before.jsonl after.jsonl --threshold 0.05
+    """
+    before, after = read(old), read(new)
+    cells = [{(place, cell) for place, rows in side.items() for cell in rows} for side in (before, after)]
+    if not cells[0] & cells[1]:
+        raise click.UsageError(f"{old} and {new} have no cell in common: not the same instrument, machine and shapes")
+    found = list(changes(before, after, threshold))
+    if as_json:
         for change in found:
-            print(json.dumps(change._asdict()))  # noqa: T201  a report, here and below
+            click.echo(json.dumps(change._asdict()))
     else:
-        print(report(found, len(cells[0] & cells[1]), len(cells[0] ^ cells[1])))  # noqa: T201
-    return int(any(change.worse for change in found))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        click.echo(report(found, len(cells[0] & cells[1]), len(cells[0] ^ cells[1])))
+    if any(change.worse for change in found):
+        sys.exit(1)

@@ -16,80 +16,24 @@ it was, and ``--fresh`` measures anew. A cell that fails says why in place of it
 from __future__ import annotations
 
 import argparse
-import ast
 import json
-import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
-from hashlib import sha256
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import torch
-import triton
-
-from normtriton import kernels, launch  # type: ignore[attr-defined]  # kernels: not for mypy, see pyproject.toml
+from typing import TYPE_CHECKING, Any
 
 from . import render, rivals
-from .codegen import PLANNED_FOR, compile_launch, facts
-from .l2 import MACHINES
-from .shapes import OFFERED, Cell, cells, planned
-from .traffic import fraction, measure
+from .jobs import Job, made_from, measured
+from .shapes import DIRECTIONS, OFFERED, cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
 #: Instruments and machines of other libraries and of ours; first what the README shows.
 THEIRS = ("code", "sm_90"), ("traffic", "H100")
 OURS = (*THEIRS, ("code", "sm_80"), ("code", "sm_100"), ("code", "gfx942"), ("traffic", "A100"))
-
-_TORCH = torch.__version__.split("+")[0]  # how it was built does not matter here
-
-
-class Job(NamedTuple):
-    """One cell to be measured by one instrument, forward and backward.
-
-    Attributes:
-        instrument: "traffic" or "code".
-        machine: the GPU or the target.
-        library: whose norm.
-        cell: which.
-    """
-
-    instrument: str
-    machine: str
-    library: str
-    cell: Cell
-
-    @property
-    def file(self) -> str:
-        """Where its results are kept."""
-        return f"{self.instrument}-{self.machine}{'' if self.library == render.LIBRARY else '-rivals'}.jsonl"
-
-    @property
-    def kind(self) -> str:
-        """What its process must be made ready for: other libraries' code is imported in two ways."""
-        return "" if self.library == render.LIBRARY else self.instrument
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        case, layout, dtype = self.cell
-        return f"{self.instrument} {self.machine} {self.library} {case.name} {layout} {dtype}"
-
-    def rows(self, figures: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-        """Its results as they are kept: which cell, of what, and the figures of either direction."""
-        case, layout, dtype = self.cell
-        shared = {"case": case.name, "norm": case.norm, "shape": case.shape, "groups": case.groups, "layout": layout}
-        shared |= {"dtype": dtype, "library": self.library, "instrument": self.instrument, "machine": self.machine}
-        shared |= {"triton": triton.__version__, "torch": _TORCH, "made_from": made_from(self)}
-        if self.library != render.LIBRARY:
-            shared["version"] = rivals.version(self.library)
-        return [{**shared, "direction": direction, **found} for direction, found in figures.items()]
 
 
 def jobs(select: str, others: bool) -> Iterator[Job]:
@@ -102,115 +46,6 @@ def jobs(select: str, others: bool) -> Iterator[Job]:
                     yield Job(instrument, machine, library, cell)
 
 
-@lru_cache
-def _source(*files: Path) -> str:
-    """What Python files do: without layout, comments and docstrings."""
-    trees = [ast.parse(file.read_text()) for file in files]
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(body := getattr(node, "body", None), list):
-            body[:] = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-    return "\n".join(map(ast.dump, trees))
-
-
-@lru_cache(maxsize=4096)
-def made_from(job: Job) -> str:
-    """A short name for all that a cell's figures depend on: versions, plans, kernels and instruments."""
-    here = Path(__file__).parent
-    names = ("addresses", "l2", "traffic") if job.instrument == "traffic" else ("codegen",)
-    parts = [triton.__version__, _TORCH, _source(*(here / f"{name}.py" for name in names))]
-    if job.library != render.LIBRARY:
-        parts += [rivals.version(job.library), _source(here / "rivals.py")]
-    else:
-        device = MACHINES[job.machine].device if job.instrument == "traffic" else PLANNED_FOR[job.machine][1]
-        launches = planned(job.cell.case, *job.cell.options, device).launches
-        own = sorted(Path(kernels.__file__).parent.glob("*.py"))
-        parts += [_source(*own, Path(launch.__file__)), repr([r.launch for steps in launches.values() for r in steps])]
-    return sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def figures(job: Job) -> dict[str, dict[str, Any]]:
-    """Measure a cell: {"forward": ..., "backward": ...}."""
-    case, dtype, layout = job.cell.case, *job.cell.options
-    if job.library != render.LIBRARY:
-        return rivals.figures(job.library, job.instrument, job.machine, job.cell)
-    if job.instrument == "traffic":
-        machine = MACHINES[job.machine]
-        small, by = fraction(case, dtype, layout, machine)
-        return {
-            direction: {"strategy": strategy, "part": by, **traffic.figures()}
-            for direction, (strategy, traffic) in measure(small, dtype, layout, machine.scaled(by)).items()
-        }
-    plan = planned(case, dtype, layout, PLANNED_FOR[job.machine][1])
-    found = {}
-    for direction, steps in plan.launches.items():
-        main = steps[0].launch
-        found[direction] = {
-            "strategy": plan.strategies[direction],
-            "blocks": main.grid[0] * main.grid[1] * main.plan.ctas,
-            "kernels": [
-                facts(compile_launch(step, job.machine), step.launch.kernel, step.args, plan.x.numel())
-                for step in steps
-            ],
-        }
-    return found
-
-
-def work(job: Job) -> list[dict[str, Any]]:
-    """Measure a cell, or say why it could not be."""
-    try:
-        return job.rows(figures(job))
-    except Exception as error:  # noqa: BLE001  whatever it is, the other cells go on
-        return failed(job, error)
-
-
-def failed(job: Job, error: BaseException) -> list[dict[str, Any]]:
-    """What is kept of a cell that could not be measured."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-    return [row | {"made_from": ""} for row in job.rows({d: {"error": why} for d in ("forward", "backward")})]
-
-
-def prepare(kind: str) -> None:
-    """Get a worker ready for jobs of one kind."""
-    torch.set_num_threads(1)
-    if kind:
-        rivals.prepare(addresses=kind == "traffic")
-
-
-def measured(todo: Sequence[Job], processes: int) -> Iterator[tuple[Job, list[dict[str, Any]]]]:
-    """The results of jobs of one kind as they come, measured side by side in processes that compile.
-
-    A process that dies (of memory, say) takes the others' jobs with it; those are done again, each on its own.
-    """
-    start = multiprocessing.get_context("spawn")
-    os.environ["TRITON_INTERPRET"] = "0"  # addresses are found either way
-    left = dict.fromkeys(todo)
-
-    def pool(count: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(count, mp_context=start, initializer=prepare, initargs=(todo[0].kind,))
-
-    with pool(min(processes, len(todo))) as workers:
-        waiting: dict[Future[list[dict[str, Any]]], Job] = {workers.submit(work, job): job for job in todo}
-        try:
-            for done in as_completed(waiting):
-                try:
-                    rows = done.result()
-                except BrokenProcessPool:
-                    continue
-                del left[waiting[done]]
-                yield waiting[done], rows
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            raise
-    for job in left:
-        with pool(1) as alone:
-            try:
-                yield job, alone.submit(work, job).result()
-            except BrokenProcessPool as error:
-                yield job, failed(job, error)
-
-
 class Store:
     """The files of results: rows by file and by what they are of. Written whole after each job, in the cells' order."""
 
@@ -221,23 +56,38 @@ class Store:
 
     def has(self, job: Job) -> bool:
         """Whether a job's results are there, and are still those that it would give."""
-        rows = [self.files.get(job.file, {}).get(render.key(row)) for row in job.rows({"forward": {}, "backward": {}})]
-        return all(row is not None and row["made_from"] == made_from(job) for row in rows)
+        return all(row is not None and row["made_from"] == made_from(job) for row in self._held(job))
+
+    def rows(self, job: Job) -> list[dict[str, Any]]:
+        """A job's results that are there."""
+        return [row for row in self._held(job) if row is not None]
+
+    def _held(self, job: Job) -> list[dict[str, Any] | None]:
+        rows = job.rows({direction: {} for direction in DIRECTIONS})
+        return [self.files.get(job.file, {}).get(render.key(row)) for row in rows]
 
     def add(self, job: Job, rows: list[dict[str, Any]]) -> None:
         """Keep a job's results."""
         held = self.files.setdefault(job.file, {})
         held |= {render.key(row): row for row in rows}
-        order = [
-            (cell.case.name, cell.layout, cell.dtype, direction, library)
-            for cell in cells()
-            for direction in ("forward", "backward")
-            for library in (render.LIBRARY, *OFFERED)
-        ]
-        text = "".join(json.dumps(held[key], sort_keys=True) + "\n" for key in order if key in held)
+        order = _order()
+        known_first = sorted(held, key=lambda key: order.get(key, len(order)))
+        text = "".join(json.dumps(held[key], sort_keys=True) + "\n" for key in known_first)
         temporary = self.folder / f"{job.file}.{os.getpid()}"
         temporary.write_text(text)
         temporary.replace(self.folder / job.file)
+
+
+@lru_cache
+def _order() -> dict[tuple[str, ...], int]:
+    """The place of each row that is committed; others follow, in the order in which they came."""
+    keys = (
+        (cell.case.name, cell.layout, cell.dtype, direction, library)
+        for cell in cells()
+        for direction in DIRECTIONS
+        for library in (render.LIBRARY, *OFFERED)
+    )
+    return {key: place for place, key in enumerate(keys)}
 
 
 def say(text: str) -> None:
@@ -252,18 +102,13 @@ def update(
     run: Callable[[Sequence[Job], int], Iterator[tuple[Job, list[dict[str, Any]]]]] = measured,
 ) -> int:
     """Measure what is wanted and not there; how many cells failed."""
-    failures = done = 0
+    failures = 0
     began = time.monotonic()
-    kinds: dict[str, list[Job]] = {}
-    for job in wanted:
-        kinds.setdefault(job.kind, []).append(job)
-    for todo in kinds.values():
-        for job, rows in run(todo, processes):
-            store.add(job, rows)
-            done += 1
-            why = rows[0].get("error", "")
-            failures += bool(why)
-            say(f"{done}/{len(wanted)} {time.monotonic() - began:.0f} s  {job.name}  {why}")
+    for done, (job, rows) in enumerate(run(wanted, processes), 1):
+        store.add(job, rows)
+        why = rows[0].get("error", "")
+        failures += bool(why)
+        say(f"{done}/{len(wanted)} {time.monotonic() - began:.0f} s  {job.name}  {why}")
     return failures
 
 

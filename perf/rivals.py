@@ -32,6 +32,7 @@ from triton.runtime.jit import JITFunction
 from .addresses import swapped
 from .codegen import facts, mock, pretending
 from .l2 import H100, MACHINES
+from .shapes import DIRECTIONS
 from .traffic import Pass, distinct_bytes, fraction
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 _GPU = torch.device("cuda", 0)
 _compile = JITFunction.run
-DIRECTIONS = ("forward", "backward")
 
 #: Operations that move nothing.
 _FREE = ("empty", "new_empty", "detach", "_local_scalar_dense", "sym_", "is_")
@@ -63,7 +63,8 @@ class Compiling:
             compiled = _compile(kernel, *map(mock, args), grid=grid, warmup=True, **given)
         values = dict(zip(kernel.arg_names, args, strict=False)) | options
         ordered = [values.get(name) for name in kernel.arg_names]
-        self.kernels.append(facts(compiled, kernel.fn.__name__, ordered, self.numel))
+        blocks = grid(values) if callable(grid) else grid
+        self.kernels.append(facts(compiled, kernel.fn.__name__, self.target, blocks, ordered, self.numel))
 
     def stream(self, _name: str, _read: Any, _written: Any) -> None:
         """PyTorch's operations are not compiled here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from normtriton.explain import backward_direction, forward_direction
 from .codegen import Recorded, launches_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from normtriton.autograd import Call
     from normtriton.plan import Device
 
@@ -107,6 +110,7 @@ SETS = {
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = ("bfloat16", "float32")
+DIRECTIONS = ("forward", "backward")
 
 #: The norms that other libraries offer in Triton.
 OFFERED = {
@@ -116,7 +120,7 @@ OFFERED = {
 
 
 class Cell(NamedTuple):
-    """A case in one of `LAYOUTS` and one of `DTYPES`, by name."""
+    """A case in one of `LAYOUTS` and a dtype, by name."""
 
     case: Case
     layout: str
@@ -124,25 +128,26 @@ class Cell(NamedTuple):
 
     @property
     def options(self) -> tuple[torch.dtype, torch.memory_format]:
-        """The dtype and the memory format of x."""
-        return getattr(torch, self.dtype), LAYOUTS[self.layout]
+        """The dtype and the memory format of x: channels_last of a volume is PyTorch's channels_last_3d."""
+        volume = self.layout == "channels_last" and len(self.case.shape) == 5
+        return getattr(torch, self.dtype), torch.channels_last_3d if volume else LAYOUTS[self.layout]
 
 
-def cells() -> list[Cell]:
+def cells(
+    cases: Iterable[Case] = CASES, layouts: Iterable[str] = tuple(LAYOUTS), dtypes: Iterable[str] = DTYPES
+) -> list[Cell]:
     """Every case in every layout that its input can have, in every dtype."""
     return [
         Cell(case, layout, dtype)
-        for dtype in DTYPES
-        for case in CASES
-        for layout in LAYOUTS
-        if layout == "contiguous" or len(case.shape) == 4
+        for dtype, case, layout in product(dtypes, cases, layouts)
+        if layout == "contiguous" or len(case.shape) in (4, 5)
     ]
 
 
 def make(case: Case, dtype: torch.dtype, memory_format: torch.memory_format, device: str = "meta") -> tuple:  # type: ignore[type-arg]
     """(call, x, weight, bias) of a case, in training, parameters float32, batch norm with running statistics."""
     x = torch.empty(case.shape, dtype=dtype, device=device)
-    if x.dim() == 4:
+    if x.dim() in (4, 5):
         x = x.to(memory_format=memory_format)
     features = case.shape[-1:] if case.norm in ("layer", "rms") else case.shape[1:2]
     weight, bias = torch.ones(features, device=device), torch.zeros(features, device=device)

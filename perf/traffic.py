@@ -24,7 +24,7 @@ from normtriton import launch
 
 from .addresses import Memory, execute, require_triton
 from .l2 import L2, SECTOR, Access, Machine, interleave
-from .shapes import planned
+from .shapes import DIRECTIONS, planned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -198,7 +198,11 @@ def fraction(case: Case, dtype: torch.dtype, layout: torch.memory_format, machin
 
 
 def measure(
-    case: Case, dtype: torch.dtype, layout: torch.memory_format, machine: Machine
+    case: Case,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    machine: Machine,
+    directions: Sequence[str] = DIRECTIONS,
 ) -> dict[str, tuple[str, Traffic]]:
     """{"forward": (strategy, traffic), "backward": ...} of a case, planned for the machine."""
     call, x, weight, bias, strategies, launches = planned(case, dtype, layout, machine.device)
@@ -209,6 +213,6 @@ def measure(
         "backward": distinct_bytes(x, x, x, weight) + parameters,
     }
     return {
-        direction: (strategies[direction], run(steps, machine, compulsory[direction]))
-        for direction, steps in launches.items()
+        direction: (strategies[direction], run(launches[direction], machine, compulsory[direction]))
+        for direction in directions
     }

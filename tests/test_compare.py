@@ -3,8 +3,15 @@
 import json
 
 import pytest
-from normtriton.perf.compare import main
+from click.testing import CliRunner
+from normtriton.perf.cli import main
 from normtriton.perf.render import RESULTS
+
+
+def compare(*arguments):
+    """The command's exit status, and all that it said."""
+    ran = CliRunner().invoke(main, ["compare", *map(str, arguments)])
+    return ran.exit_code, ran.output
 
 
 def altered(folder, name, direction, change):
@@ -53,36 +60,75 @@ def fail(row):
         ("code-sm_90.jsonl", "forward", fail, "| measured | 1 | 0 | -100.0% | worse |"),
     ],
 )
-def test_a_regression_is_named(tmp_path, capsys, name, direction, change, said):
+def test_a_regression_is_named(tmp_path, name, direction, change, said):
     """Which cell, which figure, by how much; and the status says so."""
     row = altered(tmp_path, name, direction, change)
-    assert main([str(RESULTS), str(tmp_path)]) == 1
-    text = capsys.readouterr().out
+    status, text = compare(RESULTS, tmp_path)
+    assert status == 1
     assert said in text
     assert f"{row['case']} {row['layout']} {row['dtype']} {direction} normtriton" in text
 
 
-def test_an_improvement_is_no_regression(tmp_path, capsys):
+def test_an_improvement_is_no_regression(tmp_path):
     """The other way round the same changes are shown, and the status is good."""
     altered(tmp_path, "traffic-H100.jsonl", "forward", one_more_pass)
-    assert main([str(tmp_path), str(RESULTS)]) == 0
-    text = capsys.readouterr().out
+    status, text = compare(tmp_path, RESULTS)
+    assert status == 0
     assert "0 figures are worse" in text
     assert "| live | " in text
 
 
-def test_a_threshold(tmp_path, capsys):
+def test_a_threshold(tmp_path):
     """Half as much again is allowed if one says so; one more launch never is."""
     altered(tmp_path, "traffic-H100.jsonl", "forward", one_more_pass)
-    assert main([str(RESULTS), str(tmp_path), "--threshold", "0.6"]) == 0
+    assert compare(RESULTS, tmp_path, "--threshold", "0.6")[0] == 0
     altered(tmp_path, "traffic-H100.jsonl", "forward", lambda row: row.update(launches=row["launches"] + 1))
-    assert main([str(RESULTS), str(tmp_path), "--threshold", "9", "--json"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert [json.loads(line)["figure"] for line in lines if line.startswith("{")] == ["launches"]
+    status, text = compare(RESULTS, tmp_path, "--threshold", "9", "--json")
+    assert status == 1
+    assert [json.loads(line)["figure"] for line in text.splitlines()] == ["launches"]
 
 
-def test_no_results(tmp_path, capsys):
-    """A folder without results is an error that says how to make them."""
-    with pytest.raises(SystemExit):
-        main([str(tmp_path), str(RESULTS)])
-    assert "make results" in capsys.readouterr().err
+def test_files(tmp_path):
+    """Single files, of any name, are compared as folders are; rows say what they are of."""
+    altered(tmp_path, "code-sm_90.jsonl", "backward", spill)
+    after = (tmp_path / "code-sm_90.jsonl").rename(tmp_path / "after.jsonl")
+    status, text = compare(RESULTS / "code-sm_90.jsonl", after)
+    assert status == 1
+    assert "| stack | 0 | 8 | +8 | worse |" in text
+
+
+#: No measurement: made up, for these tests.
+TIMED = {"case": "layer-8192x4096", "layout": "contiguous", "dtype": "bfloat16", "direction": "forward"}
+TIMED |= {
+    "library": "normtriton",
+    "instrument": "bench",
+    "machine": "none",
+    "us": 50.0,
+    "us_low": 48.0,
+    "us_high": 53.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("us", "status"), [(52.9, 0), (53.1, 1), (40.0, 0)], ids=["within the quantiles", "beyond them", "faster"]
+)
+def test_times(tmp_path, us, status):
+    """A time is worse if it grew by more than the threshold, and out of the range in which it was before."""
+    before, after = tmp_path / "before.jsonl", tmp_path / "after.jsonl"
+    before.write_text(json.dumps(TIMED))
+    after.write_text(json.dumps(TIMED | {"us": us}))
+    assert compare(before, after)[0] == status
+    assert compare(before, after, "--threshold", "0.2")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "make results"), ("{}\n", "no row of results"), (json.dumps(TIMED), "no cell in common")],
+    ids=["empty", "not results", "others"],
+)
+def test_nothing_to_compare(tmp_path, text, said):
+    """Results that are none, or are of other cells, are an error of its own; it says what to do."""
+    (tmp_path / "some.jsonl").write_text(text)
+    status, output = compare(tmp_path, RESULTS)
+    assert status == 2
+    assert said in output

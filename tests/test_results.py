@@ -9,8 +9,10 @@ import triton
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
     pytest.skip("results are measured with Triton 3.9 or later", allow_module_level=True)
 
+from normtriton.perf import jobs as running
 from normtriton.perf import render, results
-from normtriton.perf.results import Job, Store, failed, jobs, measured, update
+from normtriton.perf.jobs import Job, failed, made_from, measured
+from normtriton.perf.results import Store, jobs, update
 from normtriton.perf.shapes import OFFERED, Cell, cells
 
 ROW = next(cell for cell in cells() if cell.case.name == "layer-8192x4096")
@@ -70,10 +72,10 @@ def test_what_is_measured_is_kept(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "traffic-H100.jsonl").read_text().splitlines()]
     assert [row["case"] for row in lines] == [ROW.case.name] * 2 + [COLUMNS.case.name] * 2  # in the cells' order
     assert all([*row] == sorted(row) for row in lines)
-    monkeypatch.setattr(results, "_TORCH", "0.1")
-    results.made_from.cache_clear()
+    monkeypatch.setattr(running, "_TORCH", "0.1")
+    made_from.cache_clear()
     assert not any(Store(tmp_path).has(job) for job in wanted)
-    results.made_from.cache_clear()
+    made_from.cache_clear()
 
 
 def test_a_change_of_plan_is_measured_again(monkeypatch):
@@ -81,17 +83,17 @@ def test_a_change_of_plan_is_measured_again(monkeypatch):
     from normtriton import plan, schedule
 
     job = Job("traffic", "A100", render.LIBRARY, Cell(ROW.case, "contiguous", "float32"))
-    results.made_from.cache_clear()
-    before = results.made_from(job)
+    made_from.cache_clear()
+    before = made_from(job)
     monkeypatch.setattr(plan, "PER_THREAD", plan.PER_THREAD // 2)
     monkeypatch.setattr(plan, "RESIDENT_FORWARD", 1024)
-    for cached in (results.made_from, schedule.forward_schedule):
+    for cached in (made_from, schedule.forward_schedule):
         cached.cache_clear()
-    assert results.made_from(job) != before
+    assert made_from(job) != before
     monkeypatch.undo()
-    for cached in (results.made_from, schedule.forward_schedule):
+    for cached in (made_from, schedule.forward_schedule):
         cached.cache_clear()
-    assert results.made_from(job) == before
+    assert made_from(job) == before
 
 
 def test_source_without_comments(tmp_path):
@@ -100,7 +102,7 @@ def test_source_without_comments(tmp_path):
     plain.write_text("def f(x):\n    return x + 1\n")
     dressed.write_text('"""Doc."""\n\n\ndef f(x):\n    """Doc."""\n    return (x  # one\n        + 1)\n')
     other.write_text("def f(x):\n    return x + 2\n")
-    assert results._source(plain) == results._source(dressed) != results._source(other)
+    assert running._source(plain) == running._source(dressed) != running._source(other)
 
 
 def die_of_columns(job):
@@ -112,7 +114,7 @@ def die_of_columns(job):
 
 def test_a_cell_that_dies_does_not_stop_the_rest(monkeypatch):
     """A worker that is killed costs its own cell, which says so."""
-    monkeypatch.setattr(results, "work", die_of_columns)
+    monkeypatch.setattr(running, "work", die_of_columns)
     todo = [Job("traffic", "H100", render.LIBRARY, cell) for cell in (COLUMNS, ROW)]
     done = dict(measured(todo, 1))
     assert "BrokenProcessPool" in done[todo[0]][0]["error"]

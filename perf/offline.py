@@ -1,0 +1,239 @@
+"""The commands that need no GPU: ``traffic`` simulates what a pass moves, ``codegen`` compiles it for a target."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import render, rivals
+from .cli import Refusal, interruptible, json_option, names_option, progress, shapes_option, show, writing
+from .codegen import PLANNED_FOR
+from .jobs import Job, measured
+from .l2 import MACHINES
+from .results import THEIRS, Store
+from .roofline import GPUS, estimate
+from .shapes import DIRECTIONS, DTYPES, LAYOUTS, OFFERED, Case, cells
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .render import Row
+
+#: What the command line takes beside `DTYPES`.
+FLOATING = (*DTYPES, "float16", "float64")
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that both commands have."""
+    processes = os.cpu_count() or 1
+    for option in (
+        json_option,
+        click.option("--jobs", "processes", type=click.IntRange(1), default=processes, help="Processes; one a core."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Keep the rows in this folder, as JSON lines; what is there and still holds is not measured again.",
+        ),
+        names_option("--libraries", "libraries", (render.LIBRARY, *OFFERED), render.LIBRARY, "Whose norms"),
+        names_option("--directions", "directions", DIRECTIONS, ",".join(DIRECTIONS), "Passes"),
+        names_option("--dtypes", "dtypes", FLOATING, ",".join(DTYPES), "Dtypes of x"),
+        names_option(
+            "--layouts", "layouts", LAYOUTS, ",".join(LAYOUTS), "Layouts of x, where it has 4 or 5 dimensions"
+        ),
+        shapes_option("reports"),
+    ):
+        command = option(command)
+    return command
+
+
+def _jobs(
+    instrument: str,
+    machines: Sequence[str],
+    cases: Sequence[Case],
+    layouts: Sequence[str],
+    dtypes: Sequence[str],
+    directions: Sequence[str],
+    libraries: Sequence[str],
+) -> list[Job]:
+    """What is asked for.
+
+    Raises:
+        Refusal: a library that is not installed or is not measured there, or nothing at all.
+    """
+    for library in libraries:
+        if library == render.LIBRARY:
+            continue
+        if rivals.version(library) == rivals.MISSING:
+            raise Refusal(f"{library} is not installed: pip install --no-deps {library}")
+        if elsewhere := [machine for machine in machines if (instrument, machine) not in THEIRS]:
+            raise Refusal(f"{library} is measured as on an H100 (sm_90) only, not for {', '.join(elsewhere)}")
+    wanted = [
+        Job(instrument, machine, library, cell, tuple(directions))
+        for machine in machines
+        for cell in cells(cases, layouts, dtypes)
+        for library in libraries
+        if cell.case.norm in OFFERED.get(library, cell.case.norm)
+    ]
+    if not wanted:
+        raise Refusal("nothing to measure: no such shape has such a layout, or no such library such a norm")
+    return wanted
+
+
+def _open(out: Path | None) -> Store | None:
+    """The folder to keep rows in, if any."""
+    if out is None:
+        return None
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return Store(out)
+
+
+def _run(
+    wanted: Sequence[Job], out: Path | None, processes: int, as_json: bool, table: Callable[[Sequence[Row], Any], None]
+) -> None:
+    """Measure, print and keep; what is there already is only printed."""
+    store = _open(out)
+    rows: list[Row] = []
+
+    def add(found: list[Row]) -> None:
+        rows.extend(found)
+        if as_json:
+            for row in found:
+                click.echo(json.dumps(row, sort_keys=True))
+
+    def kept() -> str:
+        where = "; name a folder with --out to keep them" if out is None else f" and kept in {out}"
+        return f"{len(rows)} rows were measured{where}"
+
+    there = [job for job in wanted if store is not None and store.has(job)]
+    for job in there:
+        assert store is not None
+        add(store.rows(job))
+    todo = [job for job in wanted if job not in set(there)]
+    try:
+        with interruptible(kept), progress(wanted[0].instrument, len(todo)) as done:
+            for job, found in measured(todo, processes):
+                if store is not None:
+                    with writing(store.folder):
+                        store.add(job, found)
+                add(found)
+                done(job.name)
+    finally:
+        if rows and not as_json:
+            place = {job.name: i for i, job in enumerate(wanted)}
+            table(sorted(rows, key=lambda row: place[_name(row)]), {} if store is None else store.files)
+    if failures := sum("error" in row for row in rows):
+        raise Refusal(f"{failures} of {len(rows)} rows could not be measured; they say why")
+
+
+def _name(row: Row) -> str:
+    """`Job.name` of a row's job."""
+    return " ".join(row[key] for key in ("instrument", "machine", "library", "case", "layout", "dtype"))
+
+
+def _table(
+    title: str, rows: Sequence[Row], heads: Sequence[str], columns: Callable[[Row], Sequence[object]], note: str
+) -> None:
+    """Print rows: which cell, then columns of figures; or why there are none."""
+    named = ["case", "layout", "dtype", "direction", "library", "machine"]
+    named = [name for i, name in enumerate(named) if i < 4 or len({row[name] for row in rows}) > 1]
+    body = [
+        [
+            *(row[name] for name in named),
+            *([f"failed: {row['error']}", *"-" * (len(heads) - 1)] if "error" in row else columns(row)),
+        ]
+        for row in rows
+    ]
+    show(title, [*named, *heads], body, note)
+
+
+@click.command()
+@_options
+@names_option("--machine", "machines", MACHINES, "H100", "GPUs to simulate")
+def traffic(
+    cases: tuple[Case, ...],
+    machines: tuple[str, ...],
+    out: Path | None,
+    processes: int,
+    as_json: bool,
+    **chosen: tuple[str, ...],
+) -> None:
+    r"""Simulate the bytes that each pass moves; no GPU is needed.
+
+    Launches run in Triton's interpreter for their addresses, and a model of the L2 says what crosses the memory bus.
+    Figures are over the compulsory bytes: each input read once, each result written once. The time is an estimate; of
+    what is in flight it knows where --out has rows of `codegen` for the same cells.
+
+    \b
+    python -m normtriton.perf traffic --shapes layer-8192x4096
+    python -m normtriton.perf traffic --shapes llm,vit --machine H100,A100 --out results
+    python -m normtriton.perf traffic --shapes unet --libraries normtriton,flag-gems --json
+    """
+
+    def table(rows: Sequence[Row], files: render.Files) -> None:
+        def columns(row: Row) -> list[object]:
+            target = next(target for target, (gpu, _device) in PLANNED_FOR.items() if gpu == row["machine"])
+            suffix = "" if row["library"] == render.LIBRARY else "-rivals"
+            code = files.get(f"code-{target}{suffix}.jsonl", {}).get(render.key(row))
+            guess = estimate(row, None if code is None or "error" in code else code, GPUS[row["machine"]])
+            part = f"1/{row['part']}" if row["part"] > 1 else "whole"
+            figures = [row.get("strategy", "-"), part, render.launches(row), *render.ratios(row)]
+            return [*figures, f"{guess.us:.1f}", guess.binds]
+
+        heads = ("strategy", "part", "launches", "live", "request", "dram", "estimate, µs", "bound by")
+        note = (
+            "Simulated. live, request (32-byte sectors) and dram are bytes over the compulsory bytes; part: what part\n"
+            "of the shape ran, on as small a part of the GPU. The estimate is a roofline's: normtriton.perf.roofline."
+        )
+        _table(f"Traffic on {' and '.join(machines)}, simulated", rows, heads, columns, note)
+
+    _run(_jobs("traffic", machines, cases, **chosen), out, processes, as_json, table)
+
+
+@click.command()
+@_options
+@names_option("--targets", "targets", PLANNED_FOR, "sm_90", "Targets to compile for")
+def codegen(
+    cases: tuple[Case, ...],
+    targets: tuple[str, ...],
+    out: Path | None,
+    processes: int,
+    as_json: bool,
+    **chosen: tuple[str, ...],
+) -> None:
+    r"""Compile each pass for a GPU and read the code; no GPU is needed.
+
+    Plans are those of an A100, H100, B200 or MI300X. Counts are of the program's text. Registers, spilled bytes (of a
+    thread) and shared memory (of a thread block) are the most of any launch; what is resident on a multiprocessor, and
+    bytes in flight there, the least of those launches that load tensors of x's size.
+
+    \b
+    python -m normtriton.perf codegen --shapes layer-8192x4096
+    python -m normtriton.perf codegen --shapes unet --targets sm_80,sm_90,sm_100,gfx942 --out results
+    python -m normtriton.perf codegen --shapes segmentation-3d --dtypes float16 --directions forward --json
+    """
+
+    def table(rows: Sequence[Row], _files: render.Files) -> None:
+        def columns(row: Row) -> list[object]:
+            loading = [kernel for kernel in row["kernels"] if kernel["in_flight"]]
+            first = min(loading, key=lambda kernel: kernel["in_flight"], default=None)
+            busy = [first["resident_blocks"], first["resident_blocks"] * first["warps"]] if first else ["-", "-"]
+            return [
+                row.get("strategy", "-"), len(row["kernels"]), max(kernel["blocks"] for kernel in row["kernels"]),
+                *render.code(row), render.most(row, "shared"), sum(kernel["instructions"] for kernel in row["kernels"]),
+                *busy, f"{first['in_flight'] / 1024:g}" if first else "-",
+            ]  # fmt: skip
+
+        heads = ["strategy", "launches", "blocks", "registers", "spilled", "access", "shared", "instructions"]
+        heads += ["resident blocks", "resident warps", "KiB in flight"]
+        note = "Compiled, not run. access: the narrowest to the widest to tensors of x's size, bytes."
+        _table(f"Code for {', '.join(targets)}", rows, heads, columns, note)
+
+    _run(_jobs("code", targets, cases, **chosen), out, processes, as_json, table)
