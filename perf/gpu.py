@@ -64,7 +64,7 @@ def find() -> torch.device:
         raise Refusal("TRITON_INTERPRET=1 has Triton interpret kernels on the CPU: unset it to use a GPU")
     if torch.version.cuda is None and torch.version.hip is None:
         raise Refusal(
-            f"this needs a GPU, and torch {torch.__version__} is built for none: install one for CUDA or ROCm"
+            f"this needs a GPU, and torch {torch.__version__} is built for the CPU: install one for CUDA or ROCm"
         )
     if not torch.cuda.is_available():
         raise Refusal("this needs a GPU, and torch sees none: look at nvidia-smi or rocm-smi and CUDA_VISIBLE_DEVICES")

@@ -1,8 +1,8 @@
 """The libraries whose norms are timed side by side, each by a small adapter.
 
 A norm is given its tensors and returns its result and a function that computes the gradients, which may be called again
-and again: the backward pass alone. Most go by autograd, with the graph kept; FlagGems' layer, group and batch norm, which
-have no autograd of their own, by their two operators.
+and again: the backward pass alone. Most go by autograd, with the graph kept. FlagGems' layer, group and batch norm have
+no autograd of their own: there it is the operator of the backward pass.
 """
 
 from __future__ import annotations
@@ -80,11 +80,8 @@ def _compiled(case: Case) -> Norm:
     torch.compiler.reset()  # past eight shapes of one function it would no longer compile
     torch._functorch.config.donated_buffer = False  # buffers that are given away cannot be asked for gradients twice
 
-    def function(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return by_name(torch.nn.functional, case, Operands(x, weight, bias, x, (mean, variance)))
-
-    compiled = torch.compile(function, dynamic=False, fullgraph=True)
-    return differentiable(lambda given: compiled(given.x, given.weight, given.bias, *given.running))
+    compiled = torch.compile(partial(by_name, torch.nn.functional, case), dynamic=False, fullgraph=True)
+    return differentiable(compiled)
 
 
 def _liger(case: Case) -> Norm:
