@@ -90,7 +90,7 @@ def times(
     try:
         norm = provider.norm(case)
         y, gradients = norm(given)
-        if wrong := differences(named(y, gradients(), given), want, given.x.dtype):
+        if wrong := differences(named(y, gradients(), given), want, given):
             return {direction: {"error": f"wrong: {'; '.join(map(str, wrong))}"} for direction in directions}
     except Exception as error:  # noqa: BLE001  whatever a library raises, the others go on
         return {direction: {"error": why(error)} for direction in directions}

@@ -61,13 +61,11 @@ def find() -> torch.device:
         Refusal: there is none, or Triton would not use it.
     """
     if launch.INTERPRETED:
-        raise Refusal("TRITON_INTERPRET=1 has Triton interpret kernels on the CPU: unset it to use a GPU")
+        raise Refusal("TRITON_INTERPRET=1 has Triton run kernels on the CPU: unset it to use a GPU")
     if torch.version.cuda is None and torch.version.hip is None:
-        raise Refusal(
-            f"this needs a GPU, and torch {torch.__version__} is built for the CPU: install one for CUDA or ROCm"
-        )
+        raise Refusal(f"torch {torch.__version__} is built for the CPU: install one for CUDA or ROCm")
     if not torch.cuda.is_available():
-        raise Refusal("this needs a GPU, and torch sees none: look at nvidia-smi or rocm-smi and CUDA_VISIBLE_DEVICES")
+        raise Refusal("torch sees no GPU: look at nvidia-smi or rocm-smi, and at CUDA_VISIBLE_DEVICES")
     return torch.device("cuda", torch.cuda.current_device())
 
 

@@ -106,22 +106,31 @@ class Difference(NamedTuple):
         return f"{self.result} is off by {self.error:.2g} where {self.allowed:.2g} is allowed"
 
 
-def differences(got: Mapping[str, Tensor], want: Mapping[str, Tensor], dtype: torch.dtype) -> list[Difference]:
+def differences(got: Mapping[str, Tensor], want: Mapping[str, Tensor], given: Operands) -> list[Difference]:
     """The results that are wrong.
 
     An element may be off by `ROUNDINGS` units in the last place of x's dtype, or of its own if that is coarser, and
     `ARITHMETIC` roundings of the arithmetic (float32, for float64 that), relative to its own size plus the root mean
-    square of the whole result: sums cancel, and their terms set the scale.
+    square of the whole result: sums cancel, and their terms set the scale. Of a parameter's gradient this scale is at
+    least that of a sum of as many values as random as dy.
     """
+
+    def rms(values: Tensor) -> float:
+        return values.double().square().mean().sqrt().item()
+
+    dtype = given.x.dtype
     arithmetic = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
     wrong = []
     for result, right in want.items():
         value = got[result]
         if value.shape != right.shape:
             raise ValueError(f"{result} has shape {tuple(value.shape)}, not {tuple(right.shape)}")
+        scale = rms(right)
+        if result in ("dweight", "dbias"):
+            scale = max(scale, (given.x.numel() / right.numel()) ** 0.5 * rms(given.dy))
         kinds = [torch.finfo(kind) for kind in (dtype, value.dtype)]
         unit = ROUNDINGS * max(kind.eps for kind in kinds) + ARITHMETIC * arithmetic
-        allowed = unit * (right.abs() + right.square().mean().sqrt()) + max(kind.tiny for kind in kinds)
+        allowed = unit * (right.abs() + scale) + max(kind.tiny for kind in kinds)
         error = (value.double() - right).abs().nan_to_num(nan=float("inf"))
         worst = int((error / allowed).argmax())
         off, limit = error.reshape(-1)[worst].item(), allowed.reshape(-1)[worst].item()
