@@ -9,7 +9,7 @@ import json
 import pkgutil
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
@@ -137,18 +137,18 @@ class Lines:
             Refusal: it cannot be written.
         """
         self.rows: list[dict[str, Any]] = []
-        self._file: TextIO | None = None
+        self._file = file
         if file is not None:
             with writing(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                self._file = file.open("w")
+                file.write_text("")
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a row."""
         self.rows.append(row)
         if self._file is not None:
-            self._file.write(json.dumps(row, sort_keys=True) + "\n")
-            self._file.flush()
+            with writing(self._file), self._file.open("a") as file:
+                file.write(json.dumps(row, sort_keys=True) + "\n")
 
 
 @contextmanager
