@@ -38,16 +38,27 @@ class Operands(NamedTuple):
         named = {"dx": self.x, "dweight": self.weight, "dbias": self.bias}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def fresh(self, dtype: torch.dtype | None = None) -> Operands:
-        """The same, in another dtype if one is named; with running statistics, and where gradients go, of its own."""
-
-        def leaf(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.detach().to(dtype or tensor.dtype).requires_grad_()
-
-        mean, variance = (None if r is None else r.to(dtype or r.dtype, copy=True) for r in self.running)
-        x, weight, bias = (leaf(tensor) for tensor in self[:3])
+    def fresh(self) -> Operands:
+        """The same, with running statistics, and where gradients go, of its own."""
+        x, weight, bias = (None if t is None else t.detach().requires_grad_() for t in self[:3])
+        mean, variance = (None if r is None else r.clone() for r in self.running)
         assert x is not None
-        return Operands(x, weight, bias, self.dy.to(dtype or self.dy.dtype), (mean, variance))
+        return self._replace(x=x, weight=weight, bias=bias, running=(mean, variance))
+
+    def wide(self) -> Operands:
+        """The same in float64, and contiguous: PyTorch 2.13 on the CPU is wrong in some other layouts.
+
+        (The gradient of `instance_norm` for a single image, where dy is channels_last.)
+        """
+
+        def widen(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.detach().double().contiguous()
+
+        x, weight, bias, dy = map(widen, self[:4])
+        mean, variance = map(widen, self.running)
+        assert x is not None
+        assert dy is not None
+        return Operands(x, weight, bias, dy, (mean, variance)).fresh()
 
 
 def call(
@@ -90,7 +101,7 @@ def named(y: Tensor, grads: Sequence[Tensor], given: Operands) -> dict[str, Tens
 
 def expected(run: Callable[[Operands], Tensor], given: Operands) -> dict[str, Tensor]:
     """All results in float64; ``run`` calls PyTorch's function."""
-    wide = given.fresh(torch.float64)
+    wide = given.wide()
     y = run(wide)
     return named(y, gradients(y, wide), wide)
 

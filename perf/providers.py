@@ -78,7 +78,7 @@ def _functions(functions: Any) -> Callable[[Case], Norm]:
 
 def _compiled(case: Case) -> Norm:
     torch.compiler.reset()  # past eight shapes of one function it would no longer compile
-    torch._functorch.config.donated_buffer = False  # buffers that are given away cannot be asked for gradients twice
+    importlib.import_module("torch._functorch.config").donated_buffer = False  # type: ignore[attr-defined]  # buffers that are given away cannot be asked for gradients twice
 
     compiled = torch.compile(partial(by_name, torch.nn.functional, case), dynamic=False, fullgraph=True)
     return differentiable(compiled)
