@@ -324,8 +324,9 @@ def _without_gpu(select: str, outcomes: list[Outcome]) -> None:
 def _print(report: Report, out: Path | None, as_json: bool) -> None:
     text = report.text()
     if as_json:
-        failures = {"verdict": report.verdict, "failures": report.failures}
-        text = json.dumps(report._asdict() | failures, sort_keys=True)
+        judged: dict[str, Any] = {"verdict": report.verdict, "failures": report.failures}
+        judged["outcomes"] = [outcome._asdict() for outcome in report.outcomes]
+        text = json.dumps(report._asdict() | judged, sort_keys=True)
     if out is not None:
         with writing(out):
             out.write_text(text + "\n")

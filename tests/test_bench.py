@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import triton
 from click.testing import CliRunner
 from made_up import pretend
 from normtriton.perf import bench, gpu, providers, render
@@ -17,6 +18,7 @@ from normtriton.perf.providers import PROVIDERS, by_name, installed
 from normtriton.perf.shapes import Case, Cell
 
 F = torch.nn.functional
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 CASES = {
     "layer": Case("layer", (6, 8)),
     "rms": Case("rms", (6, 8)),
@@ -78,6 +80,7 @@ def test_json_lines_and_a_file_of_the_machines_name(tmp_path, monkeypatch):
     assert row["direction"] == "backward"
 
 
+@pytest.mark.skipif(TRITON < (3, 9), reason="traffic is measured with Triton 3.9 or later")
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_compulsory_bytes_are_those_of_traffic(direction):
     """The byte model has one definition."""
@@ -213,6 +216,15 @@ def test_a_missing_library_is_said_once(tmp_path, monkeypatch):
         done.exit_code == 0 and done.output.count("without quack") == 1 and "pip install quack-kernels" in done.output
     )
     assert {row["library"] for row in rows} == {"torch"}
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_library_has_rows_of_its_own_norms(tmp_path, monkeypatch):
+    """QuACK has no layer norm with gradients: there is nothing to say of it."""
+    monkeypatch.setitem(providers.PROVIDERS, "quack", PROVIDERS["torch"]._replace(norms=("rms",)))
+    done, rows = run(tmp_path, "--shapes", "rms-4x16,layer-4x16", "--providers", "torch,quack")
+    assert done.exit_code == 0
+    assert {(row["norm"], row["library"]) for row in rows} == {("rms", "torch"), ("rms", "quack"), ("layer", "torch")}
 
 
 def test_a_library_that_breaks_when_imported_is_missing(monkeypatch):

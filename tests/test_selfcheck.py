@@ -148,9 +148,8 @@ def test_an_unwritable_report_is_refused(tmp_path, made_up):
     assert done.exit_code == 1 and "name another place with --out" in done.output and not made_up
 
 
-def test_without_a_gpu_two_processes_check_instead(monkeypatch):
+def test_without_a_gpu_two_processes_check_instead():
     """One interprets, as Triton reads its switch when it is imported, one compiles; both are real here."""
-    monkeypatch.setenv("PYTHONWARNINGS", "error")
     done = run("--select", "branch one-row")
     assert done.exit_code == 0, done.output
     assert "no GPU was checked: TRITON_INTERPRET=1" in done.output
@@ -162,6 +161,11 @@ def test_a_process_that_dies_is_a_failure(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     done = run()
     assert done.exit_code == 1 and done.output.count("their process ended with status 1") == 2
+    found = json.loads(run("--json").stdout)
+    assert found["outcomes"][0] == {
+        "check": "the interpreted checks",
+        "failures": ["their process ended with status 1"],
+    }
 
 
 def test_the_interpreted_part(monkeypatch):
