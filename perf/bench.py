@@ -16,6 +16,7 @@ from .branches import lay_out
 from .cli import Lines, Refusal, interruptible, json_option, names_option, progress, shapes_option, show
 from .oracle import Operands, differences, expected, named
 from .providers import PROVIDERS, Provider, by_name, installed
+from .render import key
 from .shapes import DIRECTIONS, DTYPES, LAYOUTS, Cell, cells
 from .traffic import distinct_bytes
 
@@ -132,23 +133,24 @@ def measured(
         else:
             figures = {direction: {"error": failure} for direction in directions}
         for direction, found in figures.items():
-            yield {**shared, "library": name, "version": provider.version(), "direction": direction, **found}
+            version = {} if provider.version() is None else {"version": provider.version()}
+            yield {**shared, **version, "library": name, "direction": direction, **found}
 
 
 HEADS = ("shape", "layout", "dtype", "direction", "library", "µs", "20 % to 80 %", "GB/s", "of copy", "host µs", "by")
 
 
 def table(rows: Sequence[Row]) -> None:
-    """Print rows for people."""
+    """Print rows for people, the libraries side by side."""
+    place = {key(row)[:3]: at for at, row in reversed(list(enumerate(rows)))}
     lines = []
-    for row in rows:
-        cells = [row[name] for name in ("case", "layout", "dtype", "direction", "library")]
+    for row in sorted(rows, key=lambda row: (place[key(row)[:3]], DIRECTIONS.index(row["direction"]))):
         if "error" in row:
-            lines.append((*cells, row["error"], *[""] * 5))
+            lines.append((*key(row), row["error"], *[""] * 5))
         else:
             between = f"{row['us_low']:.1f} to {row['us_high']:.1f}"
             rate = f"{row['gbps']:,.0f}", f"{row['of_ceiling']:.0%}"
-            lines.append((*cells, f"{row['us']:.1f}", between, *rate, f"{row['host_us']:.1f}", row["method"]))
+            lines.append((*key(row), f"{row['us']:.1f}", between, *rate, f"{row['host_us']:.1f}", row["method"]))
     facts = rows[0]
     title = f"{facts['machine']}, driver {facts['driver']}, torch {facts['torch']}, triton {facts['triton']}"
     ceilings = [row["ceiling_gbps"] for row in rows if "ceiling_gbps" in row]

@@ -63,7 +63,7 @@ def test_every_library_layout_and_direction_has_a_row(made_up, tmp_path):
     assert first["bytes"] == 2 * (2 * 4 * 16 + 16)
     assert first["gbps"] == pytest.approx(first["bytes"] / 10e-6 / 1e9)
     assert (first["ceiling_gbps"], first["of_ceiling"]) == (100.0, pytest.approx(first["gbps"] / 100))
-    assert (first["host_us"], first["version"], rows[1]["version"]) == (5.0, "0.1.0", None) or rows[1]["version"]
+    assert (first["host_us"], first["version"]) == (5.0, PROVIDERS["normtriton"].version())
     assert render.load(tmp_path / "results")  # as others read them
     assert "9.0 to 12.0" in result.output and "100 GB/s" in result.output and "channels_last" in result.output
 
