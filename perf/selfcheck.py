@@ -251,11 +251,11 @@ def command(select: str, out: Path | None, only: str | None, as_json: bool) -> N
     r"""Check that the library is right on this machine, and print what a bug report needs.
 
     On a GPU: every branch of the plan, every norm, layout and dtype against float64, forward and backward, twice, with
-    the same bits; then a few real shapes, checked and timed beside PyTorch. It takes a minute or two the first time,
-    most of which is Triton's compiler.
+    the same bits; then a few real shapes, checked and timed beside PyTorch. The first time most of it is Triton's
+    compiler, at work on some 280 kernels.
 
     Without a GPU: the same checks in Triton's interpreter, and real shapes compiled for four targets without a spilled
-    register. This takes two minutes or so.
+    register, in two minutes or so.
 
     The exit status is 1 if anything is wrong.
 

@@ -408,6 +408,7 @@ def test_runs_are_replayed_from_a_graph(monkeypatch):
     captured = cuda.log[cuda.log.index("capture") + 1 : cuda.log.index("captured")]
     assert captured == ["flush", "event", "run", "event"] * gpu.CAPTURED
     assert cuda.log[0] == "run" and cuda.log.count("replay") == 1 + 3  # of 10 ms each
+    assert gpu.time(cuda.run, torch.device("cuda", 0), ms=0) == found  # one replay counts, however short the time
 
 
 def test_what_cannot_be_captured_is_timed_on_the_stream(monkeypatch):

@@ -10,12 +10,13 @@ import torch
 from click.testing import CliRunner
 from made_up import pretend
 from normtriton.perf import gpu, selfcheck
-from normtriton.perf.branches import LAYOUTS, SMALL, Branch
+from normtriton.perf.branches import CLUSTERS, DEVICE, LAYOUTS, SMALL, Branch
 from normtriton.perf.selfcheck import checks, command
 from normtriton.perf.shapes import DIRECTIONS, NORMS, Case, Cell
 
 import normtriton as nt
 from normtriton import clusters, launch
+from normtriton.plan import Device
 
 
 def few(monkeypatch):
@@ -55,11 +56,12 @@ def test_every_norm_layout_and_dtype_is_checked():
 def test_on_a_gpu(monkeypatch):
     """Every kind of check runs as it is planned; the report has the machine, the times and the environment."""
     monkeypatch.setenv("NORMTRITON_CACHE", "/somewhere")
-    devices, device_of, mode = [], launch.forward, clusters.mode()
+    monkeypatch.setattr(launch, "device_of", lambda _x: Device(7))
+    devices, forward, mode = [], launch.forward, clusters.mode()
 
     def spy(problem, x, *args, **kwargs):
         devices.append(launch.device_of(x))
-        return device_of(problem, x, *args, **kwargs)
+        return forward(problem, x, *args, **kwargs)
 
     monkeypatch.setattr(launch, "forward", spy)
     done = run()
@@ -68,7 +70,7 @@ def test_on_a_gpu(monkeypatch):
     assert "made-up GPU, 2 multiprocessors, driver 0, clusters used" in done.output
     assert "NORMTRITON_CACHE=/somewhere" in done.output
     assert done.output.count("10.0 µs") == 4  # two directions, beside PyTorch
-    assert [device.clusters for device in devices[:4]] == [False, False, True, True]  # each check twice
+    assert devices[:6] == [DEVICE] * 2 + [CLUSTERS] * 2 + [Device(7)] * 2  # each check twice
     assert clusters.mode() == mode
 
 
