@@ -2,9 +2,9 @@
 
 Times are of work with a cold L2, without the host's part: runs are captured in a CUDA graph, each after the buffer with
 which `triton.testing.do_bench` flushes the cache, between two events that the graph records. (The flush writes zeros;
-a run may have to wait until some of them are in memory.) What cannot be captured
-(it waits for the device, say) is timed by ``do_bench`` itself, and `Times.method` says so: there a run that the host
-takes longer to enqueue than the device takes for the flush and the run, about 100 µs, is as slow as the host.
+a run may have to wait until some of them are in memory.) What cannot be captured (it waits for the device, say) is
+timed by ``do_bench`` itself, and `Times.method` says so: there a run that the host takes longer to enqueue than the
+device takes for the flush and the run, about 100 µs, is as slow as the host.
 """
 
 from __future__ import annotations
