@@ -56,7 +56,8 @@ def figures(row: Row) -> dict[str, float]:
     if row["instrument"] == "bench":
         return found | {"us": row["us"]}
     if "kernels" not in row:
-        return found | {name: row[name] for name in ("launches", "live", "request", "dram") if name in row}
+        found["launches"] = row["launches"]
+        return found | {name: row[name] * row["part"] for name in ("live", "request", "dram")}  # of the whole shape
     kernels = row["kernels"]
     found["launches"] = len(kernels)
     found |= {name: most(row, name) for name in ("registers", "stack", "shared", "cluster_barriers")}
@@ -136,7 +137,7 @@ def read(path: Path) -> Files:
 @click.option("--threshold", type=click.FloatRange(0), default=0.01, show_default=True, help="Relative change allowed.")
 @json_option
 def command(old: Path, new: Path, threshold: float, as_json: bool) -> None:
-    r"""Compare two sets of results cell by cell; exit with status 1 if anything became worse.
+    """Compare two sets of results cell by cell; exit with status 1 if anything became worse.
 
     OLD and NEW are folders of JSON lines or single files, of any of the instruments: perf/results, what --out of
     `traffic` and `codegen` names, what `bench` wrote.
@@ -151,7 +152,7 @@ def command(old: Path, new: Path, threshold: float, as_json: bool) -> None:
     python -m normtriton.perf compare perf/results /tmp/results
     git worktree add ../before && python -m normtriton.perf compare ../before/perf/results perf/results
     python -m normtriton.perf compare before.jsonl after.jsonl --threshold 0.05
-    """
+    """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
     before, after = read(old), read(new)
     cells = [{(place, cell) for place, rows in side.items() for cell in rows} for side in (before, after)]
     if not cells[0] & cells[1]:

@@ -165,7 +165,7 @@ def traffic(
     as_json: bool,
     **chosen: tuple[str, ...],
 ) -> None:
-    r"""Simulate the bytes that each pass moves; no GPU is needed.
+    """Simulate the bytes that each pass moves; no GPU is needed.
 
     Launches run in Triton's interpreter for their addresses, and a model of the L2 says what crosses the memory bus.
     Figures are over the compulsory bytes: each input read once, each result written once. The time is an estimate; of
@@ -175,7 +175,7 @@ def traffic(
     python -m normtriton.perf traffic --shapes layer-8192x4096
     python -m normtriton.perf traffic --shapes llm,vit --machine H100,A100 --out results
     python -m normtriton.perf traffic --shapes unet --libraries normtriton,flag-gems --json
-    """
+    """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
 
     def table(rows: Sequence[Row], files: render.Files) -> None:
         def columns(row: Row) -> list[object]:
@@ -208,7 +208,7 @@ def codegen(
     as_json: bool,
     **chosen: tuple[str, ...],
 ) -> None:
-    r"""Compile each pass for a GPU and read the code; no GPU is needed.
+    """Compile each pass for a GPU and read the code; no GPU is needed.
 
     Plans are those of an A100, H100, B200 or MI300X. Counts are of the program's text. Registers, spilled bytes (of a
     thread) and shared memory (of a thread block) are the most of any launch; what is resident on a multiprocessor, and
@@ -218,7 +218,7 @@ def codegen(
     python -m normtriton.perf codegen --shapes layer-8192x4096
     python -m normtriton.perf codegen --shapes unet --targets sm_80,sm_90,sm_100,gfx942 --out results
     python -m normtriton.perf codegen --shapes segmentation-3d --dtypes float16 --directions forward --json
-    """
+    """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
 
     def table(rows: Sequence[Row], _files: render.Files) -> None:
         def columns(row: Row) -> list[object]:

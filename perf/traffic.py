@@ -8,9 +8,9 @@ each result written once (x, weight and bias, y; backward dy, x and weight, dx, 
     request   bytes of the 32-byte sectors that each tile access touches: near live if accesses are coalesced
     dram      bytes between memory and the L2 of `normtriton.perf.l2`, empty when a pass starts
 
-Real shapes are run in part (`fraction`): so many times fewer samples, or channels of a batch norm, on a machine with so
-many times fewer multiprocessors and so much less L2, so that rows for each multiprocessor and tensors against the cache
-are those of the real shape.
+Real shapes are run in part (`fraction`): so many times fewer samples, or channels of a batch or instance norm, on a
+machine with so many times fewer multiprocessors and so much less L2, so that rows for each multiprocessor and tensors
+against the cache are those of the real shape.
 
 Not shown: time, how a warp's lanes coalesce (see `normtriton.perf.codegen` for access widths), the first-level cache.
 """
@@ -171,7 +171,8 @@ def run(launches: Sequence[Recorded], machine: Machine, compulsory: int) -> Traf
 def fraction(case: Case, dtype: torch.dtype, layout: torch.memory_format, machine: Machine) -> tuple[Case, int]:
     """The smallest part of a case that runs the same kernels on as small a part of the machine, and how small it is.
 
-    It has fewer samples; or of a batch norm fewer channels, where fewer samples would make other groups.
+    It has fewer samples; or of a batch or instance norm fewer channels, where fewer samples would make other groups, or
+    there are too few.
     """
 
     def kernels(case: Case, machine: Machine) -> tuple[Any, int]:
@@ -185,7 +186,7 @@ def fraction(case: Case, dtype: torch.dtype, layout: torch.memory_format, machin
     tensors = planned(case, dtype, layout, machine.device)
     parameters = distinct_bytes(tensors.weight, tensors.bias)
     for by in PARTS:
-        for axis in range(1 + (case.norm == "batch")):
+        for axis in range(1 + (case.norm in ("batch", "instance"))):
             if case.shape[axis] % by:
                 continue
             size = case.shape[axis] // by

@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from pathlib import Path
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -10,8 +11,9 @@ import torch
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 COMPILING = ["test_compile.py", "test_compile_sweep.py"]
-collect_ignore = COMPILING if INTERPRETED else []
-collect_ignore_glob = [] if INTERPRETED else ["test_[!c]*.py", "test_c[!o]*.py", "test_con*.py"]
+EITHER = ["test_baseline.py"]
+EVERY = [file.name for file in Path(__file__).parent.glob("test_*.py")]
+collect_ignore = COMPILING if INTERPRETED else [name for name in EVERY if name not in COMPILING + EITHER]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,84 @@
+"""Nothing became worse than the committed results: a few cheap cells, measured anew and compared as `compare` does.
+
+Interpreted, what they move; compiled (TRITON_INTERPRET=0), their code, for each target.
+"""
+
+import json
+import os
+
+import pytest
+import triton
+
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
+    pytest.skip("results are measured with Triton 3.9 or later", allow_module_level=True)
+
+from normtriton.perf.codegen import PLANNED_FOR
+from normtriton.perf.compare import changes, read
+from normtriton.perf.jobs import Job, figures
+from normtriton.perf.l2 import MACHINES
+from normtriton.perf.render import LIBRARY, RESULTS, key
+from normtriton.perf.shapes import Case, Cell, planned
+
+GROUP = Cell(Case("group", (8, 320, 64, 64), 32), "contiguous", "bfloat16")
+BATCH = Cell(Case("batch", (1024, 256)), "contiguous", "float32")
+TRAFFIC = [
+    Job("traffic", "H100", LIBRARY, GROUP),  # resident, then clustered
+    Job("traffic", "A100", LIBRARY, GROUP, ("backward",)),  # split
+    *(Job("traffic", machine, LIBRARY, BATCH) for machine in MACHINES),
+]
+CODE = [Job("code", target, LIBRARY, GROUP) for target in PLANNED_FOR]  # as on an H100, or as on an A100
+SAMPLE = TRAFFIC if os.environ["TRITON_INTERPRET"] == "1" else CODE
+
+
+def regressions(rows, committed):
+    """What is worse in rows of a job than in those that are committed, in words; by any amount."""
+    rows = json.loads(json.dumps(rows))
+    place = f"{rows[0]['instrument']} {rows[0]['machine']}"
+    new = {key(row): row for row in rows}
+    worse = [change for change in changes(committed, {place: new}, threshold=0) if change.worse]
+    return [
+        f"{place}: {' '.join(c.cell)}: {c.figure} {c.old:g}, now {c.new:g} ({c.by}); "
+        "if that is meant, `make results` measures the baseline anew"
+        for c in worse
+    ]
+
+
+@pytest.fixture(scope="module")
+def committed():
+    """The committed results."""
+    return read(RESULTS)
+
+
+@pytest.mark.parametrize("job", SAMPLE, ids=lambda job: job.name)
+def test_nothing_is_worse_than_committed(job, committed):
+    """Not one more byte, launch, spilled byte or instruction."""
+    held = committed[f"{job.instrument} {job.machine}"]
+    for row in job.rows({direction: {} for direction in job.directions}):
+        assert key(row) in held, f"{job.name} is not in the baseline; `make results` measures it"
+        before = held[key(row)]
+        if (before["triton"], before["torch"]) != (row["triton"], row["torch"]):
+            pytest.skip(f"the baseline is of triton {before['triton']}, torch {before['torch']}")
+    found = regressions(job.rows(figures(job)), committed)
+    assert not found, "\n".join(found)
+
+
+def test_the_sample_reaches_every_strategy():
+    """A group held by a program, by a cluster, and by none."""
+    devices = {name: machine.device for name, machine in MACHINES.items()}
+    devices |= {target: device for target, (_gpu, device) in PLANNED_FOR.items()}
+    reached = {
+        planned(job.cell.case, *job.cell.options, devices[job.machine]).strategies[direction]
+        for job in SAMPLE
+        for direction in job.directions
+    }
+    assert reached == {"resident", "clustered", "split"}
+
+
+def test_a_regression_is_found(committed):
+    """One more byte of DRAM traffic fails, and says of which cell, and how to accept it."""
+    place = "traffic H100"
+    row = next(row for row in committed[place].values() if "error" not in row and row["library"] == LIBRARY)
+    assert regressions([row], committed) == []
+    (said,) = regressions([row | {"dram": row["dram"] + 1}], committed)
+    assert said.startswith(f"{place}: {row['case']} {row['layout']} {row['dtype']} {row['direction']} {LIBRARY}: dram")
+    assert "make results" in said

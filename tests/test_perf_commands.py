@@ -1,0 +1,217 @@
+"""The commands that need no GPU, and the arithmetic behind what they print."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+import triton
+
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
+    pytest.skip("results are measured with Triton 3.9 or later", allow_module_level=True)
+
+from click.testing import CliRunner
+from normtriton.perf import offline, rivals
+from normtriton.perf.cli import main
+from normtriton.perf.codegen import PLANNED_FOR, TARGETS, TensorAccess, loaded_at_once
+from normtriton.perf.jobs import Job, failed
+from normtriton.perf.occupancy import LIMITS, resident_blocks
+from normtriton.perf.render import LIBRARY
+from normtriton.perf.roofline import GPUS, Gpu, bytes_in_flight, estimate
+from normtriton.perf.shapes import SETS, Case, Cell, cells, make
+
+TINY = "layer-64x256"
+INSTRUMENTS = ("traffic", "codegen")
+
+
+def run(*arguments):
+    """The command's exit status, and what it printed: results, and messages."""
+    ran = CliRunner().invoke(main, [*map(str, arguments)])
+    return ran.exit_code, ran.stdout, ran.stderr
+
+
+@pytest.mark.parametrize("name", [*INSTRUMENTS, "compare"])
+def test_help(name):
+    """Every command shows how it is called."""
+    status, text, _said = run(name, "--help")
+    assert status == 0
+    assert f"\n  python -m normtriton.perf {name} " in text
+
+
+@pytest.mark.parametrize("name", INSTRUMENTS)
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--shapes", "llm,lstm-8x8", "or one of the sets"),
+        ("--dtypes", "int8", "'int8' is none of bfloat16, float32"),
+        ("--layouts", "transposed", "none of contiguous, channels_last"),
+    ],
+)
+def test_unknown_names(name, option, value, said):
+    """What there is not is refused, with what there is."""
+    status, _text, message = run(name, option, value)
+    assert status == 2
+    assert said in " ".join(message.split())
+
+
+@pytest.mark.parametrize("name", INSTRUMENTS)
+def test_a_folder_that_cannot_be_written(name, tmp_path):
+    """Before anything is measured, with the remedy."""
+    (tmp_path / "file").touch()
+    status, _text, said = run(name, "--out", tmp_path / "file" / "out")
+    assert status == 1
+    assert "cannot be written" in said and "--out" in said
+
+
+def test_nothing_to_measure():
+    """A layout that the shapes cannot have, a library that is not there, or not for such a GPU."""
+    status, _text, said = run("traffic", "--shapes", TINY, "--layouts", "channels_last")
+    assert status == 1 and "nothing to measure" in said
+
+
+def test_other_libraries(monkeypatch):
+    """One that is not installed says how to install it; one that is, where it is measured."""
+    monkeypatch.setattr(rivals, "version", lambda _library: rivals.MISSING)
+    status, _text, said = run("traffic", "--libraries", "liger-kernel")
+    assert status == 1 and "pip install --no-deps liger-kernel" in said
+    monkeypatch.setattr(rivals, "version", lambda _library: "1.0")
+    status, _text, said = run("codegen", "--libraries", "liger-kernel", "--targets", "sm_80,sm_90")
+    assert status == 1 and "not for sm_80" in said
+
+
+MOVED = {"strategy": "resident", "part": 1, "launches": 1, "live": 2, "request": 2, "dram": 2, "compulsory": 2}
+
+
+def interrupted(wanted, _processes):
+    """Stands for `measured`: one cell, of made-up figures, then Ctrl-C."""
+    yield wanted[0], wanted[0].rows(dict.fromkeys(wanted[0].directions, MOVED))
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_keeps_what_was_measured(monkeypatch, tmp_path):
+    """Ctrl-C ends a run with its own status; rows are on disk and in the table."""
+    monkeypatch.setattr(offline, "measured", interrupted)
+    status, text, said = run("traffic", "--shapes", "llm", "--directions", "forward", "--out", tmp_path)
+    assert status == 130
+    assert f"1 rows were measured and kept in {tmp_path}" in said
+    assert text.count(" forward ") == 1
+    (row,) = map(json.loads, (tmp_path / "traffic-H100.jsonl").read_text().splitlines())
+    assert row["dram"] == 2
+
+
+def test_a_cell_that_fails(monkeypatch, tmp_path):
+    """It says why in its place, the others have their figures, and the status tells."""
+
+    def measured(wanted, _processes):
+        yield wanted[0], failed(wanted[0], ValueError("no luck"))
+        yield wanted[1], wanted[1].rows(dict.fromkeys(wanted[1].directions, MOVED))
+
+    monkeypatch.setattr(offline, "measured", measured)
+    status, text, said = run("traffic", "--shapes", TINY, "--out", tmp_path)
+    assert status == 1
+    assert "failed: ValueError: no luck" in text and "1.00" in text
+    assert "2 of 4 rows could not be measured" in said
+
+
+def test_a_cell_through_both(monkeypatch, tmp_path):
+    """JSON lines that parse; what is kept is not measured again; the estimate then knows what is in flight."""
+    asked = ("--shapes", TINY, "--dtypes", "float16", "--directions", "forward", "--jobs", "1", "--out", tmp_path)
+    status, text, _said = run("codegen", *asked, "--targets", "gfx942,sm_90", "--json")
+    assert status == 0
+    amd, nvidia = map(json.loads, text.splitlines())
+    assert (amd["machine"], nvidia["machine"]) == ("gfx942", "sm_90")
+    for row in (amd, nvidia):
+        (kernel,) = row["kernels"]
+        assert kernel["in_flight"] == kernel["resident_blocks"] * 64 * 256 * 2 / kernel["blocks"]  # rows, dealt out
+        assert set(kernel["tensors"]) == {"16"}
+    status, text, _said = run("traffic", *asked, "--json")
+    assert status == 0
+    (row,) = map(json.loads, text.splitlines())
+    assert (row["dtype"], row["launches"], row["compulsory"]) == ("float16", 1, 2 * 64 * 256 * 2 + 2 * 256 * 4)
+    monkeypatch.setattr(offline, "measured", lambda wanted, _processes: iter(pairwise(wanted)))
+    status, text, _said = run("traffic", *asked)
+    assert status == 0
+    guess = estimate(row, nvidia, GPUS["H100"])
+    assert "latency" in guess.terms
+    assert f" {guess.us:.1f} " in text and f" {guess.binds} " in text
+
+
+def test_volumes():
+    """Every shape of the set for segmentation is planned in both layouts; channels_last is PyTorch's for volumes."""
+    found = cells(SETS["segmentation-3d"], dtypes=["float16"])
+    assert len(found) == 2 * len(SETS["segmentation-3d"])
+    assert {cell.options[1] for cell in found} == {torch.contiguous_format, torch.channels_last_3d}
+    _call, x, _weight, _bias = make(found[1].case, *found[1].options)
+    assert x.is_contiguous(memory_format=torch.channels_last_3d) and x.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("target", "warps", "registers", "shared", "blocks"),
+    [
+        ("sm_90", 4, 128, 16, 4),  # 65536 registers / (4 x 32 x 128)
+        ("sm_90", 8, 72, 0, 3),  # a quarter has 16384 / (32 x 72) = 7 warps, all have 28
+        ("sm_90", 8, 65, 0, 3),  # as 72: registers are given by eights
+        ("sm_80", 4, 32, 40 << 10, 4),  # 164 KiB / (40 + 1)
+        ("sm_90", 4, 32, 40 << 10, 5),  # 228 KiB / (40 + 1)
+        ("sm_100", 16, 32, 0, 4),  # 64 warps
+        ("sm_100", 1, 16, 0, 32),
+        ("gfx942", 8, 76, 0, 3),  # of a SIMD's 512 registers for a lane, 80 for each of 6 wavefronts
+        ("gfx942", 4, 32, 20 << 10, 3),  # 64 KiB
+        ("gfx942", 2, 32, 0, 16),  # barriers
+        ("gfx942", 1, 32, 0, 32),
+    ],
+)
+def test_occupancy(target, warps, registers, shared, blocks):
+    """Thread blocks that a multiprocessor has room for, computed by hand from the vendors' tables."""
+    assert resident_blocks(target, warps, registers, shared) == blocks
+
+
+def test_loops_count_once():
+    """Of the stretches of a program's text, that which loads most is in flight; stores are not."""
+    accesses = [TensorAccess(True, 16, 0), TensorAccess(True, 16, 1), TensorAccess(True, 8, 1)]
+    assert loaded_at_once([*accesses, TensorAccess(False, 16, 1)]) == 24
+    assert loaded_at_once([]) == 0
+
+
+TOY = Gpu("toy", sms=10, dram=1000, l2=2000, latency=1.0, launch=2.0)
+#: Made up, for arithmetic by hand: the half of a shape moves 40 and requests 60 kB; the shape's result has 40 kB.
+HALF = {"shape": [100, 100], "dtype": "float32", "part": 2, "launches": 3, "dram": 40_000, "request": 60_000}
+
+
+def test_a_roofline():
+    """80 kB of DRAM traffic take 80 µs, 120 kB of the L2's 60, three launches 6."""
+    guess = estimate(HALF, None, TOY)
+    assert guess == (86.0, "dram", {"dram": 80.0, "l2": 60.0, "launch": 6.0})
+    assert estimate(HALF | {"request": 100_000}, None, TOY)[:2] == (106.0, "l2")
+    assert estimate(HALF | {"launches": 41}, None, TOY)[:2] == (162.0, "launch")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "in_flight", "us", "binds"),
+    [
+        (40, 2000, 20.0, "dram"),  # two waves of the 20 that there is room for
+        (21, 1050, 40_000 / 1050, "dram"),  # two waves, one of them nearly empty
+        (4, 400, 100.0, "latency"),  # too few
+    ],
+)
+def test_latency(blocks, in_flight, us, binds):
+    """40 kB are fetched, 100 bytes at once by each thread block."""
+    kernel = {"blocks": blocks, "resident_blocks": 2, "in_flight": 200}
+    assert bytes_in_flight(kernel, TOY) == in_flight
+    small = {"blocks": 1, "resident_blocks": 1, "in_flight": 0}  # loads no tensor of x's size: does not count
+    guess = estimate(HALF, {"kernels": [kernel, small]}, TOY)
+    assert guess.terms["latency"] == pytest.approx(us)
+    assert (guess.us, guess.binds) == (max(us, 80) + 6, binds)
+
+
+def test_every_target_has_its_gpu():
+    """Limits for each target, and for the GPU that it is planned for a roofline with as many multiprocessors."""
+    assert set(LIMITS) == set(TARGETS) == set(PLANNED_FOR)
+    assert {gpu: device.sms for gpu, device in PLANNED_FOR.values()} == {gpu.name: gpu.sms for gpu in GPUS.values()}
+    assert all(LIMITS[name].lanes == target.warp_size for name, target in TARGETS.items())
+
+
+def test_directions_of_a_job():
+    """A job for one pass has the rows of that alone."""
+    job = Job("traffic", "H100", LIBRARY, Cell(Case("layer", (64, 256)), "contiguous", "float32"), ("backward",))
+    assert [row["direction"] for row in job.rows({"forward": {}, "backward": {}})] == ["backward"]
