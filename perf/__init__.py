@@ -1,1 +1,1 @@
-"""Measurements that need no GPU."""
+"""Measurements, on a GPU and without one."""

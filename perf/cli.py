@@ -9,7 +9,7 @@ import json
 import pkgutil
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
@@ -130,25 +130,40 @@ def show(title: str, heads: Sequence[str], rows: Iterable[Sequence[object]], not
 class Lines:
     """JSON lines, on disk as soon as they are there: a run that is stopped keeps what it measured."""
 
-    def __init__(self, file: Path | None) -> None:
-        """Begin a file anew; with None, keep nothing.
+    def __init__(self, file: Path | None, resume: bool = False) -> None:
+        """Begin a file anew, or ``resume`` with the rows that are there; with None, keep nothing.
 
         Raises:
-            Refusal: it cannot be written.
+            Refusal: it cannot be written, or holds something else.
         """
         self.rows: list[dict[str, Any]] = []
-        self._file: TextIO | None = None
+        self._file = file
         if file is not None:
             with writing(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                self._file = file.open("w")
+                text = file.read_text() if resume and file.exists() else ""
+                whole = text[: text.rfind("\n") + 1]  # without a last row that was cut off
+                self.rows = _rows(file, whole.splitlines())
+                if whole != text or not text:
+                    file.write_text(whole)
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a row."""
         self.rows.append(row)
         if self._file is not None:
-            self._file.write(json.dumps(row, sort_keys=True) + "\n")
-            self._file.flush()
+            with writing(self._file), self._file.open("a") as file:
+                file.write(json.dumps(row, sort_keys=True) + "\n")
+
+
+def _rows(file: Path, lines: list[str]) -> list[dict[str, Any]]:
+    """The rows of a file's lines."""
+    try:
+        rows = [json.loads(line) for line in lines if line]
+    except ValueError:
+        rows = [None]
+    if not all(isinstance(row, dict) for row in rows):
+        raise Refusal(f"{file} holds other things than rows of results: name another file with --out")
+    return rows
 
 
 @contextmanager

@@ -304,7 +304,8 @@ def tensor_accesses(kernel: Any, args: Sequence[Any], numel: int) -> list[Tensor
 def loaded_at_once(accesses: Sequence[TensorAccess]) -> int:
     """Bytes that a thread loads in that stretch of the text that loads most: it need not wait for one before the next.
 
-    A loop's body is a stretch, of which one iteration counts; so is what stands before, between and after loops.
+    A loop's body is a stretch, of which one round counts (a compiler may have made one of two iterations); so is what
+    stands before, between and after loops.
     """
     loaded: Counter[int] = Counter()
     for access in accesses:

@@ -7,6 +7,11 @@ import json
 import os
 
 import pytest
+import triton
+
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
+    pytest.skip("results are measured with Triton 3.9 or later", allow_module_level=True)
+
 from normtriton.perf.codegen import PLANNED_FOR
 from normtriton.perf.compare import changes, read
 from normtriton.perf.jobs import Job, figures

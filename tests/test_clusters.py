@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from cases import Case, lay_out
+from cases import CLUSTERED, lay_out
 from normtriton.perf.shapes import Case as Real
 from normtriton.perf.shapes import make
 from test_norms import check, parameters
@@ -17,28 +17,6 @@ import normtriton as nt
 from normtriton import clusters, launch
 from normtriton.plan import Device
 from normtriton.schedule import backward_schedule, forward_schedule
-
-CLUSTERED = {
-    "row": Case("layer", (2, 65536), "clustered", "clustered"),
-    "row-tail": Case("layer", (3, 50001), "clustered", "clustered"),
-    "rms": Case("rms", (2, 60000), "clustered", "clustered"),
-    "row-forward-only": Case("layer", (2, 70000), "clustered", "split"),
-    "batch": Case("batch", (7, 2, 80, 80), "clustered", "clustered"),
-    "instance": Case("instance", (1, 2, 210, 210), "clustered", "clustered"),
-    "group": Case("group", (2, 12, 60, 64), "clustered", "clustered", groups=2),
-    "group-last": Case("group", (1, 32, 60, 50), "clustered", "clustered", "channels_last", groups=2),
-    "batch-column": Case("batch", (33, 64, 7, 9), "clustered", "clustered", "channels_last"),
-    "batch-column-even": Case("batch", (16, 24, 16, 16), "clustered", "clustered", "channels_last"),
-    "batch-column-sector": Case("batch", (5, 16, 40, 31), "clustered", "clustered", "channels_last"),
-    "instance-column": Case("instance", (2, 24, 50, 61), "clustered", "clustered", "channels_last"),
-    "instance-column-one-short": Case("instance", (1, 16, 63, 65), "clustered", "clustered", "channels_last"),
-    "instance-few-columns": Case("instance", (2, 6, 70, 61), "clustered", "clustered", "channels_last"),
-    "group-cells": Case("group", (2, 40, 30, 31), "clustered", "clustered", "channels_last", groups=4),
-    "group-cells-blocks": Case("group", (1, 60, 16, 16), "clustered", "clustered", "channels_last", groups=10),
-    "group-cells-two-blocks": Case("group", (1, 80, 21, 20), "clustered", "clustered", "channels_last", groups=4),
-    "group-cells-many-rows": Case("group", (1, 40, 100, 51), "clustered", "split", "channels_last", groups=4),
-    "batch-too-large": Case("batch", (9, 2, 180, 181), "split", "split"),
-}
 
 
 @pytest.fixture

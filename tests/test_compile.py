@@ -13,6 +13,7 @@ from normtriton.perf.codegen import (
     TARGETS,
     compile_key,
     compile_launch,
+    facts,
     launches_of,
     read_code,
     tensor_accesses,
@@ -129,6 +130,26 @@ def test_joined_cells(dtype, shape, target):
         assert launches[0].launch.plan.block_groups and launches[0].launch.plan.ctas > 1
         assert code.stack == 0 and code.cluster_barriers <= 6, code
         assert max(code.loads) == max(code.stores) == 16, code
+
+
+#: A row held by a program, a loop over rows, and loops within a group that a program has a share of.
+IN_FLIGHT = [Case("layer", (8192, 4096)), Case("instance", (8, 64, 256, 256))]
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("case", IN_FLIGHT, ids=lambda case: case.name)
+def test_bytes_in_flight(case, target):
+    """A thread block has a tile of x on the way, and one of dy; for AMD, LLVM may do two rounds of a loop in one."""
+    for direction, launches in launches_of(*make(case, torch.bfloat16, torch.contiguous_format)).items():
+        for recorded in launches:
+            step = recorded.launch
+            kernel = compile_launch(recorded, target)
+            found = facts(kernel, step.kernel, target, step.grid, recorded.args, prod(case.shape))
+            tile = step.plan.block_kept * step.plan.block_r1 * step.plan.block_r2 * 2
+            tensors = {"forward": 1, "backward": 2}[direction] if step.kernel == direction else 0
+            tiles = found["in_flight"] / found["resident_blocks"] / tile
+            assert tiles in ({tensors} if target == "sm_90" else {tensors, 2 * tensors}), (step, found)
+            assert found["blocks"] == prod(step.grid)
 
 
 @pytest.mark.parametrize("alignment", [8, 4, 2])

@@ -2,19 +2,9 @@
 
 import pytest
 import torch
-from cases import CASES, LAYOUTS, Case, lay_out
+from cases import CASES, LAYOUTS, SMALL, lay_out, textbook
 from oracle import EPS32, close, reference
 
-SMALL = {
-    "layer": Case("layer", (4, 6, 5, 7), "", "", dims=1),
-    "layer-3": Case("layer", (3, 6, 5, 4), "", "", dims=3),
-    "rms-2": Case("rms", (3, 6, 5, 4), "", "", dims=2),
-    "batch": Case("batch", (4, 6, 5, 7), "", ""),
-    "instance": Case("instance", (4, 6, 5, 7), "", ""),
-    "group": Case("group", (4, 6, 5, 7), "", "", groups=2),
-    "group-5d": Case("group", (2, 6, 3, 4, 5), "", "", groups=2),
-    "batch-5d": Case("batch", (2, 3, 3, 4, 5), "", ""),
-}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -31,7 +21,7 @@ def check(case, x, weight, bias, dy, eps=1e-5):
     x = x.detach().requires_grad_()
     y = case.run(x, weight, bias, eps)
     y.backward(dy)
-    want = reference(x, weight, bias, dy, eps=eps, **case.oracle())
+    want = reference(x, weight, bias, dy, eps=eps, **textbook(case))
     hard = want.hardness  # backward has the mean in float32 only, as PyTorch's does
     unit = 2.0**-53 if x.dtype == torch.float64 else EPS32
     close(y, want.y, unit=unit)
@@ -124,7 +114,7 @@ def test_a_large_mean_costs_no_digits_forward(name):
     """With a mean of a million standard deviations the result is as exact as ever; the variance does not cancel."""
     case = CASES[name]
     x = lay_out(torch.randn(case.shape) + 1e6, case.layout)
-    want = reference(x, None, None, torch.randn(case.shape), eps=1e-5, **case.oracle())
+    want = reference(x, None, None, torch.randn(case.shape), eps=1e-5, **textbook(case))
     close(case.run(x, None, None), want.y)
 
 
@@ -138,7 +128,7 @@ def test_outliers(name):
         x = 1 + torch.randn(case.shape) * 0.1
         x.view(-1)[where] = 1e4
         x = lay_out(x, case.layout)
-        want = reference(x, None, None, torch.randn(case.shape), **case.oracle())
+        want = reference(x, None, None, torch.randn(case.shape), **textbook(case))
         close(case.run(x, None, None), want.y)
 
 

@@ -6,6 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 import triton
+
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
+    pytest.skip("results are measured with Triton 3.9 or later", allow_module_level=True)
+
 from click.testing import CliRunner
 from normtriton.perf import offline, rivals
 from normtriton.perf.cli import main
@@ -18,9 +22,6 @@ from normtriton.perf.shapes import SETS, Case, Cell, cells, make
 
 TINY = "layer-64x256"
 INSTRUMENTS = ("traffic", "codegen")
-measures = pytest.mark.skipif(
-    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9), reason="measured with Triton 3.9 or later"
-)
 
 
 def run(*arguments):
@@ -112,7 +113,6 @@ def test_a_cell_that_fails(monkeypatch, tmp_path):
     assert "2 of 4 rows could not be measured" in said
 
 
-@measures
 def test_a_cell_through_both(monkeypatch, tmp_path):
     """JSON lines that parse; what is kept is not measured again; the estimate then knows what is in flight."""
     asked = ("--shapes", TINY, "--dtypes", "float16", "--directions", "forward", "--jobs", "1", "--out", tmp_path)

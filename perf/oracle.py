@@ -1,0 +1,150 @@
+"""What a norm should give, by PyTorch's own functions in float64, and how far from it a library may be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+#: Added to variances and mean squares.
+EPS = 1e-5
+#: Roundings to x's dtype that a result may have seen, and roundings of the arithmetic.
+ROUNDINGS, ARITHMETIC = 2, 64
+
+
+class Operands(NamedTuple):
+    """The tensors of a call and of its backward pass.
+
+    Attributes:
+        x, dy: of the call's shape; x wants a gradient, as weight and bias do.
+        weight, bias: None where the norm has none.
+        running: mean and variance, to be updated.
+    """
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    dy: Tensor
+    running: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What wants a gradient, by the gradient's name."""
+        named = {"dx": self.x, "dweight": self.weight, "dbias": self.bias}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def fresh(self) -> Operands:
+        """The same, with running statistics, and where gradients go, of its own."""
+        x, weight, bias = (None if t is None else t.detach().requires_grad_() for t in self[:3])
+        mean, variance = (None if r is None else r.clone() for r in self.running)
+        assert x is not None
+        return self._replace(x=x, weight=weight, bias=bias, running=(mean, variance))
+
+    def wide(self) -> Operands:
+        """The same in float64, and contiguous: PyTorch 2.13 on the CPU is wrong in some other layouts.
+
+        (The gradient of `instance_norm` for a single image, where dy is channels_last.)
+        """
+
+        def widen(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.detach().double().contiguous()
+
+        x, weight, bias, dy = map(widen, self[:4])
+        mean, variance = map(widen, self.running)
+        assert x is not None
+        assert dy is not None
+        return Operands(x, weight, bias, dy, (mean, variance)).fresh()
+
+
+def call(
+    functions: Any,
+    norm: str,
+    features: Sequence[int],
+    groups: int,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running: tuple[Tensor | None, Tensor | None] = (None, None),
+    eps: float = EPS,
+) -> Tensor:
+    """A norm, in training, by `torch.nn.functional` or by what has its functions."""
+    if norm == "layer":
+        y = functions.layer_norm(x, features, weight, bias, eps)
+    elif norm == "rms":
+        y = functions.rms_norm(x, features, weight, eps)
+    elif norm == "batch":
+        y = functions.batch_norm(x, *running, weight, bias, True, 0.1, eps)
+    elif norm == "instance":
+        y = functions.instance_norm(x, None, None, weight, bias, True, 0.1, eps)
+    else:
+        y = functions.group_norm(x, groups, weight, bias, eps)
+    assert isinstance(y, torch.Tensor)
+    return y
+
+
+def gradients(y: Tensor, given: Operands) -> tuple[Tensor, ...]:
+    """Of the inputs, by autograd, which may be asked again."""
+    return torch.autograd.grad(y, list(given.inputs.values()), given.dy, retain_graph=True)
+
+
+def named(y: Tensor, grads: Sequence[Tensor], given: Operands) -> dict[str, Tensor]:
+    """All results of a call and of its backward pass."""
+    found = {"y": y.detach(), **dict(zip(given.inputs, grads, strict=True))}
+    names = ("running mean", "running variance")
+    return found | {name: r for name, r in zip(names, given.running, strict=True) if r is not None}
+
+
+def expected(run: Callable[[Operands], Tensor], given: Operands) -> dict[str, Tensor]:
+    """All results in float64; ``run`` calls PyTorch's function."""
+    wide = given.wide()
+    y = run(wide)
+    return named(y, gradients(y, wide), wide)
+
+
+class Difference(NamedTuple):
+    """A result that is farther from float64's than rounding explains: its worst element."""
+
+    result: str
+    error: float
+    allowed: float
+
+    def __str__(self) -> str:
+        return f"{self.result} is off by {self.error:.2g} where {self.allowed:.2g} is allowed"
+
+
+def differences(got: Mapping[str, Tensor], want: Mapping[str, Tensor], given: Operands) -> list[Difference]:
+    """The results that are wrong.
+
+    An element may be off by `ROUNDINGS` units in the last place of x's dtype, or of its own if that is coarser, and
+    `ARITHMETIC` roundings of the arithmetic (float32, for float64 that), relative to its own size plus the root mean
+    square of the whole result: sums cancel, and their terms set the scale. Of a parameter's gradient this scale is at
+    least that of a sum of as many values as random as dy.
+    """
+
+    def rms(values: Tensor) -> float:
+        return values.double().square().mean().sqrt().item()
+
+    dtype = given.x.dtype
+    arithmetic = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
+    wrong = []
+    for result, right in want.items():
+        value = got[result]
+        if value.shape != right.shape:
+            raise ValueError(f"{result} has shape {tuple(value.shape)}, not {tuple(right.shape)}")
+        scale = rms(right)
+        if result in ("dweight", "dbias"):
+            scale = max(scale, (given.x.numel() / right.numel()) ** 0.5 * rms(given.dy))
+        kinds = [torch.finfo(kind) for kind in (dtype, value.dtype)]
+        unit = ROUNDINGS * max(kind.eps for kind in kinds) + ARITHMETIC * arithmetic
+        allowed = unit * (right.abs() + scale) + max(kind.tiny for kind in kinds)
+        error = (value.double() - right).abs().nan_to_num(nan=float("inf"))
+        worst = int((error / allowed).argmax())
+        off, limit = error.reshape(-1)[worst].item(), allowed.reshape(-1)[worst].item()
+        if off > limit:
+            wrong.append(Difference(result, off, limit))
+    return wrong
