@@ -183,7 +183,7 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    r"""Time norms of several libraries side by side on a GPU.
+    """Time norms of several libraries side by side on a GPU.
 
     Every library's results and gradients are compared with float64's first; a wrong one is not timed. A time is the
     median with a cold L2. The forward pass is that of training; the backward pass is the gradients alone, with the
@@ -191,10 +191,11 @@ def command(
     percentage of a copy's GB/s in the same run, and the host's time for a call, apart.
 
     \b
-        python -m normtriton.perf bench
-        python -m normtriton.perf bench --shapes unet,resnet --dtypes bfloat16,float32
-        python -m normtriton.perf bench --shapes rms-8192x4096 --providers normtriton,quack --directions forward
-    """
+    Examples:
+      python -m normtriton.perf bench
+      python -m normtriton.perf bench --shapes unet,resnet --dtypes bfloat16,float32
+      python -m normtriton.perf bench --shapes rms-8192x4096 --providers normtriton,quack --directions forward
+    """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
     device = gpu.find()
     providers, missing = installed(names)
     for name, reason in missing.items():

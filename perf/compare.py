@@ -149,9 +149,10 @@ def command(old: Path, new: Path, threshold: float, as_json: bool) -> None:
     lacks is only counted.
 
     \b
-    python -m normtriton.perf compare perf/results /tmp/results
-    git worktree add ../before && python -m normtriton.perf compare ../before/perf/results perf/results
-    python -m normtriton.perf compare before.jsonl after.jsonl --threshold 0.05
+    Examples:
+      python -m normtriton.perf compare perf/results /tmp/results
+      git worktree add ../before && python -m normtriton.perf compare ../before/perf/results perf/results
+      python -m normtriton.perf compare before.jsonl after.jsonl --threshold 0.05
     """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
     before, after = read(old), read(new)
     cells = [{(place, cell) for place, rows in side.items() for cell in rows} for side in (before, after)]

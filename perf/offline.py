@@ -172,9 +172,10 @@ def traffic(
     what is in flight it knows where --out has rows of `codegen` for the same cells.
 
     \b
-    python -m normtriton.perf traffic --shapes layer-8192x4096
-    python -m normtriton.perf traffic --shapes llm,vit --machine H100,A100 --out results
-    python -m normtriton.perf traffic --shapes unet --libraries normtriton,flag-gems --json
+    Examples:
+      python -m normtriton.perf traffic --shapes layer-8192x4096
+      python -m normtriton.perf traffic --shapes llm,vit --machine H100,A100 --out results
+      python -m normtriton.perf traffic --shapes unet --libraries normtriton,flag-gems --json
     """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
 
     def table(rows: Sequence[Row], files: render.Files) -> None:
@@ -215,9 +216,10 @@ def codegen(
     bytes in flight there, the least of those launches that load tensors of x's size.
 
     \b
-    python -m normtriton.perf codegen --shapes layer-8192x4096
-    python -m normtriton.perf codegen --shapes unet --targets sm_80,sm_90,sm_100,gfx942 --out results
-    python -m normtriton.perf codegen --shapes segmentation-3d --dtypes float16 --directions forward --json
+    Examples:
+      python -m normtriton.perf codegen --shapes layer-8192x4096
+      python -m normtriton.perf codegen --shapes unet --targets sm_80,sm_90,sm_100,gfx942 --out results
+      python -m normtriton.perf codegen --shapes segmentation-3d --dtypes float16 --directions forward --json
     """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
 
     def table(rows: Sequence[Row], _files: render.Files) -> None:

@@ -248,7 +248,7 @@ def environment() -> dict[str, str]:
 @click.option("--part", "only", type=click.Choice([*PARTS]), hidden=True)
 @json_option
 def command(select: str, out: Path | None, only: str | None, as_json: bool) -> None:
-    r"""Check that the library is right on this machine, and print what a bug report needs.
+    """Check that the library is right on this machine, and print what a bug report needs.
 
     On a GPU: every branch of the plan, every norm, layout and dtype against float64, forward and backward, twice, with
     the same bits; then a few real shapes, checked and timed beside PyTorch. The first time most of it is Triton's
@@ -260,9 +260,10 @@ def command(select: str, out: Path | None, only: str | None, as_json: bool) -> N
     The exit status is 1 if anything is wrong.
 
     \b
-        python -m normtriton.perf selfcheck
-        python -m normtriton.perf selfcheck --select "group-cells" --out report.txt
-    """
+    Examples:
+      python -m normtriton.perf selfcheck
+      python -m normtriton.perf selfcheck --select "group-cells" --out report.txt
+    """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
     if only:
         for found in part(only, select):
             click.echo(json.dumps(found._asdict()))
