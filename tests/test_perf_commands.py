@@ -12,7 +12,7 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
 
 from click.testing import CliRunner
 from normtriton.perf import offline, rivals
-from normtriton.perf.cli import main
+from normtriton.perf.cli import COMMANDS, main
 from normtriton.perf.codegen import PLANNED_FOR, TARGETS, TensorAccess, loaded_at_once
 from normtriton.perf.jobs import Job, failed
 from normtriton.perf.occupancy import LIMITS, resident_blocks
@@ -30,12 +30,12 @@ def run(*arguments):
     return ran.exit_code, ran.stdout, ran.stderr
 
 
-@pytest.mark.parametrize("name", [*INSTRUMENTS, "compare"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help(name):
     """Every command shows how it is called."""
     status, text, _said = run(name, "--help")
     assert status == 0
-    assert f"\n  python -m normtriton.perf {name} " in text
+    assert f"Examples:\n    python -m normtriton.perf {name}" in text
 
 
 @pytest.mark.parametrize("name", INSTRUMENTS)
