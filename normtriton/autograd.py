@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from . import launch, operators, transforms
+from . import launch, operators, sharded, transforms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,8 +99,11 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call)
     """Normalize x, which takes the kernels, as ``call`` says."""
     if unwatched(x):
         return normalize_unwatched(x, weight, bias, call)
-    if not _is_compiling() and (_transforms() or forward_ad._current_level >= 0):
-        return transforms.normalize(x, weight, bias, call)
+    if not _is_compiling():
+        if _transforms() or forward_ad._current_level >= 0:
+            return transforms.normalize(x, weight, bias, call)
+        if sharded.is_sharded(x):
+            return sharded.normalize(x, weight, bias, call)
     return operators.normalize(x, weight, bias, call)
 
 

@@ -200,7 +200,10 @@ def explain(
     except functional.Refused:
         call = None
     if call is None:
-        function(*args, **kwargs)  # raises
+        statistics = {
+            k: t.clone() for k, t in arguments.items() if k.startswith("running") and isinstance(t, torch.Tensor)
+        }
+        function(x, **{**arguments, **statistics})  # raises, or PyTorch's function takes it
         raise ValueError(f"nothing to explain: torch.nn.functional.{name} takes this call")
     weight, bias = (arguments.get(p) for p in ("weight", "bias"))
     if name in ("batch_norm", "instance_norm"):

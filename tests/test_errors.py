@@ -403,3 +403,14 @@ def test_empty_batch_leaves_running_statistics():
     before = mean.clone(), var.clone()
     nt.batch_norm(torch.randn(0, 6, 3), mean, var, training=True)
     assert torch.equal(mean, before[0]) and torch.equal(var, before[1])
+
+
+def test_explaining_a_call_that_pytorch_takes():
+    """It says so, and changes no statistics; of one that nobody takes, PyTorch's error."""
+    x = torch.randn(4, 3, 5, dtype=torch.complex64).conj().imag
+    mean, var = torch.zeros(3), torch.ones(3)
+    with pytest.raises(ValueError, match=r"torch\.nn\.functional\.batch_norm takes this call"):
+        nt.explain(nt.batch_norm, x, mean, var, training=True)
+    assert mean.eq(0).all() and var.eq(1).all()
+    with pytest.raises(RuntimeError, match="running_mean should contain 3 elements not 2"):
+        nt.explain(nt.batch_norm, x, mean[:2], var, training=True)

@@ -1,0 +1,73 @@
+"""DTensors: every process normalizes its own part with the kernels, where parts are made of whole groups.
+
+Taken when `torch.distributed.tensor` was imported and x is one of its tensors. Parameters and running statistics are
+replicated first, their gradients are partial sums over the processes, and x is gathered along dimensions that the
+statistics or the parameters need whole: the placements that PyTorch's own layer norm has.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .launch import exact_pair
+from .norms import name_axes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .schedule import Problem
+
+
+def is_sharded(x: Any) -> bool:
+    """Whether x is a DTensor. Imports nothing."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def batch_dimensions(problem: Problem) -> set[int]:
+    """The dimensions that neither the statistics are taken over nor the parameters vary along."""
+    needed = {*problem.over, *problem.affine}
+    dims = name_axes(problem.norm.axes, problem.shape, dict(problem.sizes))
+    return {i for i, dim in enumerate(dims) if not needed & {(axis.name, axis.ordinal) for axis in dim}}
+
+
+def normalize(x: Any, weight: Any, bias: Any, call: Any) -> Tensor:
+    """`normtriton.autograd.normalize` of a DTensor; every tensor of the call is one.
+
+    Raises:
+        RuntimeError: a parameter or a running statistic is a plain tensor; PyTorch mixes them no more than this.
+    """
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard  # noqa: PLC0415  a second, and seldom needed
+
+    from .autograd import normalize_unwatched  # noqa: PLC0415  it asks this module
+
+    running = call.running
+    others = [weight, bias, *(() if running is None else (running.mean, running.var))]
+    if any(t is not None and not isinstance(t, DTensor) for t in others):
+        raise RuntimeError(
+            "got mixed torch.Tensor and DTensor: weight, bias and running statistics are DTensors if x is"
+        )
+    whole = (Replicate(),) * x.device_mesh.ndim
+    free = batch_dimensions(call.problem)
+    placements = tuple(p if type(p) is Shard and p.dim in free else Replicate() for p in x.placements)
+    sums = [Partial() if isinstance(p, Shard) else Replicate() for p in placements]
+
+    def local(t: Any, placements: Any, gradient: Any) -> Any:
+        # redistributing to the same placements would add up the gradient's partial sums at once
+        t = t if t.placements == placements else t.redistribute(placements=placements)
+        return t.to_local(grad_placements=gradient)
+
+    part = local(x, placements, placements)
+    weight, bias = (p if p is None else local(p, whole, sums) for p in (weight, bias))
+    if running is not None:
+        mean, var = (local(t, whole, whole) for t in (running.mean, running.var))
+        momentum = exact_pair(sum(running.momentum)) if running.momentum else ()
+        running = running._replace(mean=mean, var=var, momentum=momentum)
+    problem = call.problem._replace(shape=tuple(part.shape))
+    call = call._replace(problem=problem, eps=exact_pair(sum(call.eps)), running=running)
+    y = normalize_unwatched(part, weight, bias, call)
+    laid = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta"))
+    return DTensor.from_local(y, x.device_mesh, placements, run_check=False, shape=x.shape, stride=laid.stride())
