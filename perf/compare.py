@@ -18,6 +18,8 @@ from .render import Files, Row, key, most, table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: Whose rows are compared.
+INSTRUMENTS = ("traffic", "code", "bench")
 #: Figures of which one more is one too many.
 EXACT = ("launches", "stack", "cluster_barriers")
 #: Figures of which more is better.
@@ -114,7 +116,7 @@ def report(found: list[Change], compared: int, alone: int) -> str:
 
 
 def read(path: Path) -> Files:
-    """Rows of a folder or a file by instrument and machine, and by what they are of.
+    """Rows of a folder or a file by instrument and machine, and by what they are of; those of `INSTRUMENTS` only.
 
     Raises:
         click.BadParameter: there are none, or they are no rows of results.
@@ -123,7 +125,8 @@ def read(path: Path) -> Files:
     found: Files = {}
     try:
         for row in (json.loads(line) for file in files for line in file.read_text().splitlines()):
-            found.setdefault(f"{row['instrument']} {row['machine']}", {})[key(row)] = row
+            if row["instrument"] in INSTRUMENTS:
+                found.setdefault(f"{row['instrument']} {row['machine']}", {})[key(row)] = row
     except (ValueError, KeyError, TypeError) as error:
         raise click.BadParameter(f"{path} has a line that is no row of results: {error!r}") from error
     if not found:

@@ -112,11 +112,12 @@ def _run(
         where = "; name a folder with --out to keep them" if out is None else f" and kept in {out}"
         return f"{len(rows)} rows were measured{where}"
 
-    there = [job for job in wanted if store is not None and store.has(job)]
-    for job in there:
-        assert store is not None
-        add(store.rows(job))
-    todo = [job for job in wanted if job not in set(there)]
+    todo = []
+    for job in wanted:
+        if store is not None and store.has(job):
+            add(store.rows(job))
+        else:
+            todo.append(job)
     try:
         with interruptible(kept), progress(wanted[0].instrument, len(todo)) as done:
             for job, found in measured(todo, processes):
