@@ -15,14 +15,18 @@ of once, made again without clusters, and no other is tried.
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from pathlib import Path
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 
+from . import cache
 from .switch import Switch
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _switch = Switch("NORMTRITON_CLUSTERS", "auto", "on", "off")
 refused: set[int] = set()  #: devices on which a launch failed; -1 is the interpreter's
@@ -89,10 +93,7 @@ def refuse(index: int, error: BaseException) -> None:
 
 def cache_file() -> Path:
     """Where verdicts are kept."""
-    folder = os.environ.get("NORMTRITON_CACHE")
-    if folder:
-        return Path(folder) / "clusters.json"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normtriton" / "clusters.json"
+    return cache.folder() / "clusters.json"
 
 
 def _read() -> dict[str, bool]:
@@ -104,14 +105,8 @@ def _read() -> dict[str, bool]:
 
 
 def _write(key: str, verdict: bool) -> None:
-    file = cache_file()
-    temporary = file.with_suffix(f".{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(_read() | {key: verdict}, indent=1))
-        temporary.replace(file)  # a reader sees the old file or the new one
-    except OSError:
-        pass  # a folder that cannot be written costs a trial in every process, nothing else
+    with suppress(OSError):  # a folder that cannot be written costs a trial in every process, nothing else
+        cache.write(cache_file(), json.dumps(_read() | {key: verdict}, indent=1))
 
 
 def _verdict(index: int) -> bool:

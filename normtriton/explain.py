@@ -77,7 +77,7 @@ class Explanation(NamedTuple):
             f"runs: {routes[self.route]}",
             (
                 f"planned for {self.device.sms} multiprocessors, {'with' if self.device.clusters else 'without'} "
-                f"thread-block clusters"
+                f"thread-block clusters{f', tuned by {self.device.tuned.source}' if self.device.tuned else ''}"
             ),
         ]
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
@@ -88,6 +88,8 @@ class Explanation(NamedTuple):
                 f"{direction.moved / direction.compulsory:.2f} x the compulsory {direction.compulsory:,}"
             )
             lines.append(f"  why: {schedule.reason}")
+            if schedule.tuning:
+                lines.append(f"  tuned: {schedule.tuning}")
             lines += [f"  {_describe(step)}" for step in schedule.launches]
         return "\n".join(lines)
 
@@ -210,7 +212,10 @@ def explain(
         weight, bias = (p if p is None or p.dim() == 1 else p.reshape(-1) for p in (weight, bias))
     route = "torch" if not has_kernels(x) else "triton" if x.is_cuda else "interpreter"
     device = launch.device_of(x) if x.is_cuda else Device(132, switch.compiles() and switch.mode() != "off")
-    device = Device(device.sms if sms is None else sms, device.clusters if clusters is None else clusters)
+    if sms is not None and sms != device.sms:
+        device = Device(sms, device.clusters)  # another device, for which no table was made
+    if clusters is not None:
+        device = device._replace(clusters=clusters)
     if x.numel() == 0:
         raise ValueError(f"nothing to explain: input of shape {tuple(x.shape)} is empty and launches nothing")
     return Explanation(

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
-from . import clusters
+from . import clusters, tuned
 from .kernels.backward import normalize_backward
 from .kernels.finalize import average_running, merge_moments, sum_parts, sum_twice
 from .kernels.forward import normalize_forward
@@ -246,8 +246,11 @@ def _run_clustered(launch: Launch, kinds: Kinds, *args: Any) -> bool:
 @lru_cache(maxsize=64)
 def _device(index: int) -> Device:
     if index < 0:  # the interpreter's CPU
-        return Device(INTERPRETER_SMS, clusters.mode() == "on" and -1 not in clusters.refused)
-    return Device(int(torch.cuda.get_device_properties(index).multi_processor_count), clusters.allowed(index))
+        sms, clustered = INTERPRETER_SMS, clusters.mode() == "on" and -1 not in clusters.refused
+    else:
+        sms = int(torch.cuda.get_device_properties(index).multi_processor_count)
+        clustered = clusters.allowed(index)
+    return Device(sms, clustered, tuned.table_for(index, sms))
 
 
 def device_of(x: Tensor) -> Device:
@@ -268,7 +271,7 @@ def _without_clusters(x: Tensor) -> Device:
 
 
 def forget_devices() -> None:
-    """Ask anew what devices can do: `normtriton.clusters` has changed its mind."""
+    """Ask anew what devices can do: `normtriton.clusters` or `normtriton.tuned` has changed its mind."""
     _device.cache_clear()
 
 

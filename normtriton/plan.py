@@ -11,6 +11,8 @@ from math import ceil, prod
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .grouping import Grouping
 
 #: Elements of one program's tile that stay in registers from read to write. Forward holds x in float32; compiled: 40960
@@ -50,6 +52,116 @@ LEAST_PROGRAMS_PER_SM = 2
 MOST_PROGRAMS_PER_SM = 4
 #: A bound on the parts of a group, so that merging them stays small against the group.
 MAX_CHUNKS = 1024
+#: Elements of the smallest group that a cluster is measured for: of the smallest that some program cannot hold.
+LEAST_CLUSTERED = 8 * 1024
+
+#: What of a plan may be chosen by measuring, the planner's own choice first. With each of these the planner keeps to
+#: the limits above, so that whatever a table of tunings says, the plan is a sound one.
+KNOBS: dict[str, tuple[int | str, ...]] = {
+    "per_thread": (PER_THREAD, 16, 8, 64),
+    "on_chip": ("planner", "program", "cluster", "nothing"),
+    "column_bytes": (COLUMN_BYTES, 64),
+    "program_bytes": (PROGRAM_BYTES, 40 * 1024, 160 * 1024),
+    "programs_per_sm": (LEAST_PROGRAMS_PER_SM, 1, 4),
+    "sweep_elements": (RESIDENT_ACCUMULATE, 4 * 1024, 2 * 1024),
+}
+
+
+class Tuning(NamedTuple):
+    """A choice of each of the `KNOBS`; by default the planner's own.
+
+    Attributes:
+        per_thread: elements a thread holds, see `PER_THREAD`; as near to it as the limits of a tile allow.
+        on_chip: what holds a group that fits on chip: a "program"; a "cluster" of them, if the device has clusters;
+            "nothing", so that it is read twice; or as the "planner" has it.
+        column_bytes: what a tile spans of a contiguous kept axis, see `COLUMN_BYTES`.
+        program_bytes: a program's share of a group that it does not have to itself, see `PROGRAM_BYTES`.
+        programs_per_sm: see `LEAST_PROGRAMS_PER_SM`; twice as many are the most. Of programs that hold parameters while
+            they sweep many groups, half as many.
+        sweep_elements: of those programs' tiles.
+    """
+
+    per_thread: int = PER_THREAD
+    on_chip: str = "planner"
+    column_bytes: int = COLUMN_BYTES
+    program_bytes: int = PROGRAM_BYTES
+    programs_per_sm: int = LEAST_PROGRAMS_PER_SM
+    sweep_elements: int = RESIDENT_ACCUMULATE
+
+    @classmethod
+    def of(cls, chosen: Mapping[str, int | str]) -> Tuning:
+        """The tuning that differs from the planner's choice in these knobs.
+
+        Raises:
+            ValueError: no such knob, or not one of its values.
+        """
+        for knob, value in chosen.items():
+            if knob not in KNOBS:
+                raise ValueError(f"no knob is called {knob!r}; there are {', '.join(KNOBS)}")
+            if type(value) not in (int, str) or value not in KNOBS[knob]:
+                raise ValueError(f"{knob} is one of {', '.join(map(str, KNOBS[knob]))}, not {value!r}")
+        return cls(**chosen)  # type: ignore[arg-type]  # of the types of the knob's values
+
+    @property
+    def chosen(self) -> dict[str, int | str]:
+        """The knobs that differ from the planner's choice."""
+        return {knob: value for knob, value in self._asdict().items() if value != KNOBS[knob][0]}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{knob}={value}" for knob, value in self.chosen.items()) or "the planner's own choice"
+
+
+UNTUNED = Tuning()
+
+
+class Subject(NamedTuple):
+    """What a tuning is for: one direction of a norm, its group's size and layout; never how many groups a batch has.
+
+    So tunings may depend on the batch where a group does, as batch norm's, and nowhere else.
+
+    Attributes:
+        direction: "forward" or "backward".
+        norm: its axes, in words.
+        operands: what takes part besides x and y, or is wanted.
+        itemsize: bytes of an element of x.
+        kept: the size of the kept axis, if that is the model's; else 0.
+        walk, r1, r2: sizes of the reduced axes, see `Grouping`.
+        vector_axis: the contiguous one of the axes.
+        vector: elements that one instruction may move.
+        clusters: whether the device's clusters may be used.
+    """
+
+    direction: str
+    norm: str
+    operands: str
+    itemsize: int
+    kept: int
+    walk: tuple[int, ...]
+    r1: int
+    r2: int
+    vector_axis: str
+    vector: int
+    clusters: bool
+
+
+class Tunings:
+    """A table of tunings. Equal to itself alone, so that a `Device` that has one is told from others at no cost.
+
+    Attributes:
+        entries: by what they are for.
+        otherwise: the tuning of whatever else there is; None for the planner's own choice.
+        source: where it comes from, in words.
+    """
+
+    def __init__(
+        self, entries: Mapping[Subject, Tuning], otherwise: Tuning | None = None, source: str = "this program"
+    ) -> None:
+        """Keep a table."""
+        self.entries, self.otherwise, self.source = dict(entries), otherwise, source
+
+    def find(self, subject: Subject | None) -> Tuning | None:
+        """The tuning for a subject; None for the planner's own choice."""
+        return self.otherwise if subject is None else self.entries.get(subject, self.otherwise)
 
 
 def power_of_two(n: int) -> int:
@@ -106,10 +218,11 @@ class Plan:
 
 
 class Device(NamedTuple):
-    """What plans depend on of a device: its multiprocessors, and whether their programs may form clusters."""
+    """What plans depend on of a device: its multiprocessors, whether their programs may form clusters, and tunings."""
 
     sms: int
     clusters: bool = False
+    tuned: Tunings | None = None
 
 
 class Tile(NamedTuple):
@@ -150,11 +263,11 @@ def _extent(size: int, fixed: bool) -> int:
     return size if fixed else power_of_two(size)
 
 
-def _column(group: Grouping, itemsize: int) -> int:
+def _column(group: Grouping, itemsize: int, column_bytes: int) -> int:
     """The tile's width along a contiguous kept axis, 1 if it is not contiguous."""
     if group.vector_axis != "kept":
         return 1
-    return min(max(COLUMN_BYTES // itemsize, 1), _most(group))
+    return min(max(column_bytes // itemsize, 1), _most(group))
 
 
 def _run(group: Grouping, itemsize: int) -> int:
@@ -185,7 +298,9 @@ def _most(group: Grouping) -> int:
     return power_of_two(group.kept) if group.fixed and group.fixed[0] else 1 << 30
 
 
-def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024) -> Tile | None:
+def resident_tile(
+    group: Grouping, itemsize: int, limit: int, target: int = 1024, tuning: Tuning = UNTUNED
+) -> Tile | None:
     """A tile that holds whole groups, or None if they are too large.
 
     A group of up to 1024 elements takes one warp, which needs no barrier; smaller groups share the tile. With a
@@ -197,7 +312,7 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024
     fixed = group.fixed or (False, False, False)
     free = fixed if vector > 1 else (False, False, False)  # one by one, padding takes addresses too
     elements = _extent(group.r1, free[1]) * _extent(group.r2, free[2])
-    width = _column(group, itemsize)
+    width = _column(group, itemsize, tuning.column_bytes)
     limit = min(limit, RESIDENT_FORWARD // 2) if width > 1 else limit  # compiled: sums across rows take registers
     wide = 2 if itemsize == 8 else 1  # registers of an element
     limit, target = limit // wide, target // wide
@@ -218,10 +333,15 @@ def resident_tile(group: Grouping, itemsize: int, limit: int, target: int = 1024
         width = max(width, run)
     room = max(target, padded) // padded
     kept = max(width, min(room, _most(group)))
-    return Tile(kept, power_of_two(group.r1), power_of_two(group.r2), warps(kept * elements, PER_THREAD // wide))
+    num_warps = warps(kept * elements, tuning.per_thread // wide)
+    # up to 8 warps have 255 registers a thread: a thread holds no more elements than if 8 shared the largest tile. (A
+    # quarter more: 5119 take 4 warps. Compiled: a tuned tile of 2 x 1000 in one, gathering, spilled 136 bytes)
+    while num_warps < 8 and kept * elements > num_warps * (limit // 8) * 5 // 4:
+        num_warps *= 2
+    return Tile(kept, power_of_two(group.r1), power_of_two(group.r2), num_warps)
 
 
-def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0) -> Tile | None:
+def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0, tuning: Tuning = UNTUNED) -> Tile | None:
     """A tile that one cluster holds, or None if that is too large.
 
     It is one group, or where the kept axis is the contiguous one `CLUSTER_COLUMN_BYTES` of neighbouring groups, whose
@@ -240,7 +360,7 @@ def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0) -> T
         limit //= 2  # compiled: a row of 131073 spilled 320 bytes forward, 128 x 512 elements 8 backward
     if scattered:
         limit //= 2
-    per_thread = PER_THREAD // (2 if scattered else 1)
+    per_thread = min(tuning.per_thread, PER_THREAD) // (2 if scattered else 1)
     for span in (CLUSTER_COLUMN_BYTES, 32) if columns else (itemsize,):
         width = min(span // itemsize, _most(group))
         least = ceil(fill * width / group.numel * group.reduced)
@@ -254,7 +374,7 @@ def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0) -> T
     return None
 
 
-def cluster_cells(group: Grouping, itemsize: int, limit: int) -> Tile | None:
+def cluster_cells(group: Grouping, itemsize: int, limit: int, tuning: Tuning = UNTUNED) -> Tile | None:
     """A tile of whole groups of several cells that one cluster holds, or None if they are too large.
 
     It is filled with groups to a multiple of 16 bytes, and at least half of it. Thread blocks as in `cluster_tile`.
@@ -269,7 +389,8 @@ def cluster_cells(group: Grouping, itemsize: int, limit: int) -> Tile | None:
         for ctas in (2, 4, MAX_CTAS):
             share = width * power_of_two(ceil(group.r2 / ctas))
             if 2 * groups * group.cells > width and share <= limit // (1 if ctas == MAX_CTAS else 2):
-                return Tile(width, ctas, share // width, warps(share), ctas, groups)
+                num_warps = warps(share, min(tuning.per_thread, PER_THREAD))
+                return Tile(width, ctas, share // width, num_warps, ctas, groups)
     return None
 
 
@@ -285,14 +406,15 @@ def _fit(size: int, limit: int) -> int:
     return min(min(waste, key=lambda b: (waste[b], -b)), power_of_two(size)) if waste else power_of_two(size)
 
 
-def looped_tile(group: Grouping, itemsize: int, tensors: int = 1) -> Tile:
+def looped_tile(group: Grouping, itemsize: int, tensors: int = 1, tuning: Tuning = UNTUNED) -> Tile:
     """A tile that is one of many along the reduced axes, for a kernel that reads so many tensors.
 
     Its elements are half as many a thread where two tensors are read, or where sums run across rows: compiled, the
     exchange of 64 columns' sums takes the registers.
     """
-    kept = _column(group, itemsize)
-    per_thread = PER_THREAD // (2 if tensors > 1 or kept > 1 else 1) // (2 if itemsize == 8 else 1)
+    kept = _column(group, itemsize, tuning.column_bytes)
+    per_thread = min(max(tuning.per_thread, PER_THREAD // 2), PER_THREAD)
+    per_thread = per_thread // (2 if tensors > 1 or kept > 1 else 1) // (2 if itemsize == 8 else 1)
     room = 8 * 32 * per_thread // kept
     r2 = min(_fit(group.r2, room), room)
     r1 = min(power_of_two(group.r1), max(room // r2, 1))
@@ -341,7 +463,7 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample:
     )
 
 
-def chunks_by_size(group: Grouping, tile: Tile, itemsize: int) -> int:
+def chunks_by_size(group: Grouping, tile: Tile, itemsize: int, tuning: Tuning = UNTUNED) -> int:
     """Programs that share a block of groups, from the block's size alone: its bits do not depend on the batch.
 
     Each reads its groups' statistics and parameters and writes their sums, 52 bytes of float32 for a column forward;
@@ -349,16 +471,17 @@ def chunks_by_size(group: Grouping, tile: Tile, itemsize: int) -> int:
     """
     walked = tile.kept * tile.r1 * tile.r2 * itemsize
     tiles = tile.tiles(group)
-    return even_chunks(tiles, ceil(tiles / max(PROGRAM_BYTES // walked, 1)))
+    return even_chunks(tiles, ceil(tiles / max(tuning.program_bytes // walked, 1)))
 
 
-def chunks_to_fill(group: Grouping, tile: Tile, itemsize: int, sms: int) -> int:
+def chunks_to_fill(group: Grouping, tile: Tile, itemsize: int, sms: int, tuning: Tuning = UNTUNED) -> int:
     """As `chunks_by_size`, but enough programs to fill the multiprocessors; 1 if there are anyway."""
     blocks = tile.blocks(group)
-    if blocks >= 2 * sms:
+    if blocks >= tuning.programs_per_sm * sms:
         return 1
-    least, most = (ceil(each * sms / blocks) for each in (LEAST_PROGRAMS_PER_SM, MOST_PROGRAMS_PER_SM))
-    return even_chunks(tile.tiles(group), min(max(chunks_by_size(group, tile, itemsize), least), most))
+    sms_each = sms * tuning.programs_per_sm / LEAST_PROGRAMS_PER_SM
+    least, most = (ceil(each * sms_each / blocks) for each in (LEAST_PROGRAMS_PER_SM, MOST_PROGRAMS_PER_SM))
+    return even_chunks(tile.tiles(group), min(max(chunks_by_size(group, tile, itemsize, tuning), least), most))
 
 
 def even_chunks(tiles: int, wanted: int) -> int:

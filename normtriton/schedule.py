@@ -15,13 +15,17 @@ where the groups lie within one sample (`Norm.batch_invariant`). Batch norm may 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import product
 from math import ceil, prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import plan as planning
 from .grouping import Axis, Grouping, build, contiguous, spread
 from .norms import Norm, name_axes
-from .plan import Device, Plan, Tile, make_plan
+from .plan import KNOBS, UNTUNED, Device, Plan, Subject, Tile, Tuning, Tunings, make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 type_strides = tuple[int, ...]
 Key = tuple[str, int]
@@ -156,6 +160,8 @@ class Schedule(NamedTuple):
         rows: elements of one plane of the buffer of partial parameter gradients; 0 if they need none of their own.
         num_groups: elements of the saved statistics.
         parameter_shape: of weight and bias.
+        subject: what a tuning of it is for; None where it may have none.
+        tuning: the tuning that was found for it; None for the planner's own choice.
     """
 
     strategy: str
@@ -170,6 +176,8 @@ class Schedule(NamedTuple):
     rows: int = 0
     num_groups: int = 0
     parameter_shape: tuple[int, ...] = ()
+    subject: Subject | None = None
+    tuning: Tuning | None = None
 
     @property
     def launches(self) -> tuple[Launch, ...]:
@@ -219,6 +227,8 @@ class Pass(NamedTuple):
         itemsize: bytes of an element of x.
         device: what plans depend on of the device.
         constant: whether the statistics are given.
+        subject: what a tuning is for; None where there may be none.
+        tuned: what the device's table has for the subject, or None.
     """
 
     problem: Problem
@@ -229,6 +239,40 @@ class Pass(NamedTuple):
     itemsize: int
     device: Device
     constant: bool
+    subject: Subject | None = None
+    tuned: Tuning | None = None
+
+    def looked_up(self, *operands: str) -> Pass:
+        """With the tuning that the device's table has, if there is one."""
+        table = self.device.tuned
+        subject = self.about(" ".join(filter(None, operands)))
+        return self._replace(subject=subject, tuned=table.find(subject) if table else None)
+
+    @property
+    def tuning(self) -> Tuning:
+        """What plans are made with."""
+        return self.tuned or UNTUNED
+
+    def about(self, operands: str) -> Subject | None:
+        """What a tuning is for; None where the batch is the contiguous axis, which the planner itself minds."""
+        group = self.group(self.problem.over)
+        own = group.fixed is not None and group.fixed[0]
+        if group.vector_axis == "kept" and not own:
+            return None
+        norm = self.problem.norm
+        return Subject(
+            self.kernel,
+            f"({norm.axes}) over ({norm.over}), parameters ({norm.affine}){'' if norm.centered else ', mean 0'}",
+            operands,
+            self.itemsize,
+            group.kept if own else 0,
+            group.walk,
+            group.r1,
+            group.r2,
+            group.vector_axis,
+            group.vector(16 // self.itemsize),
+            self.device.clusters,
+        )
 
     @property
     def channels(self) -> tuple[Key, ...]:
@@ -248,7 +292,7 @@ class Pass(NamedTuple):
 
     def tile(self, group: Grouping) -> Tile:
         """One of many tiles."""
-        return planning.looped_tile(group, self.itemsize, tensors=len(self.tensors) - 1)
+        return planning.looped_tile(group, self.itemsize, len(self.tensors) - 1, self.tuning)
 
     def launch(
         self, group: Grouping, tile: Tile, stage: str, grid: tuple[int, int], accumulate: bool = False
@@ -275,17 +319,29 @@ class Pass(NamedTuple):
         """Programs that share a group."""
         tile = self.tile(group)
         if self.problem.norm.batch_invariant:
-            return planning.chunks_by_size(group, tile, self.itemsize)
-        return planning.chunks_to_fill(group, tile, self.itemsize, self.device.sms)
+            return planning.chunks_by_size(group, tile, self.itemsize, self.tuning)
+        return planning.chunks_to_fill(group, tile, self.itemsize, self.device.sms, self.tuning)
 
     def on_chip(self, group: Grouping, limit: int, cluster_limit: int, target: int = 1024) -> Tile | None:
         """The tile that holds whole groups: a program's own, or a cluster's if they are large; or None."""
-        tile = planning.resident_tile(group, self.itemsize, limit, target)
-        if not self.device.clusters or (tile and group.reduced * self.itemsize <= planning.PROGRAM_BYTES):
+        holder = self.tuning.on_chip
+        if holder == "nothing":
+            return None
+        tile = planning.resident_tile(group, self.itemsize, limit, target, self.tuning)
+        small = group.reduced * self.itemsize <= planning.PROGRAM_BYTES
+        if holder == "cluster":
+            small = group.reduced < planning.LEAST_CLUSTERED
+        if not self.device.clusters or holder == "program" or (tile and small):
             return tile
         # batch norm may let the batch decide, and fills three quarters of the multiprocessors at least
         fill = 0 if self.problem.norm.batch_invariant else ceil(self.device.sms * 3 / 4)
-        return planning.cluster_tile(group, self.itemsize, cluster_limit, fill) or tile
+        return planning.cluster_tile(group, self.itemsize, cluster_limit, fill, self.tuning) or tile
+
+    def joined(self, cells: Grouping, cluster_limit: int) -> Tile | None:
+        """The tile of whole groups of several cells that a cluster holds, or None."""
+        if not self.device.clusters or self.tuning.on_chip in ("program", "nothing"):
+            return None
+        return planning.cluster_cells(cells, self.itemsize, cluster_limit, self.tuning)
 
     def held(self, group: Grouping, tile: Tile, operands: str = "") -> tuple[str, str]:
         """The strategy of a tile that holds whole groups, and the reason in words."""
@@ -335,18 +391,20 @@ def forward_schedule(
     tensors = {"x": problem.tensor(x), "y": problem.tensor(y)}
     w, b = (None if p is None else problem.parameter(p) for p in (weight, bias))
     one = Pass(problem, "forward", tensors, w, b, itemsize, device, running == "use")
+    one = one.looked_up("weight" if w else "", "bias" if b else "", running)
     group = one.group(problem.over)
     if one.constant:
-        return Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
+        schedule = Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
+        return schedule._replace(subject=one.subject, tuning=one.tuned)
 
     # one entry a channel: unless that is one a group, the groups' statistics are averaged
     averaged = running == "update" and one.channels != problem.kept
     average = average_over(problem, one.stats, one.channels) if averaged else None
     tile = one.on_chip(group, planning.RESIDENT_FORWARD, planning.CLUSTER_FORWARD)
     scattered = one.scattered(group, tile is not None)
-    if scattered and device.clusters:  # whole rows of cells, joined on chip
+    if scattered:  # whole rows of cells, joined on chip
         cells = one.group(one.without(problem.cells))
-        joined = planning.cluster_cells(cells, itemsize, planning.CLUSTER_FORWARD)
+        joined = one.joined(cells, planning.CLUSTER_FORWARD)
         if joined:
             group, tile, scattered = cells, joined, False
     if not scattered and tile:
@@ -357,7 +415,7 @@ def forward_schedule(
         schedule = Schedule("streamed", reason, main)
     else:
         schedule = split_forward(one, scattered)
-    return schedule._replace(parameters=average, num_groups=problem.num_groups)
+    return schedule._replace(parameters=average, num_groups=problem.num_groups, subject=one.subject, tuning=one.tuned)
 
 
 def split_forward(one: Pass, scattered: bool) -> Schedule:
@@ -418,7 +476,9 @@ def backward_schedule(
     """
     tensors = {"x": problem.tensor(x), "dy": problem.tensor(dy), "dx": problem.tensor(dx)}
     w = None if weight is None else problem.parameter(weight)
+    wanted = {"weight": w, "gradients": parameters, "dx": wants_dx, "use": constant}
     one = Pass(problem, "backward", tensors, w, None, itemsize, device, constant)
+    one = one.looked_up(*(name for name, there in wanted.items() if there))
     # No group sums for a parameter on its own: gather over many groups, while they all have the same parameters. Where
     # they do not (group norm without space), every element is a cell, and its partial gradient goes through memory.
     if constant:
@@ -427,7 +487,12 @@ def backward_schedule(
         schedule = gathering_backward(one, wants_dx)
     else:
         schedule = summing_backward(one, parameters, wants_dx)
-    return schedule._replace(num_groups=problem.num_groups, parameter_shape=problem.parameter_shape)
+    return schedule._replace(
+        num_groups=problem.num_groups,
+        parameter_shape=problem.parameter_shape,
+        subject=one.subject,
+        tuning=one.tuned,
+    )
 
 
 def sum_gradients(problem: Problem, chunks: int, keys: tuple[Key, ...], rows: bool = False) -> Launch:
@@ -442,7 +507,7 @@ def constant_backward(one: Pass, parameters: bool) -> Schedule:
     group = one.group(problem.over, problem.dense(cells))
     if not parameters:
         return Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
-    chunks = planning.chunks_to_fill(group, one.tile(group), one.itemsize, one.device.sms)
+    chunks = planning.chunks_to_fill(group, one.tile(group), one.itemsize, one.device.sms, one.tuning)
     return Schedule(
         "constant",
         f"the statistics are given; {chunks} programs a channel sum the parameters' gradients",
@@ -471,14 +536,15 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     problem = one.problem
     group = one.group(problem.over, problem.parameter(contiguous(problem.parameter_shape)))
     limit = planning.RESIDENT_ACCUMULATE
-    held = one.on_chip(group, limit, planning.CLUSTER_ACCUMULATE, target=limit)
+    held = one.on_chip(group, limit, planning.CLUSTER_ACCUMULATE, target=one.tuning.sweep_elements)
     tile = held or one.tile(group)
     tiles = tile.tiles(group)
     if tiles >= 1 << 16:
         raise NotImplementedError(
             f"groups of {group.count} elements, each with its own parameters, have no gradient yet"
         )
-    rows = max(min(tile.blocks(group), (1 if held else 2) * one.device.sms // (tiles * tile.ctas)), 1)
+    programs = one.device.sms * one.tuning.programs_per_sm // (2 if held else 1)
+    rows = max(min(tile.blocks(group), programs // (tiles * tile.ctas)), 1)
     sweep = one.launch(group, tile, "resident" if held else "measure", (rows, tiles), accumulate=True)
     gradients = sum_gradients(problem, rows, problem.affine, rows=True) if rows > 1 else None
     size = rows * group.count if rows > 1 else 0
@@ -522,9 +588,9 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     group = one.group(problem.over, parts)
     tile = one.on_chip(group, planning.RESIDENT_BACKWARD, planning.CLUSTER_BACKWARD)
     scattered = one.scattered(group, tile is not None)
-    if scattered and one.device.clusters:
+    if scattered:
         joined = one.group(one.without(cells), parts)
-        shared = planning.cluster_cells(joined, one.itemsize, planning.CLUSTER_BACKWARD)
+        shared = one.joined(joined, planning.CLUSTER_BACKWARD)
         if shared:
             group, tile, scattered = joined, shared, False
     if tile and not scattered:
@@ -556,3 +622,25 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
         chunks=chunks,
         parts=chunks * one.size(keys),
     )
+
+
+@lru_cache(maxsize=1)
+def tunings() -> tuple[Tuning, ...]:
+    """What is measured: anything that may hold a group, with two more knobs turned at most; fewest turned first."""
+    every = (Tuning(*values) for values in product(*KNOBS.values()))  # type: ignore[arg-type]  # in the knobs' order
+    few = [tuning for tuning in every if len({*tuning.chosen} - {"on_chip"}) <= 2]
+    return tuple(sorted(few, key=lambda tuning: len(tuning.chosen)))
+
+
+def candidates(schedule: Callable[[Device], Schedule], device: Device) -> dict[Tuning, Schedule]:
+    """What the planner can make of a call, each by the first of the `tunings` to give it; its own choice is the first.
+
+    Args:
+        schedule: makes the call's schedule for a device.
+        device: whose own table is left aside.
+    """
+    found: dict[tuple[Launch, ...], tuple[Tuning, Schedule]] = {}
+    for tuning in tunings():
+        made = schedule(device._replace(tuned=Tunings({}, tuning)))
+        found.setdefault(made.launches, (tuning, made))
+    return dict(found.values())

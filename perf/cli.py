@@ -167,12 +167,12 @@ def _rows(file: Path, lines: list[str]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Around what writes a file: where it cannot, the command ends with the reason."""
+def writing(path: Path, option: str = "--out") -> Iterator[None]:
+    """Around what writes a file that an option names: where it cannot, the command ends with the reason."""
     try:
         yield
     except OSError as error:
-        raise Refusal(f"{path} cannot be written: {error.strerror}; name another place with --out") from error
+        raise Refusal(f"{path} cannot be written: {error.strerror}; name another place with {option}") from error
 
 
 @contextmanager

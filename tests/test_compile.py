@@ -21,6 +21,7 @@ from normtriton.perf.codegen import (
 from normtriton.perf.shapes import CASES, Case, make
 
 from normtriton.clusters import compiles
+from normtriton.plan import Tuning, Tunings
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -130,6 +131,30 @@ def test_joined_cells(dtype, shape, target):
         assert launches[0].launch.plan.block_groups and launches[0].launch.plan.ctas > 1
         assert code.stack == 0 and code.cluster_barriers <= 6, code
         assert max(code.loads) == max(code.stores) == 16, code
+
+
+#: Tunings that go farthest from what the planner chooses, each with a pass that it changes.
+TUNED = {
+    "many-a-thread": (Case("layer", (2048, 4000)), "contiguous", "forward", Tuning(per_thread=64)),
+    "many-a-thread-of-two": (Case("instance", (4, 64, 63, 65)), "contiguous", "backward", Tuning(per_thread=64)),
+    "few-in-a-sweep": (Case("layer", (2048, 1000)), "contiguous", "backward", Tuning(sweep_elements=2048)),
+    "a-small-cluster": (Case("layer", (64, 8200)), "contiguous", "forward", Tuning(on_chip="cluster")),
+    "narrow-columns": (Case("batch", (64, 256, 14, 14)), "channels_last", "backward", Tuning(column_bytes=64)),
+}
+
+
+@pytest.mark.skipif(not compiles(), reason="clusters need Triton 3.9")
+@pytest.mark.parametrize(("case", "layout", "direction", "tuning"), TUNED.values(), ids=TUNED)
+def test_tuned_plans(case, layout, direction, tuning):
+    """What a table may choose neither spills nor loses its wide accesses."""
+    made = make(case, torch.bfloat16, FORMATS[layout])
+    own, tuned = (
+        launches_of(*made, H100_CLUSTERS._replace(tuned=table))[direction] for table in (None, Tunings({}, tuning))
+    )
+    assert tuned[0].launch != own[0].launch
+    code = read_code(compile_launch(tuned[0], "sm_90"))
+    assert code.stack == 0 and code.cluster_barriers <= 6, code
+    assert max(code.loads) >= 2 * tuned[0].launch.plan.vector, code
 
 
 #: A row held by a program, a loop over rows, and loops within a group that a program has a share of.

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from normtriton import norms
 from normtriton.grouping import contiguous
 from normtriton.norms import Norm, name_axes
-from normtriton.plan import Device
-from normtriton.schedule import Problem, backward_schedule, forward_schedule
+from normtriton.plan import Device, Tunings
+from normtriton.schedule import Problem, backward_schedule, forward_schedule, tunings
 
 NORMS = {
     "batch": norms.BATCH,
@@ -21,6 +21,8 @@ NORMS = {
     "per-head": Norm("b t h d", over="d", affine="d"),
     "batch-over-time": Norm("n t *s", over="n s t", affine="t"),
 }
+#: Tables of one tuning for everything.
+TUNED = [Tunings({}, tuning) for tuning in tunings()]
 
 
 def offsets(sizes, strides):
@@ -127,7 +129,11 @@ def test_the_table_of_strides(problem, x, expected):
 
 
 @settings(max_examples=150, deadline=None)
-@given(problems(), st.sampled_from([2, 4, 8]), st.builds(Device, st.sampled_from([1, 4, 132]), st.booleans()))
+@given(
+    problems(),
+    st.sampled_from([2, 4, 8]),
+    st.builds(Device, st.sampled_from([1, 4, 132]), st.booleans(), st.none() | st.sampled_from(TUNED)),
+)
 def test_plans_cover_the_tensor(drawn, itemsize, device):
     """Tiles are powers of two and cover every axis; chunks are never empty; grids fit the hardware."""
     problem, _x, order = drawn

@@ -1,0 +1,178 @@
+"""Tables of tunings: which plans were measured to be faster than the planner's own choice, on which device.
+
+``python -m normtriton.perf autotune`` makes them. ``NORMTRITON_TUNED``, or `use`, says which is read:
+
+    nothing     ``tuned.json`` in the cache folder (`normtriton.cache`), if it is there; the interpreter reads none
+    a path      that file
+    off         none: the planner's own choice everywhere
+
+A table is read when the first plan for a device is made, and asked when a plan is made, never when one is run again.
+Its entries name a group's size, layout and dtype, never a batch (`normtriton.plan.Subject`): layer, RMS, group and
+instance norm still give a sample the same bits in any batch. A table holds choices of the planner's
+(`normtriton.plan.KNOBS`), no plans, and the planner keeps to its limits with each of them.
+
+A file that is damaged, or was made by other kernels, another Triton or on other devices, is refused with one warning,
+which says why, and the planner's own choice is used. `normtriton.explain` says whether a plan comes from a table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from . import cache, kernels  # type: ignore[attr-defined]  # kernels: not for mypy, see pyproject.toml
+from .plan import Subject, Tuning, Tunings
+
+#: The version of the files' format.
+FORMAT = 1
+
+_setting = os.environ.get("NORMTRITON_TUNED", "")
+
+
+class Refused(Exception):  # noqa: N818  an answer, not an error
+    """A file holds no tunings for this device and program: why."""
+
+
+def setting() -> str:
+    """Which table is read: "" for that in the cache folder, a path, or "off"."""
+    return _setting
+
+
+def use(table: str | Path) -> None:
+    """Change which table the plans that follow are made with, and read it anew."""
+    global _setting  # noqa: PLW0603  a setting of the process
+    _setting = str(table)
+    _load.cache_clear()
+    from . import launch  # noqa: PLC0415  it asks this module
+
+    launch.forget_devices()
+
+
+def default_file() -> Path:
+    """The table in the cache folder."""
+    return cache.folder() / "tuned.json"
+
+
+def device_name(index: int) -> str:
+    """A device as tables name it: "NVIDIA H100 80GB HBM3, sm_90"; -1 is the interpreter's."""
+    if index < 0:
+        return "Triton's interpreter"
+    properties = torch.cuda.get_device_properties(index)
+    kind = f"sm_{properties.major}{properties.minor}" if torch.version.hip is None else properties.gcnArchName
+    return f"{properties.name}, {kind}"
+
+
+@lru_cache(maxsize=1)
+def kernels_version() -> str:
+    """A short name for what a time depends on besides the device and Triton: the kernels and the planner."""
+    here = Path(__file__).parent
+    files = sorted(Path(kernels.__file__).parent.glob("*.py"))
+    files += [here / f"{name}.py" for name in ("grouping", "plan", "schedule", "launch")]
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def versions(sms: int) -> dict[str, Any]:
+    """What must be the same where a table is made and where it is read."""
+    return {"sms": sms, "triton": triton.__version__, "kernels": kernels_version()}
+
+
+def table_for(index: int, sms: int) -> Tunings | None:
+    """The table for a device of so many multiprocessors; None if there is none, or it is refused."""
+    if _setting == "off" or (index < 0 and not _setting):
+        return None
+    file = Path(_setting) if _setting else default_file()
+    return _load(file, device_name(index), sms) if _setting or file.exists() else None
+
+
+@lru_cache(maxsize=64)
+def _load(file: Path, device: str, sms: int) -> Tunings | None:
+    try:
+        entries = {subject: tuning for subject, (tuning, _measured) in read(file, device, sms).items()}
+        return Tunings(entries, source=str(file))
+    except Refused as reason:
+        warnings.warn(
+            f"normtriton: {file} {reason}. Plans are the planner's own choice. `python -m normtriton.perf autotune` "
+            f"makes the file anew; NORMTRITON_TUNED=off leaves it aside.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def read(file: Path, device: str, sms: int) -> dict[Subject, tuple[Tuning, Any]]:
+    """The tunings that a file has for a device, each with what was measured of it.
+
+    Raises:
+        Refused: it is missing, damaged, or of another device, Triton or kernels.
+    """
+    devices = sections(file)
+    if device not in devices:
+        raise Refused(f"was made on {', '.join(devices) or 'no device'}, this is {device}")
+    section = devices[device]
+    for name, value in versions(sms).items():
+        if section.get(name) != value:
+            raise Refused(f"was made with {name} {section.get(name)} on this device, now it is {value}")
+    entries = section.get("entries")
+    if not isinstance(entries, list):
+        raise Refused("is damaged: no list of entries")
+    found = {}
+    for number, entry in enumerate(entries):
+        try:
+            subject, tuning, measured = _entry(**entry)
+        except (TypeError, ValueError) as error:
+            raise Refused(f"is damaged: entry {number}: {error}") from error
+        found[subject] = tuning, measured
+    return found
+
+
+def sections(file: Path) -> dict[str, dict[str, Any]]:
+    """What a file has of each device.
+
+    Raises:
+        Refused: it is missing or damaged.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except OSError as error:
+        raise Refused(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise Refused(f"is damaged: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise Refused(f"is not in format {FORMAT} of tuned tables")
+    devices = content.get("devices")
+    if not isinstance(devices, dict) or not all(isinstance(section, dict) for section in devices.values()):
+        raise Refused("is damaged: no devices")
+    return devices
+
+
+def _entry(tuning: Any, measured: Any = None, **subject: Any) -> tuple[Subject, Tuning, Any]:
+    """An entry: what it is for, the knobs that it turns, and why."""
+    if not isinstance(tuning, dict) or not isinstance(subject.get("walk"), list):
+        raise TypeError("a tuning turns knobs, by name, and a walk is a list")
+    made = Subject(**subject | {"walk": tuple(subject["walk"])})
+    hash(made)
+    return made, Tuning.of(tuning), measured
+
+
+def write(file: Path, device: str, sms: int, entries: dict[Subject, tuple[Tuning, Any]]) -> None:
+    """Write a device's tunings, each with what was measured; what the file has of other devices stays.
+
+    Raises:
+        Refused: the file is there and no table.
+        OSError: it cannot be written.
+    """
+    devices = sections(file) if file.exists() else {}
+    rows = [
+        {**subject._asdict(), "tuning": tuning.chosen, "measured": measured}
+        for subject, (tuning, measured) in entries.items()
+    ]
+    devices[device] = {**versions(sms), "entries": rows}
+    cache.write(file, json.dumps({"format": FORMAT, "devices": devices}, indent=1) + "\n")
