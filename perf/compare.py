@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from .cli import json_option
+from .cli import json_option, writing
 from .render import Files, Row, key, most, table
 
 if TYPE_CHECKING:
@@ -138,8 +138,9 @@ def read(path: Path) -> Files:
 @click.argument("old", type=click.Path(exists=True, path_type=Path))
 @click.argument("new", type=click.Path(exists=True, path_type=Path))
 @click.option("--threshold", type=click.FloatRange(0), default=0.01, show_default=True, help="Relative change allowed.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write what is printed to this file too.")
 @json_option
-def command(old: Path, new: Path, threshold: float, as_json: bool) -> None:
+def command(old: Path, new: Path, threshold: float, out: Path | None, as_json: bool) -> None:
     """Compare two sets of results cell by cell; exit with status 1 if anything became worse.
 
     OLD and NEW are folders of JSON lines or single files, of any of the instruments: perf/results, what --out of
@@ -163,9 +164,13 @@ def command(old: Path, new: Path, threshold: float, as_json: bool) -> None:
         raise click.UsageError(f"{old} and {new} have no cell in common: not the same instrument, machine and shapes")
     found = list(changes(before, after, threshold))
     if as_json:
-        for change in found:
-            click.echo(json.dumps(change._asdict()))
+        text = "".join(json.dumps(change._asdict()) + "\n" for change in found)
     else:
-        click.echo(report(found, len(cells[0] & cells[1]), len(cells[0] ^ cells[1])))
+        text = report(found, len(cells[0] & cells[1]), len(cells[0] ^ cells[1])) + "\n"
+    click.echo(text, nl=False)
+    if out is not None:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(text)
     if any(change.worse for change in found):
         sys.exit(1)

@@ -97,6 +97,18 @@ def test_files(tmp_path):
     assert "| stack | 0 | 8 | +8 | worse |" in text
 
 
+def test_out(tmp_path):
+    """What is printed, in a file as well; where that cannot be written, the reason and the remedy."""
+    altered(tmp_path, "code-sm_90.jsonl", "backward", spill)
+    status, text = compare(RESULTS, tmp_path, "--out", tmp_path / "below" / "report.md")
+    assert status == 1
+    assert (tmp_path / "below" / "report.md").read_text() == text
+    (tmp_path / "file").write_text("")
+    status, text = compare(RESULTS, tmp_path, "--out", tmp_path / "file" / "report.md")
+    assert status == 1
+    assert "cannot be written" in text and "--out" in text
+
+
 #: No measurement: made up, for these tests.
 TIMED = {"case": "layer-8192x4096", "layout": "contiguous", "dtype": "bfloat16", "direction": "forward"}
 TIMED |= {
