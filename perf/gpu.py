@@ -122,6 +122,12 @@ def _clusters(device: torch.device) -> str:
     return "used" if clusters.trusted(index) else "not trusted"
 
 
+def tuned_table(device: torch.device) -> str:
+    """The file that tuned plans come from there; "" where all are the planner's own."""
+    table = launch._device(-1 if device.index is None else device.index).tuned
+    return table.source if table else ""
+
+
 def time(run: Callable[[], Any], device: torch.device, ms: float = 100.0) -> Times:
     """How long a run takes on the device; call it under `working`.
 

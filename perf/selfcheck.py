@@ -285,7 +285,7 @@ def command(select: str, out: Path | None, only: str | None, as_json: bool) -> N
                     _without_gpu(select, outcomes)
                 else:
                     with gpu.working(device):
-                        facts |= gpu.facts(device)
+                        facts |= gpu.facts(device) | {"tuned": gpu.tuned_table(device)}
                         _on_gpu(device, facts, select, outcomes, times)
                 complete = True
         finally:

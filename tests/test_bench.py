@@ -17,6 +17,8 @@ from normtriton.perf.oracle import differences, expected, named
 from normtriton.perf.providers import PROVIDERS, by_name, installed
 from normtriton.perf.shapes import Case, Cell
 
+from normtriton.plan import Device, Tunings
+
 F = torch.nn.functional
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 CASES = {
@@ -491,6 +493,14 @@ def test_the_facts_of_a_machine(monkeypatch):
     facts = gpu.facts(device)
     assert (facts["machine"], facts["sms"], facts["torch"]) == ("made-up GPU", 3, torch.__version__)
     assert {"driver", "cuda", "hip", "triton", "normtriton", "commit"} < facts.keys()
+
+
+def test_the_table_of_tunings(monkeypatch):
+    """Rows say where tuned plans come from."""
+    assert gpu.tuned_table(torch.device("cpu")) == ""
+    tuned = Device(3, False, Tunings({}, source="there"))
+    monkeypatch.setattr(gpu.launch, "_device", lambda index: tuned if index == 1 else None)
+    assert gpu.tuned_table(torch.device("cuda", 1)) == "there"
 
 
 def test_the_driver_and_the_commit(monkeypatch, tmp_path):

@@ -63,7 +63,6 @@ def test_a_tuning_is_a_choice_of_knobs():
 #: Small cases, with what each is to try: every way to hold a group or to walk it, in rows, columns and cells.
 MEASURED = {
     "row": (Case("layer", (2, 700), "", ""), {"resident", "streamed", "split"}),
-    "row-clustered": (Case("layer", (2, 9000), "", ""), {"resident", "clustered", "streamed", "split"}),
     "batch": (Case("batch", (5, 2, 40, 45), "", ""), {"resident", "clustered", "streamed", "split"}),
     "batch-column": (Case("batch", (3, 24, 5, 7), "", "", "channels_last"), {"resident", "streamed", "split"}),
     "group-cells": (Case("group", (1, 40, 8, 9), "", "", "channels_last", groups=4), {"clustered", "split"}),
