@@ -164,9 +164,11 @@ def backward_direction(
     weights = 0 if weight is None else weight.numel() * weight.itemsize
     compulsory = 3 * tensor + gradients + weights + stats
     again = 2 * tensor if schedule.strategy in ("streamed", "split") else 0
-    moved = compulsory + again + 2 * len(parameters) * schedule.rows * size + 2 * 2 * schedule.parts * size
+    plan = schedule.main.plan
+    sums = 1 if plan.accumulate and not plan.centered else 2  # that dx needs of each group
+    moved = compulsory + again + 2 * len(parameters) * schedule.rows * size + 2 * sums * schedule.parts * size
     if schedule.apply:
-        moved += stats + 2 * 2 * schedule.num_groups * size
+        moved += stats + 2 * sums * schedule.num_groups * size
     if schedule.columns:
         moved += 2 * tensor + stats
     return Direction(schedule, moved, compulsory)

@@ -409,15 +409,18 @@ def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool |
         if run(schedule.main, kinds, dy, x, dx, *fixed, None, None, row_dyx, row_dy, eps) is False:
             return False
     else:
-        sum_dy, sum_dyx = (x.new_empty(schedule.parts, dtype=dtype) for _ in range(2))
-        if schedule.main.plan.accumulate:
+        plan = schedule.main.plan
+        sweeps = plan.accumulate
+        sum_dyx = x.new_empty(schedule.parts, dtype=dtype)
+        sum_dy = x.new_empty(schedule.parts, dtype=dtype) if plan.centered or not sweeps else None
+        if sweeps:
             _run(schedule.main, kinds, dy, x, None, *fixed, sum_dy, sum_dyx, row_dyx, row_dy, eps)
         else:
             _run(schedule.main, kinds, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps)
             row_dy, row_dyx = sum_dy, sum_dyx
-        merged: tuple[Tensor, ...] = (sum_dy, sum_dyx)
+        merged: tuple[Tensor | None, ...] = (sum_dy, sum_dyx)
         if schedule.merge:
-            merged = x.new_empty(schedule.num_groups, dtype=dtype), x.new_empty(schedule.num_groups, dtype=dtype)
+            merged = tuple(t if t is None else x.new_empty(schedule.num_groups, dtype=dtype) for t in merged)
             w = weight if schedule.merge.group.weight else None
             gradients = (row_dy, row_dyx, dbias, dweight) if schedule.merge.also else ()
             _run(schedule.merge, kinds, sum_dy, sum_dyx, w, *merged, *gradients)
