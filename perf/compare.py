@@ -154,7 +154,7 @@ def command(old: Path, new: Path, threshold: float, out: Path | None, as_json: b
 
     \b
     Examples:
-      python -m normtriton.perf compare perf/results /tmp/results
+      python -m normtriton.perf compare perf/results ../results
       git worktree add ../before && python -m normtriton.perf compare ../before/perf/results perf/results
       python -m normtriton.perf compare before.jsonl after.jsonl --threshold 0.05
     """  # noqa: D301  \b is click's mark of a paragraph to be left as it is

@@ -143,7 +143,7 @@ def _apex(case: Case) -> Norm:
     return differentiable(function)
 
 
-#: By name. QuACK's layer norm has no backward pass. The package "apex" of PyPI is another.
+#: By name. QuACK's layer norm has no backward pass. Another package has the name "apex", too.
 PROVIDERS = {
     "normtriton": Provider(_functions(normtriton), NORMS, ("normtriton",), "normtriton", ""),
     "torch": Provider(_functions(torch.nn.functional), NORMS, ("torch",), "torch", ""),
