@@ -153,7 +153,7 @@ def test_a_refused_launch_is_made_again_without(switch, monkeypatch):
     torch.testing.assert_close(y, want)
     torch.testing.assert_close((mean, var), (want_mean, want_var))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", "normtriton")  # old interpreters warn of other things
         check(case, x, weight, bias, torch.randn(case.shape))
     assert len(asked) == 1
 
