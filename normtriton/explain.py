@@ -164,8 +164,7 @@ def backward_direction(
     weights = 0 if weight is None else weight.numel() * weight.itemsize
     compulsory = 3 * tensor + gradients + weights + stats
     again = 2 * tensor if schedule.strategy in ("streamed", "split") else 0
-    plan = schedule.main.plan
-    sums = 1 if plan.accumulate and not plan.centered else 2  # that dx needs of each group
+    sums = 2 if schedule.sums_dy else 1  # that dx needs of each group
     moved = compulsory + again + 2 * len(parameters) * schedule.rows * size + 2 * sums * schedule.parts * size
     if schedule.apply:
         moved += stats + 2 * sums * schedule.num_groups * size

@@ -409,11 +409,9 @@ def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool |
         if run(schedule.main, kinds, dy, x, dx, *fixed, None, None, row_dyx, row_dy, eps) is False:
             return False
     else:
-        plan = schedule.main.plan
-        sweeps = plan.accumulate
         sum_dyx = x.new_empty(schedule.parts, dtype=dtype)
-        sum_dy = x.new_empty(schedule.parts, dtype=dtype) if plan.centered or not sweeps else None
-        if sweeps:
+        sum_dy = x.new_empty(schedule.parts, dtype=dtype) if schedule.sums_dy else None
+        if schedule.main.plan.accumulate:
             _run(schedule.main, kinds, dy, x, None, *fixed, sum_dy, sum_dyx, row_dyx, row_dy, eps)
         else:
             _run(schedule.main, kinds, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps)

@@ -180,6 +180,11 @@ class Schedule(NamedTuple):
     tuning: Tuning | None = None
 
     @property
+    def sums_dy(self) -> bool:
+        """Whether a split backward pass keeps each group's sum of dy: a sweep that subtracts no mean leaves it out."""
+        return self.main.plan.centered or not self.main.plan.accumulate
+
+    @property
     def launches(self) -> tuple[Launch, ...]:
         """In order."""
         steps = (self.main, self.merge, self.apply, self.parameters, self.columns)

@@ -205,7 +205,7 @@ def command(
     if not wanted:
         raise Refusal("nothing to measure: no such shape has such a layout, or no library that is here such a norm")
     with gpu.working(device):
-        facts = gpu.facts(device) | {"tuned": gpu.tuned_table(device)}
+        facts = gpu.facts(device)
         file = Path(f"bench-{re.sub('[^A-Za-z0-9]+', '-', facts['machine'])}.jsonl") if out is None else out
         lines = Lines(file)
         try:

@@ -25,7 +25,7 @@ from triton.runtime import driver
 from triton.testing import do_bench
 
 import normtriton
-from normtriton import clusters, launch
+from normtriton import clusters, launch, tuned
 
 from .cli import Refusal
 
@@ -81,10 +81,12 @@ def working(device: torch.device) -> Iterator[None]:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """What a result depends on besides the call: the machine and the versions."""
+    """What a result depends on besides the call: the machine, the table of tunings and the versions."""
     properties = torch.cuda.get_device_properties(device)
-    machine = {"machine": properties.name, "sms": properties.multi_processor_count}
-    return machine | {"driver": _driver(), "clusters": _clusters(device)} | versions()
+    index, sms = torch.cuda.current_device() if device.index is None else device.index, properties.multi_processor_count
+    table = tuned.table_for(index, sms)
+    plans = {"clusters": _clusters(index), "tuned": table.source if table else ""}
+    return {"machine": properties.name, "sms": sms, "driver": _driver()} | plans | versions()
 
 
 def versions() -> dict[str, Any]:
@@ -112,20 +114,13 @@ def _commit() -> str | None:
     return commit + ("+" if ask("status", "--porcelain", "-uno") else "") if commit else None
 
 
-def _clusters(device: torch.device) -> str:
+def _clusters(index: int) -> str:
     """Whether plans use thread-block clusters there; makes the trial if there was none."""
-    index = torch.cuda.current_device() if device.index is None else device.index
     if not clusters.supported(index):
         return "not supported"
     if clusters.mode() == "off":
         return "off"
     return "used" if clusters.trusted(index) else "not trusted"
-
-
-def tuned_table(device: torch.device) -> str:
-    """The file that tuned plans come from there; "" where all are the planner's own."""
-    table = launch._device(-1 if device.index is None else device.index).tuned
-    return table.source if table else ""
 
 
 def time(run: Callable[[], Any], device: torch.device, ms: float = 100.0) -> Times:

@@ -67,11 +67,8 @@ def ratios(row: Row) -> list[str]:
 
 
 def access(row: Row) -> str:
-    """The narrowest and widest access to tensors of x's size; where that is not known, the widest of any."""
-    known = [kernel["tensors"] for kernel in row["kernels"] if "tensors" in kernel]
-    widths = {int(width) for counts in known for width in counts}
-    if not known:
-        widths = {max(int(width) for kernel in row["kernels"] for width in kernel["loads"])}
+    """The narrowest and widest access to tensors of x's size."""
+    widths = {int(width) for kernel in row["kernels"] for width in kernel["tensors"]}
     return " to ".join(str(width) for width in dict.fromkeys((min(widths), max(widths)))) if widths else "-"
 
 

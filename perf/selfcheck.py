@@ -217,8 +217,9 @@ class Report(NamedTuple):
         """To be pasted into a bug report."""
         facts = self.facts
         known = ("normtriton", "commit", "torch", "triton", "cuda", "hip")
-        machine = self.missing or "{machine}, {sms} multiprocessors, driver {driver}, clusters {clusters}".format(
-            **facts
+        machine = self.missing or (
+            f"{facts['machine']}, {facts['sms']} multiprocessors, driver {facts['driver']}, "
+            f"clusters {facts['clusters']}, tunings from {facts['tuned'] or 'no table'}"
         )
         lines = [
             f"selfcheck: {self.verdict}",
@@ -285,7 +286,7 @@ def command(select: str, out: Path | None, only: str | None, as_json: bool) -> N
                     _without_gpu(select, outcomes)
                 else:
                     with gpu.working(device):
-                        facts |= gpu.facts(device) | {"tuned": gpu.tuned_table(device)}
+                        facts |= gpu.facts(device)
                         _on_gpu(device, facts, select, outcomes, times)
                 complete = True
         finally:

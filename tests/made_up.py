@@ -5,8 +5,8 @@ from contextlib import nullcontext
 import torch
 
 FACTS = {
-    "machine": "made-up GPU", "sms": 2, "driver": "0", "clusters": "used", "torch": "0", "cuda": "0", "hip": None,
-    "triton": "0", "normtriton": "0", "commit": None,
+    "machine": "made-up GPU", "sms": 2, "driver": "0", "clusters": "used", "tuned": "", "torch": "0", "cuda": "0",
+    "hip": None, "triton": "0", "normtriton": "0", "commit": None,
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from normtriton.perf.oracle import differences, expected, named
 from normtriton.perf.providers import PROVIDERS, by_name, installed
 from normtriton.perf.shapes import Case, Cell
 
-from normtriton.plan import Device, Tunings
+from normtriton.plan import Tunings
 
 F = torch.nn.functional
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -480,6 +480,7 @@ def test_the_facts_of_a_machine(monkeypatch):
     properties = SimpleNamespace(name="made-up GPU", multi_processor_count=3)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(gpu.tuned, "table_for", lambda *_where: None)
     clusters = gpu.clusters
     device, verdicts = torch.device("cuda"), []
     monkeypatch.setattr(clusters, "supported", lambda index: index != 1)
@@ -491,15 +492,10 @@ def test_the_facts_of_a_machine(monkeypatch):
     assert verdicts == ["used", "not supported", "not trusted", "off"]
     facts = gpu.facts(device)
     assert (facts["machine"], facts["sms"], facts["torch"]) == ("made-up GPU", 3, torch.__version__)
+    assert facts["tuned"] == ""
+    monkeypatch.setattr(gpu.tuned, "table_for", lambda *where: Tunings({}, source="there") if where == (0, 3) else None)
+    assert [gpu.facts(torch.device("cuda", index))["tuned"] for index in range(2)] == ["there", ""]
     assert {"driver", "cuda", "hip", "triton", "normtriton", "commit"} < facts.keys()
-
-
-def test_the_table_of_tunings(monkeypatch):
-    """Rows say where tuned plans come from."""
-    assert gpu.tuned_table(torch.device("cpu")) == ""
-    tuned = Device(3, False, Tunings({}, source="there"))
-    monkeypatch.setattr(gpu.launch, "_device", lambda index: tuned if index == 1 else None)
-    assert gpu.tuned_table(torch.device("cuda", 1)) == "there"
 
 
 def test_the_driver_and_the_commit(monkeypatch, tmp_path):

@@ -67,7 +67,7 @@ def test_on_a_gpu(monkeypatch):
     done = run()
     assert done.exit_code == 0, done.output
     assert "right: 3 checks on made-up GPU" in done.output
-    assert "made-up GPU, 2 multiprocessors, driver 0, clusters used" in done.output
+    assert "made-up GPU, 2 multiprocessors, driver 0, clusters used, tunings from no table" in done.output
     assert "NORMTRITON_CACHE=/somewhere" in done.output
     assert done.output.count("10.0 µs") == 4  # two directions, beside PyTorch
     assert devices[:6] == [DEVICE] * 2 + [CLUSTERS] * 2 + [Device(7)] * 2  # each check twice
