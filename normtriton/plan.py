@@ -50,6 +50,10 @@ PROGRAM_BYTES = 80 * 1024
 #: Programs an SM where the batch may decide: at least, two programs have 16 KB on the way; and at most.
 LEAST_PROGRAMS_PER_SM = 2
 MOST_PROGRAMS_PER_SM = 4
+#: Elements along a row of the narrowest tile of a sweep, so that the two float32 that it leaves of each row, written
+#: and read, are at most 1 % of x, dy and dx; and how many tiles a row may have: as many programs fill an H100.
+SWEPT_COLUMNS = 512
+SWEPT_TILES = 256
 #: A bound on the parts of a group, so that merging them stays small against the group.
 MAX_CHUNKS = 1024
 #: Elements of the smallest group that a cluster is measured for: of the smallest that some program cannot hold.
@@ -413,12 +417,34 @@ def looped_tile(group: Grouping, itemsize: int, tensors: int = 1, tuning: Tuning
     exchange of 64 columns' sums takes the registers.
     """
     kept = _column(group, itemsize, tuning.column_bytes)
-    per_thread = min(max(tuning.per_thread, PER_THREAD // 2), PER_THREAD)
-    per_thread = per_thread // (2 if tensors > 1 or kept > 1 else 1) // (2 if itemsize == 8 else 1)
-    room = 8 * 32 * per_thread // kept
+    room, per_thread = _room(itemsize, 2 if tensors > 1 or kept > 1 else 1, tuning)
+    room //= kept
     r2 = min(_fit(group.r2, room), room)
     r1 = min(power_of_two(group.r1), max(room // r2, 1))
     return Tile(kept, r1, r2, warps(kept * r1 * r2, per_thread, most=8))
+
+
+def _room(itemsize: int, shared: int, tuning: Tuning) -> tuple[int, int]:
+    """Elements of a loop's tile of 8 warps, and of a thread, if so many share the registers of each."""
+    per_thread = min(max(tuning.per_thread, PER_THREAD // 2), PER_THREAD) // shared // (2 if itemsize == 8 else 1)
+    return 8 * 32 * per_thread, per_thread
+
+
+def swept_tile(group: Grouping, itemsize: int, tuning: Tuning = UNTUNED) -> Tile:
+    """A tile of the same few columns of several groups, for programs that gather these columns' gradients of many.
+
+    The narrower it is, the fewer programs share a column, each of which leaves a row of partial gradients, but the more
+    partial sums has a group: `SWEPT_COLUMNS` at least, and at most `SWEPT_TILES` tiles a group.
+    """
+    tile = looped_tile(group, itemsize, 2, tuning)
+    if tile.kept > 1:
+        return tile
+    room, per_thread = _room(itemsize, 2, tuning)
+    width = tile.r2
+    while width > SWEPT_COLUMNS and tile._replace(r2=width // 2).tiles(group) <= SWEPT_TILES:
+        width //= 2
+    kept = min(max(room // (width * tile.r1), 1), _most(group))
+    return Tile(kept, tile.r1, width, warps(kept * tile.r1 * width, per_thread, most=8))
 
 
 def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample: bool = False, **flags: bool) -> Plan:

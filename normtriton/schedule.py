@@ -542,7 +542,7 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     group = one.group(problem.over, problem.parameter(contiguous(problem.parameter_shape)))
     limit = planning.RESIDENT_ACCUMULATE
     held = one.on_chip(group, limit, planning.CLUSTER_ACCUMULATE, target=one.tuning.sweep_elements)
-    tile = held or one.tile(group)
+    tile = held or planning.swept_tile(group, one.itemsize, one.tuning)
     tiles = tile.tiles(group)
     if tiles >= 1 << 16:
         raise NotImplementedError(
@@ -557,9 +557,10 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     if held:
         strategy, reason = one.held(group, held, " beside the parameters and their gradients")
         columns = parameter_columns(one)
-        # a row of two float32 for each parameter, written and read, or x and dy once more
+        # a row of two float32 for each parameter, written and read, or x and dy once more (one row less: the last may
+        # be of fewer groups than the others, and an odd number of them should not take other kernels for it)
         again = 2 * problem.num_groups * one.itemsize
-        if wants_dx and columns and rows > 1 and rows * (16 if problem.norm.centered else 8) > again:
+        if wants_dx and columns and rows > 1 and (rows - 1) * (16 if problem.norm.centered else 8) >= again:
             # the same tile and the same kernel, so that dx does not depend on the batch
             sweep = sweep._replace(grid=(tile.blocks(group), 1))
             reason += "; so few groups that their columns are read once more for the parameters' gradients"

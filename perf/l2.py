@@ -115,6 +115,11 @@ class L2:
             self.written += (held >> 4).bit_count()
             self.lines[line] = held & 15
 
+    def empty(self) -> None:
+        """Write what is still to be written, and keep nothing."""
+        self.flush()
+        self.lines.clear()
+
     @property
     def moved(self) -> int:
         """Bytes fetched and written so far."""

@@ -86,12 +86,12 @@ class Traffic(NamedTuple):
 
 
 class Pass:
-    """Collects the launches of one pass on a machine whose L2 is empty at first."""
+    """Collects the launches of one pass on a machine whose L2 is empty at first; if ``cold``, before every launch."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, cold: bool = False) -> None:
         """Start with no launch and an empty cache."""
         require_triton()
-        self.machine, self.memory, self.cache = machine, Memory(), L2(machine.l2)
+        self.machine, self.memory, self.cache, self.cold = machine, Memory(), L2(machine.l2), cold
         self.steps: list[Step] = []
 
     def launch(
@@ -127,6 +127,8 @@ class Pass:
     def _step(
         self, name: str, programs: list[list[Access]], slots: int, live: int, request: int, pytorch: bool = False
     ) -> Step:
+        if self.cold:
+            self.cache.empty()
         before = self.cache.moved
         for access in interleave(programs, slots):
             self.cache.access(access)
@@ -157,9 +159,9 @@ def _without_count(arg: Any) -> Any:
     return arg._replace(batches=()) if isinstance(arg, launch.Running) else arg
 
 
-def run(launches: Sequence[Recorded], machine: Machine, compulsory: int) -> Traffic:
+def run(launches: Sequence[Recorded], machine: Machine, compulsory: int, cold: bool = False) -> Traffic:
     """Measure a pass of this library."""
-    here = Pass(machine)
+    here = Pass(machine, cold)
     for step, args in launches:
         kernel = launch.KERNELS[step.kernel]
         here.launch(
@@ -204,8 +206,12 @@ def measure(
     layout: torch.memory_format,
     machine: Machine,
     directions: Sequence[str] = DIRECTIONS,
+    cold: bool = False,
 ) -> dict[str, tuple[str, Traffic]]:
-    """{"forward": (strategy, traffic), "backward": ...} of a case, planned for the machine."""
+    """{"forward": (strategy, traffic), "backward": ...} of a case, planned for the machine.
+
+    With ``cold`` the cache is emptied before every launch, as if tensors were much larger than it.
+    """
     call, x, weight, bias, strategies, launches = planned(case, dtype, layout, machine.device)
     parameters = distinct_bytes(weight, bias)
     running = 0 if call.running is None else 2 * distinct_bytes(call.running.mean, call.running.var)
@@ -214,6 +220,6 @@ def measure(
         "backward": distinct_bytes(x, x, x, weight) + parameters,
     }
     return {
-        direction: (strategies[direction], run(launches[direction], machine, compulsory[direction]))
+        direction: (strategies[direction], run(launches[direction], machine, compulsory[direction], cold))
         for direction in directions
     }
