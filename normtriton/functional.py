@@ -457,15 +457,15 @@ def _check_memory(x: Tensor, *others: Tensor | None) -> None:
     """Refuse dtypes that the kernels do not take, several devices, and tensors that are not what their memory says."""
     if x.dtype not in _DTYPES or x.layout is not _STRIDED or x.is_nested:
         raise Refused
-    device = x.device
-    negated = not is_compiling() and x.is_neg()  # compilers have no such views
+    device, watches_signs = x.device, not is_compiling()  # compilers have no views that are negated
+    negated = watches_signs and x.is_neg()
     try:
         for t in others:
             if t is None:
                 continue
             if t.dtype not in _DTYPES or t.device != device or t.layout is not _STRIDED:
                 raise Refused
-            negated = negated or (not is_compiling() and t.is_neg())
+            negated = negated or (watches_signs and t.is_neg())
     except AttributeError:  # no tensor
         raise Refused from None
     if negated:

@@ -160,13 +160,17 @@ _hooks = triton.knobs.runtime
 def _launcher(kernel: Any, grid: tuple[int, int]) -> Callable[..., None]:
     """A compiled kernel on a grid.
 
-    Triton's own ``kernel[grid]`` prepares a description of each launch for profilers; without one it is 1.8 µs of 4.7.
+    Triton's own ``kernel[grid]`` describes each launch to profilers and looks for memory that a kernel may need besides
+    its arguments. Without either a launch takes 2 µs, not 4.7 (13 arguments, a driver that does nothing).
     """
     x, y = grid
     described = kernel[(x, y, 1)]
-    if not _LAUNCHER_KNOWN:
+    run = kernel.run
+    needs = ("global_scratch_size", "profile_scratch_size", "gsan_enabled")
+    if not _LAUNCHER_KNOWN or any(getattr(run, need, False) for need in needs):
         return described  # type: ignore[no-any-return]  # triton has no types
-    run, function, metadata = kernel.run, kernel.function, kernel.packed_metadata
+    submit, function, metadata = run.launch, kernel.function, kernel.packed_metadata
+    ways, types = (run.launch_cooperative_grid, run.launch_pdl), (run.arg_annotations, run.kernel_signature)
     stream = driver.active.get_current_stream
     device = driver.active.get_current_device()
 
@@ -174,13 +178,13 @@ def _launcher(kernel: Any, grid: tuple[int, int]) -> Callable[..., None]:
         if getattr(_hooks.launch_enter_hook, "calls", True) or getattr(_hooks.launch_exit_hook, "calls", True):
             described(*args)
         else:
-            run(x, y, 1, stream(device), function, metadata, None, None, None, *args)
+            submit(x, y, 1, stream(device), function, *ways, metadata, None, None, None, None, None, *types, args)
 
     return launch
 
 
-#: Whether the arguments of a compiled kernel's ``run`` are those read in Triton 3.6 to 3.9.
-_LAUNCHER_KNOWN = (3, 6) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 10)
+#: Whether the arguments of what a compiled kernel's ``run`` calls are those read in Triton 3.7 to 3.9.
+_LAUNCHER_KNOWN = (3, 7) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 10)
 
 #: What tells the compiled kernels of one launch apart, or None if they cannot be looked up.
 Kinds: TypeAlias = "tuple[Any, ...] | None"
@@ -280,10 +284,6 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _strides(t: Tensor | None) -> tuple[int, ...] | None:
-    return None if t is None else t.stride()
-
-
 def forward(
     problem: Problem,
     x: Tensor,
@@ -304,7 +304,14 @@ def forward(
         return y, None, None
     mode = "" if running is None else "use" if use_running else "update"
     schedule = forward_schedule(
-        problem, x.stride(), y.stride(), _strides(weight), _strides(bias), x.itemsize, device or device_of(x), mode
+        problem,
+        x.stride(),
+        y.stride(),
+        None if weight is None else weight.stride(),
+        None if bias is None else bias.stride(),
+        x.itemsize,
+        device or device_of(x),
+        mode,
     )
     kinds = _kinds(running, x, weight, bias)
     if kinds and dtype:
@@ -313,8 +320,8 @@ def forward(
         _run(schedule.main, kinds, x, y, weight, bias, None, None, running, None, eps)
         return y, None, None
     own, groups = statistics_dtype(x), schedule.num_groups
-    mean = x.new_empty(groups, dtype=own) if problem.norm.centered else None
     rstd = x.new_empty(groups, dtype=own)
+    mean = torch.empty_like(rstd) if problem.norm.centered else None
 
     target = running
     if running is not None:  # autograd must notice that they change in place
@@ -360,9 +367,17 @@ def backward(
         return dx if wants_dx else None, dweight, dbias
     parameters = weight_dtype is not None or bias_dtype is not None
     schedule = backward_schedule(
-        problem, x.stride(), dy.stride(), dx.stride(), _strides(weight), x.itemsize, device or device_of(x),
-        parameters, wants_dx, running is not None,
-    )  # fmt: skip
+        problem,
+        x.stride(),
+        dy.stride(),
+        dx.stride(),
+        None if weight is None else weight.stride(),
+        x.itemsize,
+        device or device_of(x),
+        parameters,
+        wants_dx,
+        running is not None,
+    )
     shape = schedule.parameter_shape
     dweight = x.new_empty(shape, dtype=weight_dtype) if weight_dtype else None
     dbias = x.new_empty(shape, dtype=bias_dtype) if bias_dtype else None

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -119,10 +120,10 @@ def test_partial_buffers_are_small(case, layout):
 
 def test_a_sum_that_no_gradient_needs():
     """RMS norm's dx does without the sum of dy: it is neither written nor added up from memory that nobody wrote."""
-    x, weight = torch.empty(2, 60001, device="meta"), torch.empty(60001, device="meta")
+    x, weight = torch.empty(9, 60001, device="meta"), torch.empty(60001, device="meta")
     call = nt.functional.rms_norm_call(x, weight.shape, weight, None)
     with recording(Device(132)) as launches:
-        launch.backward(call.problem, x, x, weight, None, torch.empty(2), None, call.eps, (True, torch.float32, None))
+        launch.backward(call.problem, x, x, weight, None, torch.empty(9), None, call.eps, (True, torch.float32, None))
     assert [step.launch.kernel for step in launches[:2]] == ["backward", "sum_twice"]
     sum_dy, _sum_dyx, _weight, dy_out, *_rest = launches[1].args
     assert sum_dy is None and dy_out is None
@@ -211,9 +212,11 @@ class FakeCompiled:
 
     def __init__(self):
         self.launched, self.described = [], []
-
-    def run(self, *args):
-        self.launched.append(args)
+        self.run = SimpleNamespace(
+            launch=lambda *args: self.launched.append(args),
+            launch_cooperative_grid=False, launch_pdl=False, arg_annotations="annotations",
+            kernel_signature="signature", global_scratch_size=0, profile_scratch_size=0,
+        )  # fmt: skip
 
     def __getitem__(self, grid):
         return lambda *args: self.described.append((grid, args))
@@ -253,9 +256,10 @@ def test_a_launch_is_looked_up_the_second_time(fake_kernel):
     launched = fake_kernel.kernel.launched
     assert (len(fake_kernel.compiled), len(launched)) == (1, 2)
     (grid, args, options), again = fake_kernel.compiled[0], launched[0]
-    assert again[:9] == (*grid, 1, "stream", "function", "metadata", None, None, None)
-    assert again[-2:] == args[-2:] and options["num_warps"] == 1  # the same grouping and plan
-    assert [type(a) for a in again[9:]] == [type(a) for a in args]
+    assert again[:8] == (*grid, 1, "stream", "function", False, False, "metadata")
+    assert again[8:-1] == (*[None] * 5, "annotations", "signature")  # neither hooks nor memory besides the arguments
+    assert again[-1][-2:] == args[-2:] and options["num_warps"] == 1  # the same grouping and plan
+    assert [type(a) for a in again[-1]] == [type(a) for a in args]
     for other in (
         (x.double(), weight, bias),
         (x, weight.half(), bias),
@@ -271,6 +275,16 @@ def test_a_launch_is_looked_up_the_second_time(fake_kernel):
     for _ in range(2):
         launch.forward(call.problem, odd, weight, bias, call.eps, None, False)
     assert len(fake_kernel.compiled) == before + 2
+
+
+@pytest.mark.parametrize("need", ["global_scratch_size", "profile_scratch_size", "gsan_enabled"])
+def test_a_kernel_that_needs_memory_of_its_own(need, fake_kernel):
+    """Triton's own launcher finds it: an instrumented kernel's, for one."""
+    setattr(fake_kernel.kernel.run, need, 128)
+    call, x, weight, bias = make(REAL[0]._replace(shape=(4, 64)), torch.float32, torch.contiguous_format, "cpu")
+    for _ in range(2):
+        launch.forward(call.problem, x, weight, bias, call.eps, None, False)
+    assert (len(fake_kernel.kernel.described), fake_kernel.kernel.launched) == (1, [])
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -337,3 +351,33 @@ def test_a_tensor_on_another_gpu(monkeypatch):
     x = torch.randn(4, 8)
     torch.testing.assert_close(nt.layer_norm(x, (8,)), torch.nn.functional.layer_norm(x, (8,)))
     assert entered == [-1]
+
+
+def frames(function):
+    """Names of this library's Python functions that a call enters."""
+    home, names = str(Path(nt.__file__).parent), []
+
+    def enter(frame, event, _arg):
+        if event == "call" and frame.f_code.co_filename.startswith(home):
+            names.append(frame.f_code.co_name)
+
+    sys.setprofile(enter)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+@pytest.mark.usefixtures("fake_kernel")
+def test_the_way_to_a_launch_is_short():
+    """Every Python function on it takes host time, 0.1 µs at least: none is added unseen. A timing would be noise."""
+    x, weight, bias = torch.randn(4, 64, requires_grad=True), torch.ones(64), torch.zeros(64)
+    for _ in range(2):
+        nt.layer_norm(x, (64,), weight, bias)
+    checks = ["layer_norm", "_takes", "has_kernels", "unwatched", "layer_norm_call", "_check_memory", "_row_call"]
+    checks += ["_with_dtype", "upcasts", "normalize_unwatched", "elsewhere"]
+    launches = ["forward", "device_of", "_kinds", "statistics_dtype", "_run", "launch"]
+    assert frames(lambda: nt.layer_norm(x, (64,), weight, bias)) == [*checks, "forward", *launches]  # autograd's first
+    with torch.no_grad():
+        assert frames(lambda: nt.layer_norm(x, (64,), weight, bias)) == [*checks, "_without_graph", *launches]

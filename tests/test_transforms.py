@@ -220,6 +220,14 @@ def test_running_statistics_under_grad():
     agree(*results)
 
 
+def test_what_a_transform_leaves_behind():
+    """A tensor kept from within a transform that has ended is what it stood for."""
+    x, weight, kept = given(3, 4), given(4, seed=3), []
+    grad(lambda *args: kept.extend(args) or (args[0] * args[1]).sum())(x, weight)
+    for args in ((kept[0], weight), (x, kept[1]), kept):
+        agree(*(f.layer_norm(args[0], (4,), args[1], args[1]) for f in (nt, F)))
+
+
 def test_a_jacobian_vectorized_by_autograd():
     """`torch.autograd.functional` batches by a vmap that autograd functions cannot see through."""
     x = given(3, 4)
