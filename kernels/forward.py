@@ -140,9 +140,9 @@ def load_statistics(mean, rstd, correction, running, index, eps, exists, dtype: 
 
 @triton.jit
 def load_map(weight, bias, rstd, group, outer, q, exists, plan: tl.constexpr):
-    """(rstd * weight, bias) of each group, (block_kept, 1, 1); rstd alone of parameters that vary within a group."""
+    """(rstd * weight, bias) of each group, (block_kept, 1, 1); rstd alone if `write` reads the parameters."""
     scale, shift = rstd, tl.zeros_like(rstd)
-    if not plan.affine_reduced:
+    if not (plan.affine_reduced or plan.shares_rows):
         if weight is not None:
             scale *= load_constant(weight, group.weight, group, outer, q, exists, rstd.dtype, plan)
         if bias is not None:
@@ -154,11 +154,15 @@ def load_map(weight, bias, rstd, group, outer, q, exists, plan: tl.constexpr):
 def write(
     y, weight, bias, scale, shift, x, mean, correction, group, outer, walk, q, r1, r2, exists, mask, plan: tl.constexpr
 ):
-    """Y = (x - mean) * rstd * weight + bias, for one tile; ``scale`` and ``shift`` are what `load_map` made of them."""
+    """Y = (x - mean) * rstd * weight + bias, for one tile; ``scale`` and ``shift`` are what `load_map` made of them.
+
+    Where a cluster shares rows `load_map` leaves the parameters to it: a product of rstd and a weight in half precision
+    is exchanged between thread blocks, and they wait once more.
+    """
     if plan.centered:
         x = (x - mean) - correction
     value = x * scale
-    if plan.affine_reduced:
+    if plan.affine_reduced or plan.shares_rows:
         if weight is not None:
             value *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
         if bias is not None:

@@ -553,7 +553,11 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     sweep = one.launch(group, tile, "resident" if held else "measure", (rows, tiles), accumulate=True)
     gradients = sum_gradients(problem, rows, problem.affine, rows=True) if rows > 1 else None
     size = rows * group.count if rows > 1 else 0
-    left = f"{rows} programs leave a row of partial gradients each"
+    left = (
+        f"{rows} programs leave a row of partial gradients each"
+        if rows > 1
+        else "each parameter's gradient is one program's sum"
+    )
     if held:
         strategy, reason = one.held(group, held, " beside the parameters and their gradients")
         columns = parameter_columns(one)

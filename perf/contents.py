@@ -77,8 +77,7 @@ CELL_HEADS = [Head("shape"), Head("layout"), Head("dtype"), Head("direction")]
 BYTES = (
     "Bytes over the compulsory bytes: each input read once, each result written once; 1 is the least. DRAM is what"
     " crosses the memory bus, sectors what tile accesses touch of 32-byte sectors, lanes what unmasked lanes ask for."
-    " Launches are of Triton kernels + PyTorch's operations. Our parameters are float32, other libraries' have x's"
-    " dtype: each is over its own compulsory bytes. NHWC is channels_last."
+    " Launches are of Triton kernels + PyTorch's operations. Parameters have x's dtype. NHWC is channels_last."
 )
 CODE = (
     "Registers and spilled bytes of a thread are the most of any launch. Spilled bytes go through memory. The access is"

@@ -140,7 +140,7 @@ def compiled(target: str, cell: Cell) -> Outcome:
     try:
         device = PLANNED_FOR[target][1]
         device = device._replace(clusters=device.clusters and clusters.compiles())
-        for direction, steps in planned(cell.case, *cell.options, device).launches.items():
+        for direction, steps in planned(cell.case, *cell.options, device, torch.float32).launches.items():
             spilled = ((step.launch.kernel, read_code(compile_launch(step, target)).stack) for step in steps)
             failures += [f"{direction}: {kernel} spills {stack} bytes a thread" for kernel, stack in spilled if stack]
     except Exception as error:  # noqa: BLE001  as above

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -144,13 +144,23 @@ def cells(
     ]
 
 
-def make(case: Case, dtype: torch.dtype, memory_format: torch.memory_format, device: str = "meta") -> tuple:  # type: ignore[type-arg]
-    """(call, x, weight, bias) of a case, in training, parameters float32, batch norm with running statistics."""
+def make(
+    case: Case,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    device: str = "meta",
+    parameters: torch.dtype | None = None,
+) -> tuple[Call, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(call, x, weight, bias) of a case, in training, batch norm with running statistics.
+
+    ``parameters`` is their dtype and that of running statistics, None for x's.
+    """
     x = torch.empty(case.shape, dtype=dtype, device=device)
     if x.dim() in (4, 5):
         x = x.to(memory_format=memory_format)
     features = case.shape[-1:] if case.norm in ("layer", "rms") else case.shape[1:2]
-    weight, bias = torch.ones(features, device=device), torch.zeros(features, device=device)
+    options: dict[str, Any] = {"dtype": parameters or dtype, "device": device}
+    weight, bias = torch.ones(features, **options), torch.zeros(features, **options)
     call: Call
     if case.norm == "layer":
         call = functional.layer_norm_call(x, features, weight, bias, 1e-5)
@@ -161,7 +171,7 @@ def make(case: Case, dtype: torch.dtype, memory_format: torch.memory_format, dev
     elif case.norm == "instance":
         call = functional.instance_norm_call(x, None, None, weight, bias, True, 0.1, 1e-5)
     else:
-        mean, var = torch.zeros(features, device=device), torch.ones(features, device=device)
+        mean, var = torch.zeros(features, **options), torch.ones(features, **options)
         batches = torch.zeros((), dtype=torch.int64, device=device)
         call = functional.batch_norm_call(x, mean, var, weight, bias, True, 0.1, 1e-5, batches)
     return call, x, weight, bias
@@ -178,9 +188,15 @@ class Planned(NamedTuple):
     launches: dict[str, list[Recorded]]
 
 
-def planned(case: Case, dtype: torch.dtype, memory_format: torch.memory_format, device: Device) -> Planned:
-    """Plan a case for a device, forward and backward."""
-    call, x, weight, bias = make(case, dtype, memory_format)
+def planned(
+    case: Case,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    device: Device,
+    parameters: torch.dtype | None = None,
+) -> Planned:
+    """Plan a case for a device, forward and backward; with parameters of x's dtype, or another."""
+    call, x, weight, bias = make(case, dtype, memory_format, parameters=parameters)
     strategies = {
         "forward": forward_direction(call, x, weight, bias, device).schedule.strategy,
         "backward": backward_direction(call, x, weight, bias, device).schedule.strategy,

@@ -127,7 +127,7 @@ def test_a_cell_through_both(monkeypatch, tmp_path):
     status, text, _said = run("traffic", *asked, "--json")
     assert status == 0
     (row,) = map(json.loads, text.splitlines())
-    assert (row["dtype"], row["launches"], row["compulsory"]) == ("float16", 1, 2 * 64 * 256 * 2 + 2 * 256 * 4)
+    assert (row["dtype"], row["launches"], row["compulsory"]) == ("float16", 1, 2 * 64 * 256 * 2 + 2 * 256 * 2)
     monkeypatch.setattr(offline, "measured", lambda wanted, _processes: iter(pairwise(wanted)))
     status, text, _said = run("traffic", *asked)
     assert status == 0
