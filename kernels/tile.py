@@ -291,13 +291,27 @@ def to_cells(sums, plan: tl.constexpr):
 
 
 @triton.jit
+def spread_out(sums, kept: tl.constexpr):
+    """Sums along the last axis of what `summands` made, as (kept, 1, 1).
+
+    By a new axis where there is one to sum for each of several groups: after a reshape Triton 3.6 computes with the
+    whole tile in every thread, and spilled 12 KB of it.
+    """
+    if len(sums.shape) == 2:
+        sums = sums[:, :, None]
+    elif len(sums.shape) == 1:
+        sums = tl.reshape(sums, (kept, 1, 1))
+    return sums
+
+
+@triton.jit
 def sum_tile(values, plan: tl.constexpr):
     """Sums over (r1, r2), and over the cells of a group, dimensions kept: (block_kept, 1, 1)."""
     if plan.block_groups > 0:
         sums = to_cells(tl.sum(join_cells(values, plan), 1, keep_dims=True), plan)
     else:
         flat = summands(values, plan)
-        sums = tl.reshape(tl.sum(flat, len(flat.shape) - 1, keep_dims=True), (values.shape[0], 1, 1))
+        sums = spread_out(tl.sum(flat, len(flat.shape) - 1, keep_dims=True), values.shape[0])
     return sums
 
 
@@ -350,7 +364,7 @@ def sum_tiles(a, b, plan: tl.constexpr):
     else:
         flat_a, flat_b = summands(a, plan), summands(b, plan)
         sum_a, sum_b = sum_pair(flat_a, flat_b, len(flat_a.shape) - 1, plan)
-        sum_a, sum_b = tl.reshape(sum_a, (a.shape[0], 1, 1)), tl.reshape(sum_b, (a.shape[0], 1, 1))
+        sum_a, sum_b = spread_out(sum_a, a.shape[0]), spread_out(sum_b, a.shape[0])
     return sum_a, sum_b
 
 

@@ -277,13 +277,14 @@ def _column(group: Grouping, itemsize: int, column_bytes: int) -> int:
 def _run(group: Grouping, itemsize: int) -> int:
     """Groups whose rows lie one after the other and share sectors, so that a tile takes several; 1 if they do not.
 
-    So with images of 7x7: a row of 49 elements of bfloat16, 98 bytes, touches four sectors.
+    So with images of 7x7: a row of 49 elements of bfloat16, 98 bytes, touches four sectors. It is as many as have
+    `RUN_BYTES` together, four at most, since more make few programs.
     """
     row = group.r2 * itemsize
     adjacent = group.vector_axis == "r2" and group.kept > 1 and all(s.kept == group.r2 for s in group.tensors)
     if not adjacent or row % 32 == 0 or row >= RUN_BYTES:
         return 1
-    return min(2, _most(group))  # compiled by Triton 3.6: four spill 10 KB, of bfloat16 images of 7x7 two as well
+    return min(power_of_two(ceil(RUN_BYTES / row)), 4, _most(group))
 
 
 def _one_by_one(group: Grouping, itemsize: int) -> bool:
@@ -333,8 +334,9 @@ def resident_tile(
         return None
     padded = power_of_two(group.r1) * power_of_two(group.r2)
     run = _run(group, itemsize)
-    if run * padded <= limit:
-        width = max(width, run)
+    while run > 1 and run * padded > limit:
+        run //= 2
+    width = max(width, run)
     room = max(target, padded) // padded
     kept = max(width, min(room, _most(group)))
     num_warps = warps(kept * elements, tuning.per_thread // wide)

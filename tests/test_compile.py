@@ -38,10 +38,6 @@ CELLS = [
 
 #: Bytes of a thread that are known to spill on older releases of Triton, by shape, dtype and target; all contiguous.
 SPILLS = {
-    ("3.6", "batch-32x2048x7x7", "bfloat16", "sm_80"): 10736,
-    ("3.6", "batch-32x2048x7x7", "bfloat16", "sm_90"): 11272,
-    ("3.6", "batch-32x2048x7x7", "bfloat16", "sm_100"): 11280,
-    ("3.6", "batch-32x2048x7x7", "bfloat16", "gfx942"): 4564,
     ("3.8", "layer-8192x768", "float32", "sm_100"): 16,
     ("3.8", "layer-8192x1000", "float32", "sm_100"): 16,
     ("3.8", "group32-8x320x64x64", "float32", "sm_90"): 48,

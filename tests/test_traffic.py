@@ -200,6 +200,15 @@ def test_few_rows(rows, dtype):
     assert traffic.x_dram <= FEW_ROWS
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_images_that_end_within_a_sector(dtype):
+    """Contiguous images of 7x7: a tile takes several channels, which share the sectors between them."""
+    for strategy, traffic in measure(Case("batch", (32, 128, 7, 7)), dtype, CONTIGUOUS, PART).values():
+        assert strategy == "resident"
+        assert traffic.live <= 1.01
+        assert traffic.request / traffic.live <= 1.10
+
+
 NEAR_THE_CACHE = {
     "group-cells": Case("group", (1, 320, 64, 64), 32),  # x takes 0.8 of the L2
     "batch": Case("batch", (16, 64, 28, 28)),  # 0.5
