@@ -44,24 +44,24 @@ def cell(rng):
 
 
 def sample(target):
-    """The target's own shapes: others for each, the same on every run."""
+    """The target's own shapes, and what dtype parameters have: others for each, the same on every run."""
     rng = random.Random(target)  # noqa: S311  a sample, not a secret
-    return [cell(rng) for _ in range(COUNT)]
+    return [(cell(rng), rng.choice([None, torch.float32])) for _ in range(COUNT)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("target", "cell"),
+    ("target", "cell", "parameters"),
     [
-        pytest.param(target, cell, id=f"{target}-{cell.case.name}-{cell.layout}-{cell.dtype}")
+        pytest.param(target, cell, parameters, id=f"{target}-{cell.case.name}-{cell.layout}-{cell.dtype}-{parameters}")
         for target in TARGETS
-        for cell in sample(target)
+        for cell, parameters in sample(target)
     ],
 )
-def test_no_plan_spills(target, cell):
+def test_no_plan_spills(target, cell, parameters):
     """Every launch, forward and backward, with clusters where the target has them."""
     device = H100_CLUSTERS if target in ("sm_90", "sm_100") and compiles() else H100
-    for direction, launches in planned(cell.case, *cell.options, device, torch.float32).launches.items():
+    for direction, launches in planned(cell.case, *cell.options, device, parameters).launches.items():
         for recorded in launches:
             code = read_code(compile_launch(recorded, target))
             assert code.stack == 0, (direction, recorded.launch.kernel, code.stack, recorded.launch.plan, code)
