@@ -109,6 +109,12 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call)
     return operators.normalize(x, weight, bias, call)
 
 
+#: `Normalize.apply` without the frames of `torch.autograd.Function.apply`, 2 of its 17 µs: they look for transforms, of
+#: which there are none, and for what a transform that has ended left behind, which `_own` unwraps.
+_apply: Callable[..., Tensor] = super(torch.autograd.Function, Normalize).apply
+_own: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead
+
+
 def normalize_unwatched(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
     """`normalize` of a tensor that is `unwatched`. The gradient's device is autograd's care."""
     x = _own(x)
@@ -124,9 +130,3 @@ def normalize_unwatched(x: Tensor, weight: Tensor | None, bias: Tensor | None, c
 def _without_graph(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
     problem, eps, running, use_running, dtype = call
     return launch.forward(problem, x, weight, bias, eps, running, use_running, dtype)[0]
-
-
-#: `Normalize.apply` without the frames of `torch.autograd.Function.apply`, 2 of its 17 µs: they look for transforms, of
-#: which there are none, and for what a transform that has ended left behind, which `_own` unwraps.
-_apply: Callable[..., Tensor] = super(torch.autograd.Function, Normalize).apply
-_own: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from . import functional
-from .autograd import has_kernels, unwatched
+from .autograd import unwatched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,20 +37,26 @@ def _parameter(module: nn.Module, name: str) -> Any:
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  PyTorch's name, here and below
         self._check_input_dim(input)  # type: ignore[no-untyped-call]  # torch has no types for it
-        momentum, batches = self.momentum, None
-        updating = self.training and self.track_running_stats
-        if updating:
-            batches = _parameter(self, "num_batches_tracked")
-        if batches is not None and not self._counts_itself(input, batches):
+        momentum, parameters, buffers = self.momentum, self._parameters, self._buffers
+        updating, batches = self.training and self.track_running_stats, None
+        try:  # a call of `_parameter` for each would take 1 µs in all
+            weight, bias = parameters["weight"], parameters["bias"]
+            mean, var = buffers["running_mean"], buffers["running_var"]
+            if updating:
+                batches = buffers["num_batches_tracked"]
+        except KeyError:
+            weight, bias = _parameter(self, "weight"), _parameter(self, "bias")
+            mean, var = _parameter(self, "running_mean"), _parameter(self, "running_var")
+            if updating:
+                batches = _parameter(self, "num_batches_tracked")
+        if batches is not None and not self._counts_itself(input, mean, batches):
             batches.add_(1)
             if momentum is None:  # the cumulative average
                 momentum = 1.0 / float(batches)
             batches = None
-        mean, var = _parameter(self, "running_mean"), _parameter(self, "running_var")
         own = self.training or (mean is None and var is None)
         if not (updating or not self.training):
             mean = var = None
-        weight, bias = _parameter(self, "weight"), _parameter(self, "bias")
         momentum = 0.0 if momentum is None else momentum
         if batches is None:
             return functional.batch_norm(input, mean, var, weight, bias, own, momentum, self.eps)
@@ -60,13 +66,12 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             batches.add_(1)  # PyTorch counts before it checks
             raise
 
-    def _counts_itself(self, input: Tensor, batches: Tensor) -> bool:  # noqa: A002
-        """Whether the kernel that updates the running statistics can count the batch, which saves a launch."""
+    def _counts_itself(self, input: Tensor, mean: Tensor | None, batches: Tensor) -> bool:  # noqa: A002
+        """Whether the kernel that updates the running statistics, if one does, can count the batch: a launch less."""
         return (
             self.momentum is not None
+            and mean is not None
             and unwatched(input)
-            and has_kernels(input)
-            and _parameter(self, "running_mean") is not None
             and input.numel() > 0
             and batches.dtype == torch.int64
             and batches.device == input.device
