@@ -111,14 +111,13 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
     """
     dtype: tl.constexpr = rstd.dtype.element_ty
     walk, r1, r2, in1, in2, _size = reduced_tile(tl.program_id(1), group, plan)
-    every = tl.full((plan.block_kept,), True, tl.int1)
-    zero = tl.full((plan.block_kept,), 0, tl.int64)
     shape: tl.constexpr = (plan.block_kept, plan.block_r1, plan.block_r2)
     n = tl.zeros((), dtype) + (group.count >> 1)
     if weight is not None:
         nowhere = tl.program_id(0) * 0
-        mask = cube(every, in1, in2)
-        w = load_parameter(weight, group.weight, group, nowhere, walk, zero, r1, r2, every, mask, dtype, plan)
+        only = tl.arange(0, 1)  # all groups have the same: one for the whole tile
+        within = cube(only == 0, in1, in2)
+        w = load_parameter(weight, group.weight, group, nowhere, walk, only, r1, r2, only == 0, within, dtype, plan)
     if dweight is not None:
         gathered_dyx = tl.full(shape, 0.0, dtype)
     if dbias is not None:

@@ -3,6 +3,7 @@
 Runs in a process of its own, without TRITON_INTERPRET=1; see conftest.py.
 """
 
+from functools import partial
 from math import prod
 
 import pytest
@@ -26,8 +27,8 @@ from normtriton.plan import Tuning, Tunings
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-#: What dtype parameters have, by target: float32, or None for x's.
-PARAMETERS = {"sm_80": None, "sm_90": torch.float32, "sm_100": None, "gfx942": torch.float32}
+#: Parameters of float32 beside whatever x is; `test_parameters_of_half_precision` has others.
+make = partial(make, parameters=torch.float32)
 CELLS = [
     pytest.param(case, dtype, layout, id=f"{case.name}-{dtype}-{layout}")
     for case in (*CASES, Case("layer", (64, 4096)), Case("rms", (64, 768)))  # and few rows
@@ -61,7 +62,7 @@ def narrowest(case, dtype, layout):
 @pytest.mark.parametrize(("case", "dtype", "layout"), CELLS)
 def test_real_shapes(case, dtype, layout, target):
     """No spill, no stack, wide accesses, no float64 where none is wanted."""
-    directions = launches_of(*make(case, DTYPES[dtype], FORMATS[layout], parameters=PARAMETERS[target]))
+    directions = launches_of(*make(case, DTYPES[dtype], FORMATS[layout]))
     wanted = narrowest(case, dtype, layout)
     for direction, launches in directions.items():
         for recorded in launches:
@@ -75,7 +76,7 @@ def test_real_shapes(case, dtype, layout, target):
                 continue  # a finalizer: its buffers are small
             assert wanted in code.loads, what  # statistics, parameters and the count of batches take others
             assert {a.width for a in tensor_accesses(kernel, recorded.args, prod(case.shape))} == {wanted}, what
-            if wanted == 16 and dtype == "bfloat16" and PARAMETERS[target]:
+            if wanted == 16 and dtype == "bfloat16":
                 assert min(code.loads) >= 4 and min(code.stores) >= 4, what  # no element goes alone
             if recorded.launch.plan.stage != "measure" and not recorded.launch.plan.stats_reduced:
                 assert wanted in code.stores, what
@@ -115,7 +116,7 @@ def test_clusters(case, dtype, layout, target):
     if layout == "channels_last" and len(case.shape) != 4:
         return
     clustered = 0
-    made = make(case, DTYPES[dtype], FORMATS[layout], parameters=PARAMETERS[target])
+    made = make(case, DTYPES[dtype], FORMATS[layout])
     for direction, launches in launches_of(*made, H100_CLUSTERS).items():
         for recorded in launches:
             code = read_code(compile_launch(recorded, target))
@@ -133,6 +134,23 @@ def test_clusters(case, dtype, layout, target):
     assert (clustered > 0) == expected
 
 
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("case", dict.fromkeys([*CASES, *CLUSTERED]), ids=lambda case: case.name)
+def test_parameters_of_half_precision(case, layout):
+    """As those of float32: none spills, accesses of x are as wide, clusters wait as seldom."""
+    if layout == "channels_last" and len(case.shape) != 4:
+        return
+    made = make(case, torch.bfloat16, FORMATS[layout], parameters=torch.bfloat16)
+    for direction, launches in launches_of(*made, H100_CLUSTERS if compiles() else H100).items():
+        for recorded in launches:
+            kernel = compile_launch(recorded, "sm_90")
+            code = read_code(kernel)
+            assert code.stack == 0 and code.cluster_barriers <= 6, (direction, recorded.launch.plan, code)
+            if recorded.launch.kernel == direction:
+                wide = max(recorded.launch.plan.vector, 1) * 2
+                assert {a.width for a in tensor_accesses(kernel, recorded.args, prod(case.shape))} == {wide}
+
+
 #: Shapes whose backward pass is clustered: 2048 rows of 64 channels, or 4096 of 32.
 JOINED = [("bfloat16", (8, 320, 32, 64)), ("float32", (8, 320, 32, 64)), ("float32", (8, 320, 64, 64))]
 JOINED += [(dtype, (4, 640, 31, 31)) for dtype in DTYPES]
@@ -144,7 +162,7 @@ JOINED += [(dtype, (4, 640, 31, 31)) for dtype in DTYPES]
 def test_joined_cells(dtype, shape, target):
     """Group norm of 10 or 20 channels_last channels a group: both passes are one cluster's, by the limits above."""
     case = Case("group", shape, 32)
-    made = make(case, DTYPES[dtype], torch.channels_last, parameters=PARAMETERS[target])
+    made = make(case, DTYPES[dtype], torch.channels_last)
     for launches in launches_of(*made, H100_CLUSTERS).values():
         code = read_code(compile_launch(launches[0], target))
         assert launches[0].launch.plan.block_groups and launches[0].launch.plan.ctas > 1
@@ -166,7 +184,7 @@ TUNED = {
 @pytest.mark.parametrize(("case", "layout", "direction", "tuning"), TUNED.values(), ids=TUNED)
 def test_tuned_plans(case, layout, direction, tuning):
     """What a table may choose neither spills nor loses its wide accesses."""
-    made = make(case, torch.bfloat16, FORMATS[layout], parameters=torch.float32)
+    made = make(case, torch.bfloat16, FORMATS[layout])
     own, tuned = (
         launches_of(*made, H100_CLUSTERS._replace(tuned=table))[direction] for table in (None, Tunings({}, tuning))
     )

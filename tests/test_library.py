@@ -118,13 +118,16 @@ def test_partial_buffers_are_small(case, layout):
             assert sum(s for s in allocations.sizes if s < size) <= results + merged + size // 100 + rows
 
 
-def test_a_sum_that_no_gradient_needs():
+@pytest.mark.parametrize(("rows", "finalizer"), [(2, "sum_parts"), (9, "sum_twice")])
+def test_a_sum_that_no_gradient_needs(rows, finalizer):
     """RMS norm's dx does without the sum of dy: it is neither written nor added up from memory that nobody wrote."""
-    x, weight = torch.empty(9, 60001, device="meta"), torch.empty(60001, device="meta")
+    x, weight = torch.empty(rows, 60001, device="meta"), torch.empty(60001, device="meta")
     call = nt.functional.rms_norm_call(x, weight.shape, weight, None)
     with recording(Device(132)) as launches:
-        launch.backward(call.problem, x, x, weight, None, torch.empty(9), None, call.eps, (True, torch.float32, None))
-    assert [step.launch.kernel for step in launches[:2]] == ["backward", "sum_twice"]
+        launch.backward(
+            call.problem, x, x, weight, None, torch.empty(rows), None, call.eps, (True, torch.float32, None)
+        )
+    assert [step.launch.kernel for step in launches[:2]] == ["backward", finalizer]
     sum_dy, _sum_dyx, _weight, dy_out, *_rest = launches[1].args
     assert sum_dy is None and dy_out is None
 
