@@ -174,13 +174,16 @@ def test_batches_that_no_kernel_counts(reason):
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
 
 
-def test_parameters_that_were_replaced():
-    """A parametrized weight is no longer among the parameters; the module finds it."""
-    ours, theirs = nt.LayerNorm(4), nn.LayerNorm(4)
+@pytest.mark.parametrize("kind", ["LayerNorm", "BatchNorm1d"])
+def test_parameters_that_were_replaced(kind):
+    """A parametrized weight is no longer among the parameters; the module finds it, and its buffers."""
+    ours, theirs = getattr(nt, kind)(4), getattr(nn, kind)(4)
     for norm in (ours, theirs):
         torch.nn.utils.parametrize.register_parametrization(norm, "weight", nn.Softplus())
     x = torch.randn(3, 4)
     torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
 def test_tracking_switched_off_after_construction():

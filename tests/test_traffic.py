@@ -216,13 +216,23 @@ def test_few_rows_and_parameters_read_again(dtype):
     assert traffic.x_dram <= 1.34
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-def test_images_that_end_within_a_sector(dtype):
+@pytest.mark.parametrize(
+    ("images", "dtype", "limit"),
+    [
+        *((32, dtype, 1.10) for dtype in (torch.bfloat16, torch.float32)),
+        (64, torch.float32, 1.10),
+        # known to miss it: fewer channels fit in a tile
+        (64, torch.bfloat16, 1.152),
+        (128, torch.bfloat16, 1.316),
+        (128, torch.float32, 1.148),
+    ],
+)
+def test_images_that_end_within_a_sector(images, dtype, limit):
     """Contiguous images of 7x7: a tile takes several channels, which share the sectors between them."""
-    for strategy, traffic in measure(Case("batch", (32, 128, 7, 7)), dtype, CONTIGUOUS, PART).values():
+    for strategy, traffic in measure(Case("batch", (images, 128, 7, 7)), dtype, CONTIGUOUS, PART).values():
         assert strategy == "resident"
         assert traffic.live <= 1.01
-        assert traffic.request / traffic.live <= 1.10
+        assert traffic.request / traffic.live <= limit
 
 
 NEAR_THE_CACHE = {
