@@ -18,7 +18,7 @@ from .oracle import Operands, differences, expected, named
 from .providers import PROVIDERS, Provider, by_name, installed
 from .render import key
 from .shapes import DIRECTIONS, DTYPES, LAYOUTS, Cell, cells
-from .traffic import distinct_bytes
+from .traffic import compulsory_bytes, distinct_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -64,11 +64,8 @@ def operands(cell: Cell, device: torch.device) -> Operands:
 
 
 def compulsory(given: Operands, direction: str) -> int:
-    """Bytes with each input read once and each result written once, as `normtriton.perf.traffic` counts them."""
-    x, weight, bias, dy, running = given
-    if direction == "forward":
-        return distinct_bytes(x, x, weight, bias, *running, *running)
-    return distinct_bytes(x, dy, x, weight, weight, bias)
+    """Bytes with each input read once and each result written once."""
+    return compulsory_bytes(direction, given.x, given.weight, given.bias, running=distinct_bytes(*given.running))
 
 
 def why(error: Exception) -> str:

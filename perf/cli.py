@@ -30,6 +30,8 @@ COMMANDS = {
     "selfcheck": "selfcheck:command",
     "traffic": "offline:traffic",
     "codegen": "offline:codegen",
+    "time": "offline:predicted_time",
+    "emulate": "emulate:command",
     "report": "report:command",
     "compare": "compare:command",
 }

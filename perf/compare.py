@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: Whose rows are compared.
-INSTRUMENTS = ("traffic", "code", "bench")
+INSTRUMENTS = ("traffic", "code", "model", "bench")
 #: Figures of which one more is one too many.
 EXACT = ("launches", "stack", "cluster_barriers")
 #: Figures of which more is better.
@@ -57,6 +57,12 @@ def figures(row: Row) -> dict[str, float]:
     found = {"measured": 1.0}
     if row["instrument"] == "bench":
         return found | {"us": row["us"]}
+    if row["instrument"] == "model":
+        return found | {
+            "predicted us": row["us"],
+            "predicted us alone": row["us_alone"],
+            "launches": len(row["kernels"]),
+        }
     if "kernels" not in row:
         found["launches"] = row["launches"]
         return found | {name: row[name] * row["part"] for name in ("live", "request", "dram")}  # of the whole shape
@@ -149,8 +155,8 @@ def command(old: Path, new: Path, threshold: float, out: Path | None, as_json: b
     Launches, spilled bytes and cluster barriers are worse if there is one more. Bytes moved, registers, shared memory,
     instructions and barriers are worse if they grow by more than the threshold; thread blocks, bytes in flight and the
     narrowest access to a big tensor, if they shrink. A time is worse if it grows by more than the threshold, and out of
-    the range of quantiles that OLD has for it. A cell that could be measured and no longer can is worse; one that OLD
-    lacks is only counted.
+    the range of quantiles that OLD has for it; a predicted time, above the threshold. A cell that could be measured and
+    no longer can is worse; one that OLD lacks is only counted.
 
     \b
     Examples:

@@ -1,8 +1,9 @@
 """One cell measured by one instrument, and many of them side by side.
 
-Two instruments need no GPU. "traffic" simulates what the launches of a cell move (`normtriton.perf.traffic`); "code"
-compiles them for a target, planned for a device of that kind, and reads the code (`normtriton.perf.codegen`). Either
-measures our norms or another library's (`normtriton.perf.rivals`). A cell that fails says why in place of its figures.
+Three instruments need no GPU. "traffic" simulates what the launches of a cell move (`normtriton.perf.traffic`); "code"
+compiles them for a target, planned for a device of that kind, and reads the code (`normtriton.perf.codegen`); "model"
+predicts their time by running that code on a model of a GPU (`normtriton.perf.predict`). Each measures our norms or
+another library's (`normtriton.perf.rivals`). A cell that fails says why in place of its figures.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import triton
 
 from normtriton import kernels, launch  # type: ignore[attr-defined]  # kernels: not for mypy, see pyproject.toml
 
-from . import render, rivals
+from . import predict, render, rivals
 from .codegen import PLANNED_FOR, compile_launch, facts
 from .l2 import MACHINES
 from .shapes import DIRECTIONS, Cell, planned
@@ -32,14 +33,28 @@ from .traffic import fraction, measure
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from normtriton.plan import Device
+
 _TORCH = torch.__version__.split("+")[0]  # how it was built does not matter here
+
+
+#: The files of this folder that an instrument's figures depend on.
+SOURCES = {
+    "traffic": ("addresses.py", "l2.py", "traffic.py"),
+    "code": ("codegen.py", "occupancy.py"),
+    "model": (
+        *("codegen.py", "occupancy.py", "predict.py"),
+        *(f"emulator/{name}.py" for name in ("gpus", "liveness", "sass", "timer")),
+        *("emulator/cpp/model.cpp", "emulator/cpp/model/*.hpp"),
+    ),
+}
 
 
 class Job(NamedTuple):
     """One cell to be measured by one instrument.
 
     Attributes:
-        instrument: "traffic" or "code".
+        instrument: "traffic", "code" or "model".
         machine: the GPU or the target.
         library: whose norm.
         cell: which.
@@ -79,27 +94,36 @@ class Job(NamedTuple):
         return [{**shared, "direction": direction, **figures[direction]} for direction in self.directions]
 
 
+def device_of(job: Job) -> Device:
+    """What a job's plans are made for."""
+    if job.instrument == "traffic":
+        return MACHINES[job.machine].device
+    if job.instrument == "model":
+        return predict.device_of(predict.GPUS[job.machine])
+    return PLANNED_FOR[job.machine][1]
+
+
 @lru_cache
 def _source(*files: Path) -> str:
-    """What Python files do: without layout, comments and docstrings."""
-    trees = [ast.parse(file.read_text()) for file in files]
+    """What files do: of Python's without layout, comments and docstrings."""
+    trees = [ast.parse(file.read_text()) for file in files if file.suffix == ".py"]
+    others = [file.read_text() for file in files if file.suffix != ".py"]
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(body := getattr(node, "body", None), list):
             body[:] = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-    return "\n".join(map(ast.dump, trees))
+    return "\n".join([*map(ast.dump, trees), *others])
 
 
 @lru_cache(maxsize=4096)
 def made_from(job: Job) -> str:
     """A short name for all that a cell's figures depend on: versions, plans, kernels and instruments."""
     here = Path(__file__).parent
-    names = ("addresses", "l2", "traffic") if job.instrument == "traffic" else ("codegen", "occupancy")
-    parts = [triton.__version__, _TORCH, _source(*(here / f"{name}.py" for name in names))]
+    sources = [file for pattern in SOURCES[job.instrument] for file in sorted(here.glob(pattern))]
+    parts = [triton.__version__, _TORCH, _source(*sources)]
     if job.library != render.LIBRARY:
         parts += [rivals.version(job.library), _source(here / "rivals.py")]
     else:
-        device = MACHINES[job.machine].device if job.instrument == "traffic" else PLANNED_FOR[job.machine][1]
-        launches = planned(job.cell.case, *job.cell.options, device).launches
+        launches = planned(job.cell.case, *job.cell.options, device_of(job)).launches
         own = sorted(Path(kernels.__file__).parent.glob("*.py"))
         parts += [_source(*own, Path(launch.__file__)), repr([r.launch for steps in launches.values() for r in steps])]
     return sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -119,7 +143,13 @@ def figures(job: Job) -> dict[str, dict[str, Any]]:
                 small, dtype, layout, machine.scaled(by), job.directions
             ).items()
         }
-    plan = planned(case, dtype, layout, PLANNED_FOR[job.machine][1])
+    plan = planned(case, dtype, layout, device_of(job))
+    if job.instrument == "model":
+        gpu = predict.GPUS[job.machine]
+        return {
+            direction: {"strategy": plan.strategies[direction], **predict.figures(gpu, plan, direction)._asdict()}
+            for direction in job.directions
+        }
     found = {}
     for direction in job.directions:
         steps = plan.launches[direction]

@@ -1,4 +1,4 @@
-"""The commands that need no GPU: ``traffic`` simulates what a pass moves, ``codegen`` compiles it for a target."""
+"""Commands that need no GPU: ``traffic`` simulates bytes, ``codegen`` compiles, ``time`` predicts what a pass takes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .cli import Refusal, interruptible, json_option, names_option, progress, sh
 from .codegen import PLANNED_FOR
 from .jobs import Job, measured
 from .l2 import MACHINES
+from .predict import GPUS
 from .results import THEIRS, Store
-from .roofline import GPUS, estimate
 from .shapes import DIRECTIONS, DTYPES, LAYOUTS, OFFERED, Case, cells
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ FLOATING = (*DTYPES, "float16", "float64")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that both commands have."""
+    """The options that all of them have."""
     processes = os.cpu_count() or 1
     for option in (
         json_option,
@@ -96,7 +96,7 @@ def _open(out: Path | None) -> Store | None:
 
 
 def _run(
-    wanted: Sequence[Job], out: Path | None, processes: int, as_json: bool, table: Callable[[Sequence[Row], Any], None]
+    wanted: Sequence[Job], out: Path | None, processes: int, as_json: bool, table: Callable[[Sequence[Row]], None]
 ) -> None:
     """Measure, print and keep; what is there already is only printed."""
     store = _open(out)
@@ -129,7 +129,7 @@ def _run(
     finally:
         if rows and not as_json:
             place = {job.name: i for i, job in enumerate(wanted)}
-            table(sorted(rows, key=lambda row: place[_name(row)]), {} if store is None else store.files)
+            table(sorted(rows, key=lambda row: place[_name(row)]))
     if failures := sum("error" in row for row in rows):
         raise Refusal(f"{failures} of {len(rows)} rows could not be measured; they say why")
 
@@ -169,8 +169,7 @@ def traffic(
     """Simulate the bytes that each pass moves; no GPU is needed.
 
     Launches run in Triton's interpreter for their addresses, and a model of the L2 says what crosses the memory bus.
-    Figures are over the compulsory bytes: each input read once, each result written once. The time is an estimate; of
-    what is in flight it knows where --out has rows of `codegen` for the same cells.
+    Figures are over the compulsory bytes: each input read once, each result written once.
 
     \b
     Examples:
@@ -179,20 +178,15 @@ def traffic(
       python -m normtriton.perf traffic --shapes unet --libraries normtriton,flag-gems --json
     """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
 
-    def table(rows: Sequence[Row], files: render.Files) -> None:
+    def table(rows: Sequence[Row]) -> None:
         def columns(row: Row) -> list[object]:
-            target = next(target for target, (gpu, _device) in PLANNED_FOR.items() if gpu == row["machine"])
-            suffix = "" if row["library"] == render.LIBRARY else "-rivals"
-            code = files.get(f"code-{target}{suffix}.jsonl", {}).get(render.key(row))
-            guess = estimate(row, None if code is None or "error" in code else code, GPUS[row["machine"]])
             part = f"1/{row['part']}" if row["part"] > 1 else "whole"
-            figures = [row.get("strategy", "-"), part, render.launches(row), *render.ratios(row)]
-            return [*figures, f"{guess.us:.1f}", guess.binds]
+            return [row.get("strategy", "-"), part, render.launches(row), *render.ratios(row)]
 
-        heads = ("strategy", "part", "launches", "live", "request", "dram", "estimate, µs", "bound by")
+        heads = ("strategy", "part", "launches", "live", "request", "dram")
         note = (
             "Simulated. live, request (32-byte sectors) and dram are bytes over the compulsory bytes; part: what part\n"
-            "of the shape ran, on as small a part of the GPU. The estimate is a roofline's: normtriton.perf.roofline."
+            "of the shape ran, on as small a part of the GPU."
         )
         _table(f"Traffic on {' and '.join(machines)}, simulated", rows, heads, columns, note)
 
@@ -223,7 +217,7 @@ def codegen(
       python -m normtriton.perf codegen --shapes segmentation-3d --dtypes float16 --directions forward --json
     """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
 
-    def table(rows: Sequence[Row], _files: render.Files) -> None:
+    def table(rows: Sequence[Row]) -> None:
         def columns(row: Row) -> list[object]:
             loading = [kernel for kernel in row["kernels"] if kernel["in_flight"]]
             first = min(loading, key=lambda kernel: kernel["in_flight"], default=None)
@@ -240,3 +234,70 @@ def codegen(
         _table(f"Code for {', '.join(targets)}", rows, heads, columns, note)
 
     _run(_jobs("code", targets, cases, **chosen), out, processes, as_json, table)
+
+
+def waits(kernel: Row) -> str:
+    """What the warps of a kernel wait for, most first, as parts of their time."""
+    most = sorted(kernel["stalls"].items(), key=lambda item: -item[1])[:4]
+    return ", ".join(f"{reason} {part:.0%}" for reason, part in most if part >= 0.02)
+
+
+def told(kernel: Row) -> list[str]:
+    """A launch in words, for a line below its pass: what it is, how busy it keeps the GPU, what its warps wait for."""
+    cluster = f" in clusters of {kernel['cluster']}" if kernel["cluster"] > 1 else ""
+    moved = (kernel["dram_read"] + kernel["dram_write"]) / 1e6
+    return [
+        f"{kernel['us']:.1f} µs",
+        f"{kernel['blocks']} blocks of {kernel['warps']} warps{cluster}, {kernel['resident']} resident",
+        f"{kernel['registers']} registers" + (f", {kernel['spills']} bytes spilled" if kernel["spills"] else ""),
+        f"DRAM {moved:.1f} MB, busy {kernel['dram_busy']:.0%}",
+        f"issue slots {kernel['issue_busy']:.0%}, load/store queue {kernel['queue_busy']:.0%}",
+        f"warps wait: {waits(kernel)}",
+        *([f"{kernel['guessed']} addresses or branches guessed"] if kernel["guessed"] else []),
+    ]
+
+
+@click.command("time")
+@_options
+@names_option("--gpu", "gpus", GPUS, "H100", "GPUs to predict for")
+@click.option("--launches", "each", is_flag=True, help="Say of each launch what it is and what it waits for.")
+def predicted_time(
+    cases: tuple[Case, ...],
+    gpus: tuple[str, ...],
+    out: Path | None,
+    processes: int,
+    as_json: bool,
+    each: bool,
+    **chosen: tuple[str, ...],
+) -> None:
+    """Predict the time of each pass; no GPU is needed, and nothing is measured.
+
+    The compiled kernels run on a model of the GPU: its schedulers, caches and memory bus. GB/s are of the compulsory
+    bytes: each input read once, each result written once. "of a copy" is their part of what a large copy reaches, if
+    all multiprocessors share the bus; "alone", if each has its own share of it and no more. What is true lies between
+    the two. docs/emulator.md says how far predictions were from published times, and what the model cannot see.
+
+    \b
+    Examples:
+      python -m normtriton.perf time --shapes layer-8192x4096
+      python -m normtriton.perf time --shapes resnet --gpu A100,H100 --dtypes bfloat16 --launches
+      python -m normtriton.perf time --shapes rms-8192x2048 --libraries normtriton,liger-kernel --out results
+    """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
+
+    def table(rows: Sequence[Row]) -> None:
+        def columns(row: Row) -> list[object]:
+            longest = max(row["kernels"], key=lambda kernel: kernel["us"])
+            return [
+                row.get("strategy", "-"), len(row["kernels"]), f"{row['us']:.1f}", f"{row['us_alone']:.1f}",
+                f"{row['gbps']:,.0f}", f"{row['of_ceiling']:.0%}", f"{row['of_ceiling_alone']:.0%}", waits(longest),
+            ]  # fmt: skip
+
+        heads = ["strategy", "launches", "µs", "alone, µs", "GB/s", "of a copy", "alone", "warps wait for"]
+        note = "Predicted by a model, not measured. Warps: those of the longest launch, parts of their time."
+        _table(f"Time on {' and '.join(gpus)}, predicted", rows, heads, columns, note)
+        for row in rows if each else ():
+            click.echo(f"{_name(row)} {row['direction']}")
+            for kernel in row.get("kernels", ()):
+                click.echo(f"  {kernel['kernel']}: {'; '.join(told(kernel))}")
+
+    _run(_jobs("model", gpus, cases, **chosen), out, processes, as_json, table)

@@ -3,10 +3,11 @@
     python -m normtriton.perf.results [--rivals] [--select NAME] [--fresh] [--jobs N]
     python -m normtriton.perf.results --render
 
-A cell is a norm of `normtriton.perf.shapes` in a layout and a dtype. It is measured by two instruments: "traffic"
-simulates what its launches move on an H100 and an A100 (`normtriton.perf.traffic`); "code" compiles them for sm_80,
-sm_90, sm_100 and gfx942, each planned for a device of that kind, and reads the code (`normtriton.perf.codegen`).
-``--rivals`` does the same, for an H100 and sm_90, to the other libraries that are installed (`normtriton.perf.rivals`).
+A cell is a norm of `normtriton.perf.shapes` in a layout and a dtype. Three instruments work on it: "traffic" simulates
+what its launches move on an H100 and an A100 (`normtriton.perf.traffic`); "code" compiles them for sm_80, sm_90, sm_100
+and gfx942, each planned for a device of that kind, and reads the code (`normtriton.perf.codegen`); "model" predicts
+their time on an H100 (`normtriton.perf.predict`). ``--rivals`` does the same, for an H100 and sm_90, to the other
+libraries that are installed (`normtriton.perf.rivals`).
 
 Results are JSON lines, one a cell and direction, in a file for each instrument and machine. What is there already is
 kept if it was measured with the same versions, plans, kernels and instruments; so a run that was stopped goes on where
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Instruments and machines of other libraries and of ours; first what the README shows.
-THEIRS = ("code", "sm_90"), ("traffic", "H100")
+THEIRS = ("code", "sm_90"), ("traffic", "H100"), ("model", "H100")
 OURS = (*THEIRS, ("code", "sm_80"), ("code", "sm_100"), ("code", "gfx942"), ("traffic", "A100"))
 
 

@@ -1,7 +1,7 @@
 """Results as rows: how they are read, what they must have, and in which order they are shown.
 
 A result is a row of JSON: one cell (a case in a layout and a dtype) and direction, of one library, measured by one
-instrument on one machine. "traffic" simulates, "code" compiles, "bench" times on a GPU.
+instrument on one machine. "traffic" simulates, "code" compiles, "model" predicts a time, "bench" times on a GPU.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ NAMED = ("instrument", "machine", "library", "case", "norm", "layout", "dtype", 
 FIGURES = {
     "traffic": ("live", "request", "dram", "compulsory", "launches", "part", "shape", "torch", "triton"),
     "code": ("kernels", "torch", "triton"),
+    "model": ("us", "us_alone", "of_ceiling", "of_ceiling_alone", "compulsory", "kernels", "torch", "triton"),
     "bench": ("us", "torch", "triton"),
 }
 

@@ -154,6 +154,20 @@ def distinct_bytes(*tensors: torch.Tensor | None) -> int:
     return total
 
 
+def compulsory_bytes(direction: str, x: torch.Tensor, *parameters: torch.Tensor | None, running: int = 0) -> int:
+    """Bytes of a pass that reads each input once and writes each result once.
+
+    Args:
+        direction: "forward" or "backward".
+        x: the input; y, dy and dx are as large.
+        parameters: weight and bias; backward, their gradients are written and the weight is read.
+        running: bytes of running statistics, which forward reads and writes.
+    """
+    if direction == "forward":
+        return distinct_bytes(x, x, *parameters) + 2 * running
+    return distinct_bytes(x, x, x, *parameters[:1], *parameters)
+
+
 def _without_count(arg: Any) -> Any:
     """Running statistics that do not count batches: integers are not loaded here, and the count is 16 bytes."""
     return arg._replace(batches=()) if isinstance(arg, launch.Running) else arg
@@ -213,13 +227,9 @@ def measure(
     With ``cold`` the cache is emptied before every launch, as if tensors were much larger than it.
     """
     call, x, weight, bias, strategies, launches = planned(case, dtype, layout, machine.device)
-    parameters = distinct_bytes(weight, bias)
-    running = 0 if call.running is None else 2 * distinct_bytes(call.running.mean, call.running.var)
-    compulsory = {
-        "forward": distinct_bytes(x, x) + parameters + running,
-        "backward": distinct_bytes(x, x, x, weight) + parameters,
-    }
-    return {
-        direction: (strategies[direction], run(launches[direction], machine, compulsory[direction], cold))
-        for direction in directions
-    }
+    running = 0 if call.running is None else distinct_bytes(call.running.mean, call.running.var)
+    found = {}
+    for direction in directions:
+        compulsory = compulsory_bytes(direction, x, weight, bias, running=running)
+        found[direction] = strategies[direction], run(launches[direction], machine, compulsory, cold)
+    return found
