@@ -14,7 +14,7 @@ import torch
 from . import gpu
 from .branches import lay_out
 from .cli import Lines, Refusal, interruptible, json_option, names_option, progress, shapes_option, show
-from .oracle import Operands, differences, expected, named
+from .oracle import Operands, Textbook, differences, expected, named
 from .providers import PROVIDERS, Provider, by_name, installed
 from .render import key
 from .shapes import DIRECTIONS, DTYPES, LAYOUTS, Cell, cells
@@ -118,7 +118,7 @@ def measured(
     shared |= {"groups": case.groups, "layout": cell.layout, "dtype": cell.dtype}
     try:
         given = operands(cell, machine.device)
-        want = expected(partial(by_name, torch.nn.functional, case), given)
+        want = expected(partial(by_name, Textbook, case), given)
         failure = None
     except torch.OutOfMemoryError as error:
         failure = why(error)

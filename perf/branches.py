@@ -173,3 +173,21 @@ SMALL = {
     "group-5d": Branch("group", (2, 6, 3, 4, 5), "", "", groups=2),
     "batch-5d": Branch("batch", (2, 3, 3, 4, 5), "", ""),
 }
+
+#: Shapes near those of models, small enough for a program that runs one instruction after another.
+REAL = {
+    "layer-300x4096": Branch("layer", (300, 4096), "", ""),
+    "layer-300x768": Branch("layer", (300, 768), "", ""),
+    "layer-64x4096": Branch("layer", (64, 4096), "", ""),
+    "layer-2x65536": Branch("layer", (2, 65536), "", ""),
+    "rms-300x4096": Branch("rms", (300, 4096), "", ""),
+} | {
+    f"{name} {layout}": branch._replace(layout=layout)
+    for layout in ("contiguous", "channels_last")
+    for name, branch in {
+        "group32-1x320x64x64": Branch("group", (1, 320, 64, 64), "", "", groups=32),
+        "batch-8x64x56x56": Branch("batch", (8, 64, 56, 56), "", ""),
+        "batch-32x256x7x7": Branch("batch", (32, 256, 7, 7), "", ""),
+        "instance-2x64x64x64": Branch("instance", (2, 64, 64, 64), "", ""),
+    }.items()
+}

@@ -1,4 +1,4 @@
-"""What a norm should give, by PyTorch's own functions in float64, and how far from it a library may be."""
+"""What a norm should give, by its formula in float64, and how far from it a library may be."""
 
 from __future__ import annotations
 
@@ -46,10 +46,7 @@ class Operands(NamedTuple):
         return self._replace(x=x, weight=weight, bias=bias, running=(mean, variance))
 
     def wide(self) -> Operands:
-        """The same in float64, and contiguous: PyTorch 2.13 on the CPU is wrong in some other layouts.
-
-        (The gradient of `instance_norm` for a single image, where dy is channels_last.)
-        """
+        """The same in float64, and contiguous."""
 
         def widen(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.detach().double().contiguous()
@@ -71,20 +68,97 @@ def call(
     bias: Tensor | None,
     running: tuple[Tensor | None, Tensor | None] = (None, None),
     eps: float = EPS,
+    training: bool = True,
 ) -> Tensor:
-    """A norm, in training, by `torch.nn.functional` or by what has its functions."""
+    """A norm, in ``training`` or with running statistics, by `torch.nn.functional` or by what has its functions."""
     if norm == "layer":
         y = functions.layer_norm(x, features, weight, bias, eps)
     elif norm == "rms":
         y = functions.rms_norm(x, features, weight, eps)
     elif norm == "batch":
-        y = functions.batch_norm(x, *running, weight, bias, True, 0.1, eps)
+        y = functions.batch_norm(x, *running, weight, bias, training, 0.1, eps)
     elif norm == "instance":
-        y = functions.instance_norm(x, None, None, weight, bias, True, 0.1, eps)
+        y = functions.instance_norm(x, *running, weight, bias, training, 0.1, eps)
     else:
         y = functions.group_norm(x, groups, weight, bias, eps)
     assert isinstance(y, torch.Tensor)
     return y
+
+
+class Textbook:
+    """`torch.nn.functional`'s five norms by their formulas, in plain operations: gradients are autograd's.
+
+    In float64 they are more exact than PyTorch's functions (2.13 on the CPU). Those compute x * rstd - mean * rstd,
+    which of a group of one element is not 0.
+    """
+
+    @classmethod
+    def layer_norm(cls, x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> Tensor:
+        """Over the last dimensions."""
+        dims = tuple(range(-len(shape), 0))
+        return cls._apply(x - x.mean(dims, keepdim=True), dims, shape, weight, bias, eps)
+
+    @classmethod
+    def rms_norm(cls, x: Tensor, shape: Sequence[int], weight: Any, eps: float) -> Tensor:
+        """As layer norm, with the mean fixed at zero."""
+        return cls._apply(x, tuple(range(-len(shape), 0)), shape, weight, None, eps)
+
+    @classmethod
+    def group_norm(cls, x: Tensor, groups: int, weight: Any, bias: Any, eps: float) -> Tensor:
+        """Over the channels of a group, and space."""
+        parts = x.reshape(x.shape[0], groups, -1)
+        deviation = parts - parts.mean(2, keepdim=True)
+        variance = deviation.square().mean(2, keepdim=True)
+        return cls._scale((deviation / (variance + eps).sqrt()).reshape(x.shape), _channel(x), weight, bias)
+
+    @classmethod
+    def batch_norm(
+        cls, x: Tensor, mean: Any, variance: Any, weight: Any, bias: Any, training: bool, momentum: float, eps: float
+    ) -> Tensor:
+        """Over the batch and space."""
+        dims = (0, *range(2, x.dim()))
+        return cls._running(x, dims, mean, variance, weight, bias, training, momentum, eps)
+
+    @classmethod
+    def instance_norm(
+        cls, x: Tensor, mean: Any, variance: Any, weight: Any, bias: Any, training: bool, momentum: float, eps: float
+    ) -> Tensor:
+        """Over space."""
+        return cls._running(x, tuple(range(2, x.dim())), mean, variance, weight, bias, training, momentum, eps)
+
+    @classmethod
+    def _running(
+        cls, x: Tensor, dims: tuple[int, ...], mean: Any, variance: Any, weight: Any, bias: Any, training: bool,
+        momentum: float, eps: float,
+    ) -> Tensor:  # fmt: skip
+        if not training:
+            deviation = (x - mean.reshape(_channel(x))) / (variance.reshape(_channel(x)) + eps).sqrt()
+            return cls._scale(deviation, _channel(x), weight, bias)
+        own = x.mean(dims, keepdim=True)
+        if mean is not None:
+            with torch.no_grad():
+                count = x.numel() // own.numel()
+                unbiased = (x - own).square().sum(dims, keepdim=True) / (count - 1)
+                for running, new in ((mean, own), (variance, unbiased)):
+                    running.mul_(1 - momentum).add_(momentum * new.transpose(0, 1).reshape(x.shape[1], -1).mean(1))
+        return cls._apply(x - own, dims, _channel(x), weight, bias, eps)
+
+    @classmethod
+    def _apply(
+        cls, deviation: Tensor, dims: tuple[int, ...], shape: Sequence[int], weight: Any, bias: Any, eps: float
+    ) -> Tensor:
+        variance = deviation.square().mean(dims, keepdim=True)
+        return cls._scale(deviation / (variance + eps).sqrt(), shape, weight, bias)
+
+    @staticmethod
+    def _scale(xhat: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        y = xhat if weight is None else xhat * weight.reshape(shape)
+        return y if bias is None else y + bias.reshape(shape)
+
+
+def _channel(x: Tensor) -> tuple[int, ...]:
+    """The shape in which one value a channel meets x."""
+    return (1, x.shape[1], *(1,) * (x.dim() - 2))
 
 
 def gradients(y: Tensor, given: Operands) -> tuple[Tensor, ...]:
@@ -100,7 +174,7 @@ def named(y: Tensor, grads: Sequence[Tensor], given: Operands) -> dict[str, Tens
 
 
 def expected(run: Callable[[Operands], Tensor], given: Operands) -> dict[str, Tensor]:
-    """All results in float64; ``run`` calls PyTorch's function."""
+    """All results in float64; ``run`` calls a function of `Textbook`."""
     wide = given.wide()
     y = run(wide)
     return named(y, gradients(y, wide), wide)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .codegen import PLANNED_FOR
-from .shapes import DTYPES, OFFERED, Cell, cells
+from .shapes import DIRECTIONS, DTYPES, OFFERED, Cell, cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ LIBRARY = "normtriton"
 
 RESULTS = Path(__file__).parent / "results"
 _ROOT = Path(__file__).parents[1]
-PAGES = (_ROOT / "README.md", _ROOT / "docs" / "results.md")
+PAGES = (_ROOT / "README.md", _ROOT / "docs" / "results.md", _ROOT / "docs" / "emulator.md")
 
 Row = dict[str, Any]
 Files = dict[str, dict[tuple[str, ...], Row]]
@@ -104,7 +104,7 @@ def beside(files: Files, dtype: str) -> str:
     for cell in cells():
         if cell.dtype != dtype:
             continue
-        for direction in ("forward", "backward"):
+        for direction in DIRECTIONS:
             ours = find(files, f"{traffic}.jsonl", cell, direction)
             columns = [cell.case.name, cell.layout, direction, ours.get("strategy", "-")]
             for library in (LIBRARY, *OFFERED):
@@ -127,7 +127,7 @@ def ours(files: Files, target: str, machine: str) -> str:
     rows = []
     simulated = f"traffic-{machine}.jsonl" in files
     for cell in cells():
-        for direction in ("forward", "backward"):
+        for direction in DIRECTIONS:
             made = find(files, f"code-{target}.jsonl", cell, direction)
             columns: list[object] = [cell.case.name, cell.layout, cell.dtype, direction]
             if "error" in made:
@@ -146,9 +146,29 @@ def ours(files: Files, target: str, machine: str) -> str:
     return f"Measured with {versions(files, names)}.\n\n{table(heads, rows)}"
 
 
+def predicted(files: Files, dtype: str, machine: str = "H100") -> str:
+    """Predicted times of ours and of other libraries', and their part of a copy's rate."""
+    names = (f"model-{machine}.jsonl", f"model-{machine}-rivals.jsonl")
+    rows = []
+    for cell in cells():
+        for direction in DIRECTIONS if cell.dtype == dtype else ():
+            columns = [cell.case.name, cell.layout, direction]
+            for library in (LIBRARY, *OFFERED):
+                if cell.case.norm not in OFFERED.get(library, cell.case.norm):
+                    columns.append("not offered")
+                    continue
+                row = find(files, names[library != LIBRARY], cell, direction, library)
+                part = missing(row, "predicted") or f"{row['of_ceiling']:.0%} ({row['of_ceiling_alone']:.0%})"
+                columns.append(part if "error" in row else f"{part}, {row['us']:.1f} µs")
+            rows.append(columns)
+    text = table(("shape", "layout", "direction", LIBRARY, *OFFERED), rows)
+    return f"{dtype}. Predicted with {versions(files, names)}.\n\n{text}"
+
+
 #: The tables, by the name in their comment.
 TABLES: dict[str, Callable[[Files], str]] = {f"beside-{dtype}": partial(beside, dtype=dtype) for dtype in DTYPES}
 TABLES |= {target: partial(ours, target=target, machine=name) for target, (name, _device) in PLANNED_FOR.items()}
+TABLES |= {f"predicted-{dtype}": partial(predicted, dtype=dtype) for dtype in DTYPES}
 
 
 def rendered(folder: Path = RESULTS, pages: Iterable[Path] = PAGES) -> dict[Path, str]:

@@ -8,30 +8,25 @@ import platform
 import subprocess
 import sys
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import torch
 
-from normtriton import clusters, launch
+from normtriton import clusters
 
 from . import gpu
-from .addresses import swapped
 from .bench import FLOATING, Machine, measured, why
-from .branches import BRANCHES, CLUSTERED, CLUSTERS, DEVICE, LAYOUTS, SMALL, Branch, lay_out
+from .checks import Check, of_branches, of_layouts, wrong
 from .cli import Refusal, interruptible, json_option, progress, writing
 from .codegen import PLANNED_FOR, TARGETS, compile_launch, read_code
-from .oracle import Operands, differences, expected, gradients, named
 from .providers import installed
 from .render import LIBRARY
 from .shapes import DIRECTIONS, Case, Cell, planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from normtriton.plan import Device
 
     from .render import Row
 
@@ -50,22 +45,6 @@ COMPILED = (TIMED[0], TIMED[3], Cell(Case("batch", (32, 2048, 7, 7)), "contiguou
 PARTS = {"interpreted": "1", "compiled": "0"}
 
 
-class Check(NamedTuple):
-    """One call and its backward pass.
-
-    Attributes:
-        name: for people.
-        branch: the norm, the shape and the layout.
-        dtype: x's; parameters are float32.
-        device: what the call is planned for; None for the machine itself.
-    """
-
-    name: str
-    branch: Branch
-    dtype: str
-    device: Device | None
-
-
 class Outcome(NamedTuple):
     """What was found: nothing if all was right."""
 
@@ -75,60 +54,15 @@ class Outcome(NamedTuple):
 
 def checks(with_clusters: bool) -> list[Check]:
     """Every branch of the plan, then every norm, layout and dtype: each norm in each layout and in each dtype."""
-    found = [Check(f"branch {name}", branch, "float32", DEVICE) for name, branch in BRANCHES.items()]
-    if with_clusters:
-        found += [Check(f"clusters {name}", branch, "float32", CLUSTERS) for name, branch in CLUSTERED.items()]
-    for i, (name, branch) in enumerate(SMALL.items()):
-        for j, layout in enumerate(LAYOUTS):
-            dtype = FLOATING[(i + j) % len(FLOATING)]
-            found.append(Check(f"layout {name} {layout} {dtype}", branch._replace(layout=layout), dtype, None))
-    return found
-
-
-@contextmanager
-def _planned_for(device: Device | None) -> Iterator[None]:
-    """Have calls planned for a device, whatever they run on."""
-    before = clusters.mode()
-    if device is None:
-        yield
-        return
-    if device.clusters and launch.INTERPRETED:
-        clusters.set_mode("on")  # without a trial, which only a GPU can make
-    try:
-        with swapped((launch, "device_of", lambda _x: device)):
-            yield
-    finally:
-        if clusters.mode() != before:
-            clusters.set_mode(before)
+    return [*of_branches(with_clusters), *of_layouts(FLOATING)]
 
 
 def outcome(check: Check, device: torch.device, times: int = 1) -> Outcome:
     """Run a check; more than once, the bits are compared too."""
-    branch = check.branch
-    rng = torch.Generator(device).manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=rng, device=device)
-
-    dtype = getattr(torch, check.dtype)
-    x, dy = (
-        lay_out((scale * random(*branch.shape) + shift).to(dtype), branch.layout) for scale, shift in ((2, 3), (1, 0))
-    )
-    weight, bias = random(*branch.features()), None if branch.norm == "rms" else random(*branch.features())
-    given = Operands(x, weight, bias, dy).fresh()
     try:
-        want = expected(lambda wide: branch.run(*wide[:3], functions=torch.nn.functional), given)
-        with _planned_for(check.device):
-            runs = []
-            for _ in range(times):
-                y = branch.run(*given[:3])
-                runs.append(named(y, gradients(y, given), given))
-        failures = [str(difference) for difference in differences(runs[0], want, given)]
-        failures += [
-            f"{result} differs in its bits from one run to the next"
-            for result in want
-            if not all(torch.equal(runs[0][result], run[result]) for run in runs[1:])
-        ]
+        given = check.operands(device).fresh()
+        want = check.wanted(given)
+        failures = wrong([check.results(given) for _ in range(times)], want, given)
     except Exception as error:  # noqa: BLE001  whatever it is, it is a finding
         failures = [why(error)]
     return Outcome(check.name, failures)

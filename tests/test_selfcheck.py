@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from made_up import pretend
+from normtriton.perf import checks as kinds
 from normtriton.perf import gpu, selfcheck
 from normtriton.perf.branches import CLUSTERS, DEVICE, LAYOUTS, SMALL, Branch
 from normtriton.perf.selfcheck import checks, command
@@ -21,11 +22,11 @@ from normtriton.plan import Device
 
 def few(monkeypatch):
     """Leave one check of each kind, small."""
-    monkeypatch.setattr(selfcheck, "BRANCHES", {"row": Branch("layer", (3, 40), "", "")})
-    monkeypatch.setattr(selfcheck, "CLUSTERED", {"wide": Branch("layer", (1, 33000), "", "")})
-    monkeypatch.setattr(selfcheck, "SMALL", {"rms": Branch("rms", (2, 3, 8), "", "")})
+    monkeypatch.setattr(kinds, "BRANCHES", {"row": Branch("layer", (3, 40), "", "")})
+    monkeypatch.setattr(kinds, "CLUSTERED", {"wide": Branch("layer", (1, 33000), "", "")})
+    monkeypatch.setattr(kinds, "SMALL", {"rms": Branch("rms", (2, 3, 8), "", "")})
     monkeypatch.setattr(selfcheck, "TIMED", (Cell(Case("rms", (4, 16)), "contiguous", "bfloat16"),))
-    monkeypatch.setattr(selfcheck, "LAYOUTS", ("sliced",))
+    monkeypatch.setattr(kinds, "LAYOUTS", ("sliced",))
 
 
 @pytest.fixture

@@ -180,7 +180,17 @@ class Device:
             if self.executor.lib.emulator_launches() > before:
                 *grid, threads, cluster, shared = (launch := self.executor.noted())[0]
                 handle = self.executor.lib.emulator_last()
-                self.timed.append(self.timer.launch(self.executor.last().name, self.cubins[handle], tuple(grid), threads // 32, cluster, shared, launch[1]))
+                self.timed.append(
+                    self.timer.launch(
+                        self.executor.last().name,
+                        self.cubins[handle],
+                        tuple(grid),
+                        threads // 32,
+                        cluster,
+                        shared,
+                        launch[1],
+                    )
+                )
             return result
         collect(args)
         self.executor.memory(self._regions(tensors))
@@ -197,8 +207,18 @@ class Device:
                     block.init |= (flags[: len(block.init)] & INIT) != 0
             p = self.executor.last()
             if self.executor.lib.emulator_launches() > before:
-                self.launches.append(Ran(p.name, self.executor.counts(), self.executor.reports(), time.perf_counter() - began, error,
-                                         p.threads, p.cluster, self.executor.lib.emulator_last()))
+                self.launches.append(
+                    Ran(
+                        p.name,
+                        self.executor.counts(),
+                        self.executor.reports(),
+                        time.perf_counter() - began,
+                        error,
+                        p.threads,
+                        p.cluster,
+                        self.executor.lib.emulator_last(),
+                    )
+                )
             elif error:
                 self.launches.append(Ran("?", {}, [], 0.0, error, 0, 1, 0))
 
@@ -239,7 +259,9 @@ def enable(target: str = "sm_90", sms: int | None = None, assemble: bool = True,
     if device is not None:
         raise RuntimeError("enabled twice")
     os.environ.pop("TRITON_INTERPRET", None)
-    os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"emulator_triton{'' if assemble else '_noas'}"))
+    os.environ.setdefault(
+        "TRITON_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"emulator_triton{'' if assemble else '_noas'}")
+    )
     device = Device()
     if timing is not None:
         from .timer import Timer
@@ -261,7 +283,10 @@ def enable(target: str = "sm_90", sms: int | None = None, assemble: bool = True,
         made.__wrapped__ = f
         return made
 
-    for owner, names in ((torch, ("empty", "empty_like", "empty_strided", "empty_permuted")), (torch.Tensor, ("new_empty", "new_empty_strided"))):
+    for owner, names in (
+        (torch, ("empty", "empty_like", "empty_strided", "empty_permuted")),
+        (torch.Tensor, ("new_empty", "new_empty_strided")),
+    ):
         for name in names:
             setattr(owner, name, giving(getattr(owner, name)))
 

@@ -17,7 +17,18 @@ from . import build, ptx
 CHECKS = {"memory": 1, "init": 2, "shared": 4, "global": 8}
 WIDTHS = (1, 2, 4, 8, 16, 32)
 _CLASS_NAMES = [c.removeprefix("K_").lower() for c in ptx.CLASSES if c != "K_COUNT"]
-_REST = ["ld_requests", "ld_sectors", "st_requests", "st_sectors", "lanes", "warps", "ctas", "clusters_run", "clusters", "total"]
+_REST = [
+    "ld_requests",
+    "ld_sectors",
+    "st_requests",
+    "st_sectors",
+    "lanes",
+    "warps",
+    "ctas",
+    "clusters_run",
+    "clusters",
+    "total",
+]
 
 
 class Report(NamedTuple):
@@ -58,15 +69,31 @@ class Executor:
         lib.emulator_load.restype = lib.emulator_last.restype = ctypes.c_void_p
         lib.emulator_kind.restype = ctypes.c_char_p
         lib.emulator_launches.restype = ctypes.c_long
-        lib.emulator_configure.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_int]
+        lib.emulator_configure.argtypes = [
+            ctypes.c_uint64,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_long,
+            ctypes.c_int,
+            ctypes.c_int,
+        ]
         self.programs: dict[int, ptx.Program] = {}
         self.kinds = []
         while (name := lib.emulator_kind(len(self.kinds))) is not None:
             self.kinds.append(name.decode())
         self.configure()
 
-    def configure(self, seed: int = 1, checks: tuple[str, ...] | None = None, approx: bool = False, resident: int = 2,
-                  max_clusters: int = 0, quantum: int = 64, chaos: bool = False) -> None:
+    def configure(
+        self,
+        seed: int = 1,
+        checks: tuple[str, ...] | None = None,
+        approx: bool = False,
+        resident: int = 2,
+        max_clusters: int = 0,
+        quantum: int = 64,
+        chaos: bool = False,
+    ) -> None:
         """Set what holds for the launches that follow.
 
         Args:
@@ -91,24 +118,44 @@ class Executor:
             return ctypes.c_void_p(a.ctypes.data)
 
         handle = self.lib.emulator_load(
-            p.name.encode(), at(p.code), len(p.code), at(p.const32), len(p.const32), at(p.const64), len(p.const64), *p.registers,
-            at(psize), at(poff), len(p.params), p.param_bytes, p.static_shared, p.local, p.threads, p.cluster,
+            p.name.encode(),
+            at(p.code),
+            len(p.code),
+            at(p.const32),
+            len(p.const32),
+            at(p.const64),
+            len(p.const64),
+            *p.registers,
+            at(psize),
+            at(poff),
+            len(p.params),
+            p.param_bytes,
+            p.static_shared,
+            p.local,
+            p.threads,
+            p.cluster,
         )
         for table in p.data:
-            self.lib.emulator_data(ctypes.c_void_p(handle), ctypes.c_uint64(table.ctypes.data), ctypes.c_uint64(len(table)))
+            self.lib.emulator_data(
+                ctypes.c_void_p(handle), ctypes.c_uint64(table.ctypes.data), ctypes.c_uint64(len(table))
+            )
         self.programs[handle] = p
         return handle
 
     def memory(self, regions: list[tuple[int, int, int, int]]) -> None:
         """What the next launch may access: (address, bytes, log2 of bytes a granule, address of a flag a granule)."""
         columns = list(zip(*regions, strict=True)) or [(), (), (), ()]
-        arrays = [np.array(c, dtype=t) for c, t in zip(columns, (np.uint64, np.uint64, np.uint32, np.uint64), strict=True)]
+        arrays = [
+            np.array(c, dtype=t) for c, t in zip(columns, (np.uint64, np.uint64, np.uint32, np.uint64), strict=True)
+        ]
         self.lib.emulator_memory(len(regions), *(ctypes.c_void_p(a.ctypes.data) for a in arrays))
 
     def noted(self) -> tuple[list[int], bytes]:
         """The last launch that was not run: grid, threads of a block, blocks of a cluster, shared bytes; and its parameters."""
         launch, params = np.zeros(6, dtype=np.uint32), np.zeros(4096, dtype=np.uint8)
-        n = self.lib.emulator_noted(ctypes.c_void_p(launch.ctypes.data), ctypes.c_void_p(params.ctypes.data), len(params))
+        n = self.lib.emulator_noted(
+            ctypes.c_void_p(launch.ctypes.data), ctypes.c_void_p(params.ctypes.data), len(params)
+        )
         return [int(v) for v in launch], params[:n].tobytes()
 
     def last(self) -> ptx.Program | None:
@@ -122,8 +169,16 @@ class Executor:
         text = ctypes.create_string_buffer(1024)
         while self.lib.emulator_report(len(out), *map(ctypes.byref, (kind, line, source, count)), text, 1024):
             there = line.value >= 0
-            out.append(Report(self.kinds[kind.value], program.name, program.lines[line.value] if there else "",
-                              program.places[source.value] if there else "", count.value, text.value.decode()))
+            out.append(
+                Report(
+                    self.kinds[kind.value],
+                    program.name,
+                    program.lines[line.value] if there else "",
+                    program.places[source.value] if there else "",
+                    count.value,
+                    text.value.decode(),
+                )
+            )
         return out
 
     def counts(self) -> dict[str, int]:

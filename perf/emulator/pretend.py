@@ -14,6 +14,7 @@ Python level only:
 Cost it adds to a host-time measurement: one Python property per ``.device``
 and one Python wrapper per factory call; ``hostcost.py`` measures and prints it.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -53,14 +54,27 @@ def profile():
 
 class _Props:
     """Object returned by torch.cuda.get_device_properties."""
+
     def __getattr__(self, k):
         p = _state["profile"]
         table = dict(
-            name="NVIDIA H100 (emulated)", multi_processor_count=p["sms"], major=p["cc"][0], minor=p["cc"][1],
-            warp_size=32, max_threads_per_multi_processor=2048, regs_per_multiprocessor=65536,
-            total_memory=80 << 30, L2_cache_size=p["l2"], shared_memory_per_block=49152,
-            shared_memory_per_block_optin=p["smem_block"], shared_memory_per_multiprocessor=p["smem"],
-            is_integrated=0, is_multi_gpu_board=0, gcnArchName="", uuid="emulated")
+            name="NVIDIA H100 (emulated)",
+            multi_processor_count=p["sms"],
+            major=p["cc"][0],
+            minor=p["cc"][1],
+            warp_size=32,
+            max_threads_per_multi_processor=2048,
+            regs_per_multiprocessor=65536,
+            total_memory=80 << 30,
+            L2_cache_size=p["l2"],
+            shared_memory_per_block=49152,
+            shared_memory_per_block_optin=p["smem_block"],
+            shared_memory_per_multiprocessor=p["smem"],
+            is_integrated=0,
+            is_multi_gpu_board=0,
+            gcnArchName="",
+            uuid="emulated",
+        )
         try:
             return table[k]
         except KeyError:
@@ -70,25 +84,48 @@ class _Props:
 class _Stream:
     cuda_stream = 0
     device = DEV
-    def synchronize(self): pass
-    def wait_stream(self, *_): pass
-    def __enter__(self): return self
-    def __exit__(self, *a): return False
+
+    def synchronize(self):
+        pass
+
+    def wait_stream(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *a):
+        return False
 
 
 class _NoDev:
     """torch.cuda.device / device_of / stream stand-in (a no-op context)."""
-    def __init__(self, *a): pass
-    def __enter__(self): return self
-    def __exit__(self, *a): return False
+
+    def __init__(self, *a):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *a):
+        return False
 
 
 class _Event:
-    def __init__(self, *a, **k): pass
-    def record(self, *a): pass
-    def synchronize(self): pass
-    def elapsed_time(self, other): return 1.0
-    def query(self): return True
+    def __init__(self, *a, **k):
+        pass
+
+    def record(self, *a):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return 1.0
+
+    def query(self):
+        return True
 
 
 def enable(name="h100", sms=None):
@@ -113,13 +150,35 @@ def enable(name="h100", sms=None):
             if d is not None and _is_cuda_dev(d):
                 k["device"] = _CPU
             return fn(*a, **k)
+
         wrapped.__name__ = getattr(fn, "__name__", "factory")
         wrapped.__wrapped__ = fn
         return wrapped
 
-    for n in ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "randperm", "arange", "tensor",
-              "as_tensor", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like",
-              "empty_strided", "scalar_tensor", "linspace", "eye", "empty_permuted"):
+    for n in (
+        "empty",
+        "zeros",
+        "ones",
+        "full",
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+        "arange",
+        "tensor",
+        "as_tensor",
+        "empty_like",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+        "empty_strided",
+        "scalar_tensor",
+        "linspace",
+        "eye",
+        "empty_permuted",
+    ):
         setattr(torch, n, fix_kw(getattr(torch, n)))
     for n in ("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "new_empty_strided"):
         setattr(T, n, fix_kw(getattr(T, n)))
@@ -133,6 +192,7 @@ def enable(name="h100", sms=None):
         if not a and not k:
             return self
         return orig_to(self, *a, **k)
+
     T.to = to
     T.cuda = lambda self, *a, **k: self
 

@@ -33,8 +33,26 @@ def _enumeration(name: str) -> dict[str, int]:
 
 OPS, TYPES, SPECIALS, CLASSES = (_enumeration(n) for n in ("Op", "Type", "Special", "Class"))
 
-SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "F16": 2, "BF16": 2, "U32": 4, "S32": 4, "F32": 4, "F16X2": 4,
-         "BF16X2": 4, "U64": 8, "S64": 8, "F64": 8, "PRED": 0, "F8E4M3X2": 2, "F8E5M2X2": 2, "F32X2": 8}
+SIZES = {
+    "U8": 1,
+    "S8": 1,
+    "U16": 2,
+    "S16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "S32": 4,
+    "F32": 4,
+    "F16X2": 4,
+    "BF16X2": 4,
+    "U64": 8,
+    "S64": 8,
+    "F64": 8,
+    "PRED": 0,
+    "F8E4M3X2": 2,
+    "F8E5M2X2": 2,
+    "F32X2": 8,
+}
 _ALIAS = {"b8": "U8", "b16": "U16", "b32": "U32", "b64": "U64", "e4m3x2": "F8E4M3X2", "e5m2x2": "F8E5M2X2"}
 
 
@@ -136,14 +154,16 @@ class _Reader:
                 self.static_shared += int(m[3])
         for m in re.finditer(r"\.extern\s+\.shared\s+\.align\s+\d+\s+\.b8\s+([\w$.]+)\[\]", head):
             self.symbols[m[1]] = -(-self.static_shared // 1024) * 1024 if self.static_shared else 0
-        for m in re.finditer(r"\.(?:global|const)\s+\.align\s+\d+\s+\.b8\s+([\w$.]+)\[(\d+)\]\s*(?:=\s*\{([^}]*)\})?", head):
+        for m in re.finditer(
+            r"\.(?:global|const)\s+\.align\s+\d+\s+\.b8\s+([\w$.]+)\[(\d+)\]\s*(?:=\s*\{([^}]*)\})?", head
+        ):
             values = [int(v, 0) for v in (m[3] or "").split(",") if v.strip()]
             data = np.zeros(int(m[2]) + 16, dtype=np.uint8)
             data[: len(values)] = values
             self.data.append(data)
             self.symbols[m[1]] = data.ctypes.data
         if body:
-            self._body(text[entry.end():], text[: entry.end()].count("\n") + 1)
+            self._body(text[entry.end() :], text[: entry.end()].count("\n") + 1)
         for row, label, scope, line in self.fixups:
             s = scope
             while s is not None and (id(s), label) not in self.labels:
@@ -153,16 +173,30 @@ class _Reader:
             self.rows[row][6] = self.labels[id(s), label]
         code = np.array(self.rows, dtype=np.int32).reshape(-1, WIDTH)
         return Program(
-            self.name, np.ascontiguousarray(code), np.array(list(self.c32) or [0], dtype=np.uint32),
-            np.array(list(self.c64) or [0], dtype=np.uint64), tuple(self.counts), self.params, self.param_bytes,
-            self.static_shared, self.local, self.threads, self.cluster, self.lines, list(self.places), self.target,
+            self.name,
+            np.ascontiguousarray(code),
+            np.array(list(self.c32) or [0], dtype=np.uint32),
+            np.array(list(self.c64) or [0], dtype=np.uint64),
+            tuple(self.counts),
+            self.params,
+            self.param_bytes,
+            self.static_shared,
+            self.local,
+            self.threads,
+            self.cluster,
+            self.lines,
+            list(self.places),
+            self.target,
             self.data,
         )
 
     def _params(self, text: str) -> None:
         at = 0
         for item in filter(None, (x.strip() for x in text.split(","))):
-            m = re.match(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(\.ptr\s+\S+\s+(?:\.align\s+\d+\s+)?)?([\w$]+)(?:\[(\d+)\])?", item)
+            m = re.match(
+                r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(\.ptr\s+\S+\s+(?:\.align\s+\d+\s+)?)?([\w$]+)(?:\[(\d+)\])?",
+                item,
+            )
             if m is None:
                 raise Unknown(f"parameter {item!r}")
             unit = 1 if m[2] == "pred" else SIZES[_type(m[2], item)]
@@ -192,7 +226,7 @@ class _Reader:
                 if not pending:
                     if m := re.match(r"([\w$.]+):(?!:)\s*", line):
                         self.labels[id(self.scope), m[1]] = len(self.rows)
-                        line = line[m.end():]
+                        line = line[m.end() :]
                         continue
                     if line[0] == "{":
                         self.scope = _Scope(self.scope)
@@ -248,7 +282,7 @@ class _Reader:
             if p is None or p & 7 != PRED:
                 raise Unknown(f"line {number}: guard {m[2]}: {s}")
             guard = (p >> 3) * 2 + (m[1] == "!")
-            s = s[m.end():]
+            s = s[m.end() :]
         m = re.match(r"([\w.:]+)\s*(.*)", s, re.S)
         name, rest = m[1], m[2]
         try:
@@ -310,7 +344,11 @@ class _Reader:
             return v & ((1 << 8 * max(size, 2)) - 1)
         if re.fullmatch(r"\d*\.\d+(e[+-]?\d+)?", body):
             v = float(text)
-            return struct.unpack("<Q", struct.pack("<d", v))[0] if t == "F64" else struct.unpack("<I", struct.pack("<f", v))[0]
+            return (
+                struct.unpack("<Q", struct.pack("<d", v))[0]
+                if t == "F64"
+                else struct.unpack("<I", struct.pack("<f", v))[0]
+            )
         return None
 
     def _reg(self, text: str, t: str) -> int:
@@ -375,8 +413,8 @@ class _Reader:
             raise Unknown("too many operands")
         second = TYPES[t2] if isinstance(t2, str) else t2
         row = [OPS[op], TYPES[t], second, mode, mode2, -1, -1, 0, 0] + [-1] * (NDST + NSRC)
-        row[DST: DST + len(d)] = d
-        row[SRC: SRC + len(s)] = s
+        row[DST : DST + len(d)] = d
+        row[SRC : SRC + len(s)] = s
         return row
 
     # --------------------------------------------------------- instructions
@@ -472,18 +510,62 @@ class _Reader:
     def _op_cvta(self, w, o, line):
         if "to" in w:
             space = w[2]
-            return self._row("CVTA_TO", "U64", 0, {"global": 0, "shared": 1, "local": 2}[space.split("::")[0]], 0,
-                             [self._reg(o[0], "U64")], [self._src(o[1], "U64")])
+            return self._row(
+                "CVTA_TO",
+                "U64",
+                0,
+                {"global": 0, "shared": 1, "local": 2}[space.split("::")[0]],
+                0,
+                [self._reg(o[0], "U64")],
+                [self._src(o[1], "U64")],
+            )
         space = w[1].split("::")[0]
-        return self._row("CVTA", "U64", 0, {"global": 0, "shared": 1, "local": 2}[space], 0,
-                         [self._reg(o[0], "U64")], [self._src(o[1], "U64")])
+        return self._row(
+            "CVTA",
+            "U64",
+            0,
+            {"global": 0, "shared": 1, "local": 2}[space],
+            0,
+            [self._reg(o[0], "U64")],
+            [self._src(o[1], "U64")],
+        )
 
     def _memory(self, w, line):
         """(space, vector length, type) of a load or store."""
-        space, n, known = "generic", 1, {"relaxed", "acquire", "release", "volatile", "weak", "gpu", "sys", "cta", "cluster",
-                                         "nc", "ca", "cg", "cs", "cv", "wb", "wt", "lu", "L1::evict_last", "L1::evict_first",
-                                         "L1::no_allocate", "L1::evict_normal", "L1::evict_unchanged", "L2::128B",
-                                         "L2::256B", "L2::64B", "L2::cache_hint", "L2::evict_first", "L2::evict_last"}
+        space, n, known = (
+            "generic",
+            1,
+            {
+                "relaxed",
+                "acquire",
+                "release",
+                "volatile",
+                "weak",
+                "gpu",
+                "sys",
+                "cta",
+                "cluster",
+                "nc",
+                "ca",
+                "cg",
+                "cs",
+                "cv",
+                "wb",
+                "wt",
+                "lu",
+                "L1::evict_last",
+                "L1::evict_first",
+                "L1::no_allocate",
+                "L1::evict_normal",
+                "L1::evict_unchanged",
+                "L2::128B",
+                "L2::256B",
+                "L2::64B",
+                "L2::cache_hint",
+                "L2::evict_first",
+                "L2::evict_last",
+            },
+        )
         for m in w[1:-1]:
             if m in ("global", "local", "shared", "shared::cta", "shared::cluster", "param", "const"):
                 space = m
@@ -538,7 +620,9 @@ class _Reader:
             raise Unknown(line)
         (to, at), (base, offset) = self._address(o[0]), self._address(o[1])
         n = int(o[2], 0)
-        return self._row("CP_ASYNC", "U8", at, offset, n, [], [base, to, *([self._src(o[3], "U32")] if len(o) > 3 else [])])
+        return self._row(
+            "CP_ASYNC", "U8", at, offset, n, [], [base, to, *([self._src(o[3], "U32")] if len(o) > 3 else [])]
+        )
 
     def _atom(self, w, o, line, has_result):
         known = {"relaxed", "acquire", "release", "acq_rel", "gpu", "sys", "cta", "cluster", "noftz"}
@@ -585,7 +669,9 @@ class _Reader:
     def _op_stmatrix(self, w, o, line):
         n, trans = self._matrix(w, line)
         base, offset = self._address(o[0])
-        return self._row("STMATRIX", "U16", trans, offset, n, [], [base, *(self._src(x, "U32") for x in self._vector(o[1]))])
+        return self._row(
+            "STMATRIX", "U16", trans, offset, n, [], [base, *(self._src(x, "U32") for x in self._vector(o[1]))]
+        )
 
     def _op_mapa(self, w, o, line):
         t = _type(w[-1], line)
@@ -603,8 +689,9 @@ class _Reader:
             raise Unknown(line)
         d, _, p = o[0].partition("|")
         dest = [self._reg(d.strip(), "U32"), self._reg(p.strip(), "PRED") if p else -1]
-        return self._row("SHFL", "U32", 0, ["up", "down", "bfly", "idx"].index(w[2]), 0, dest,
-                         [self._src(x, "U32") for x in o[1:]])
+        return self._row(
+            "SHFL", "U32", 0, ["up", "down", "bfly", "idx"].index(w[2]), 0, dest, [self._src(x, "U32") for x in o[1:]]
+        )
 
     def _op_vote(self, w, o, line):
         if w[1] != "sync":
@@ -620,8 +707,15 @@ class _Reader:
 
     def _op_elect(self, w, o, line):
         d, _, p = o[0].partition("|")
-        return self._row("ELECT", "U32", 0, 0, 0, [self._reg(d.strip(), "U32"), self._reg(p.strip(), "PRED")],
-                         [self._src(o[1], "U32")])
+        return self._row(
+            "ELECT",
+            "U32",
+            0,
+            0,
+            0,
+            [self._reg(d.strip(), "U32"), self._reg(p.strip(), "PRED")],
+            [self._src(o[1], "U32")],
+        )
 
     def _op_redux(self, w, o, line):
         what = ["add", "min", "max", "and", "or", "xor"].index(w[2])
@@ -637,8 +731,15 @@ class _Reader:
         if words not in (["sync"], ["arrive"]):
             raise Unknown(line)
         aligned = int(w[0] == "bar" or "aligned" in w)
-        return self._row("BAR_SYNC" if words == ["sync"] else "BAR_ARRIVE", "U32", 0, aligned, 0, [],
-                         [self._src(x, "U32") for x in o])
+        return self._row(
+            "BAR_SYNC" if words == ["sync"] else "BAR_ARRIVE",
+            "U32",
+            0,
+            aligned,
+            0,
+            [],
+            [self._src(x, "U32") for x in o],
+        )
 
     def _op_barrier(self, w, o, line):
         if w[1] != "cluster":
@@ -704,15 +805,20 @@ class _Reader:
 
     def _op_selp(self, w, o, line):
         t = _type(w[-1], line)
-        return self._row("SELP", t, 0, 0, 0, [self._reg(o[0], t)],
-                         [self._src(o[1], t), self._src(o[2], t), self._src(o[3], "PRED")])
+        return self._row(
+            "SELP", t, 0, 0, 0, [self._reg(o[0], t)], [self._src(o[1], t), self._src(o[2], t), self._src(o[3], "PRED")]
+        )
 
     def _op_slct(self, w, o, line):
         t, t2 = _type(w[-2], line), _type(w[-1], line)
-        return self._row("SLCT", t, t2, 0, 0, [self._reg(o[0], t)], [self._src(o[1], t), self._src(o[2], t), self._src(o[3], t2)])
+        return self._row(
+            "SLCT", t, t2, 0, 0, [self._reg(o[0], t)], [self._src(o[1], t), self._src(o[2], t), self._src(o[3], t2)]
+        )
 
     def _op_lop3(self, w, o, line):
-        return self._row("LOP3", "U32", 0, int(o[4], 0), 0, [self._reg(o[0], "U32")], [self._src(x, "U32") for x in o[1:4]])
+        return self._row(
+            "LOP3", "U32", 0, int(o[4], 0), 0, [self._reg(o[0], "U32")], [self._src(x, "U32") for x in o[1:4]]
+        )
 
     def _op_prmt(self, w, o, line):
         if len(w) != 2:
@@ -720,18 +826,39 @@ class _Reader:
         return self._row("PRMT", "U32", 0, 0, 0, [self._reg(o[0], "U32")], [self._src(x, "U32") for x in o[1:]])
 
     def _op_shf(self, w, o, line):
-        return self._row("SHF", "U32", 0, int(w[1] == "r"), int(w[2] == "wrap"), [self._reg(o[0], "U32")],
-                         [self._src(x, "U32") for x in o[1:]])
+        return self._row(
+            "SHF",
+            "U32",
+            0,
+            int(w[1] == "r"),
+            int(w[2] == "wrap"),
+            [self._reg(o[0], "U32")],
+            [self._src(x, "U32") for x in o[1:]],
+        )
 
     def _op_bfe(self, w, o, line):
         t = _type(w[-1], line)
-        return self._row("BFE", t, 0, 0, 0, [self._reg(o[0], t)],
-                         [self._src(o[1], t), self._src(o[2], "U32"), self._src(o[3], "U32")])
+        return self._row(
+            "BFE",
+            t,
+            0,
+            0,
+            0,
+            [self._reg(o[0], t)],
+            [self._src(o[1], t), self._src(o[2], "U32"), self._src(o[3], "U32")],
+        )
 
     def _op_bfi(self, w, o, line):
         t = _type(w[-1], line)
-        return self._row("BFI", t, 0, 0, 0, [self._reg(o[0], t)],
-                         [self._src(o[1], t), self._src(o[2], t), self._src(o[3], "U32"), self._src(o[4], "U32")])
+        return self._row(
+            "BFI",
+            t,
+            0,
+            0,
+            0,
+            [self._reg(o[0], t)],
+            [self._src(o[1], t), self._src(o[2], t), self._src(o[3], "U32"), self._src(o[4], "U32")],
+        )
 
     def _count(self, name, w, o, line):
         t = _type(w[-1], line)
@@ -791,19 +918,57 @@ class _Reader:
         return self._row("CVT", td, ts, mode, 0, [d], [self._src(o[1], ts)])
 
 
-COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"]
+COMPARISONS = [
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "lo",
+    "ls",
+    "hi",
+    "hs",
+    "equ",
+    "neu",
+    "ltu",
+    "leu",
+    "gtu",
+    "geu",
+    "num",
+    "nan",
+]
 _F = {"rn", "ftz", "sat", "approx", "full"}
 #: Instructions whose operands all have the instruction's type ("s"), or 32 bits ("i"), and the modifiers they may have.
 _SIMPLE = {
-    "add": ("dss", _F), "sub": ("dss", _F), "mul": ("dss", _F | {"lo", "hi", "wide"}),
-    "mad": ("dssw", _F | {"lo", "hi", "wide"}), "fma": ("dsss", _F | {"relu"}),
-    "div": ("dss", _F), "rem": ("dss", set()),
-    "min": ("dss", {"ftz", "NaN", "relu"}), "max": ("dss", {"ftz", "NaN", "relu"}),
-    "abs": ("ds", {"ftz"}), "neg": ("ds", {"ftz"}), "rcp": ("ds", _F), "sqrt": ("ds", _F), "rsqrt": ("ds", _F),
-    "ex2": ("ds", _F), "lg2": ("ds", _F), "sin": ("ds", _F), "cos": ("ds", _F), "tanh": ("ds", _F),
+    "add": ("dss", _F),
+    "sub": ("dss", _F),
+    "mul": ("dss", _F | {"lo", "hi", "wide"}),
+    "mad": ("dssw", _F | {"lo", "hi", "wide"}),
+    "fma": ("dsss", _F | {"relu"}),
+    "div": ("dss", _F),
+    "rem": ("dss", set()),
+    "min": ("dss", {"ftz", "NaN", "relu"}),
+    "max": ("dss", {"ftz", "NaN", "relu"}),
+    "abs": ("ds", {"ftz"}),
+    "neg": ("ds", {"ftz"}),
+    "rcp": ("ds", _F),
+    "sqrt": ("ds", _F),
+    "rsqrt": ("ds", _F),
+    "ex2": ("ds", _F),
+    "lg2": ("ds", _F),
+    "sin": ("ds", _F),
+    "cos": ("ds", _F),
+    "tanh": ("ds", _F),
     "copysign": ("dss", set()),
-    "and": ("dss", set()), "or": ("dss", set()), "xor": ("dss", set()), "not": ("ds", set()), "cnot": ("ds", set()),
-    "shl": ("dsi", set()), "shr": ("dsi", set()), "sad": ("dsss", set()),
+    "and": ("dss", set()),
+    "or": ("dss", set()),
+    "xor": ("dss", set()),
+    "not": ("ds", set()),
+    "cnot": ("ds", set()),
+    "shl": ("dsi", set()),
+    "shr": ("dsi", set()),
+    "sad": ("dsss", set()),
 }
 
 

@@ -27,8 +27,25 @@ def _enumeration(name: str) -> dict[str, int]:
 
 OPS, PIPES, KINDS, SPECIALS = (_enumeration(n) for n in ("Op", "Pipe", "Operand", "Special"))
 ND, NS = 4, 7
-FIELDS = ("op", "pipe", "mode", "guard", "target", "stall", "wbar", "rbar", "wait", "live", "space", "width", "base", "base_wide",
-          "ubase", "offset", "scale")
+FIELDS = (
+    "op",
+    "pipe",
+    "mode",
+    "guard",
+    "target",
+    "stall",
+    "wbar",
+    "rbar",
+    "wait",
+    "live",
+    "space",
+    "width",
+    "base",
+    "base_wide",
+    "ubase",
+    "offset",
+    "scale",
+)
 WIDTH = len(FIELDS) + 2 * ND + 3 * NS
 _AT = {f: i for i, f in enumerate(FIELDS)}
 
@@ -59,25 +76,119 @@ class Code(NamedTuple):
 
 #: Instructions by name: (operation, pipe). What is not here is looked up without its modifiers.
 _TABLE = {
-    "IADD3": "IADD3 ALU", "VIADD": "IADD3 ALU", "IMAD": "IMAD FMAH", "LEA": "LEA ALU", "LOP3": "LOP3 ALU", "PLOP3": "PLOP3 ALU",
-    "SHF": "SHF ALU", "ISETP": "ISETP ALU", "SEL": "SEL ALU", "VIMNMX": "MINMAX ALU", "IMNMX": "MINMAX ALU", "VIADDMNMX": "VIADDMNMX ALU",
-    "IABS": "IABS ALU", "PRMT": "PRMT ALU", "SGXT": "SGXT ALU", "BMSK": "JUNK ALU", "MOV": "MOV ALU", "UMOV": "MOV UNIFORM",
-    "UIADD3": "IADD3 UNIFORM", "UIMAD": "IMAD UNIFORM", "ULEA": "LEA UNIFORM", "ULOP3": "LOP3 UNIFORM", "UPLOP3": "PLOP3 UNIFORM",
-    "USHF": "SHF UNIFORM", "UISETP": "ISETP UNIFORM", "USEL": "SEL UNIFORM", "UPRMT": "PRMT UNIFORM", "USGXT": "SGXT UNIFORM",
-    "ULDC": "LDC UNIFORM", "LDC": "LDC MIO", "CS2R": "CS2R ALU", "S2R": "S2R MIO", "S2UR": "S2R MIO", "R2UR": "R2UR ALU",
-    "FADD": "FADD FMA", "FMUL": "FMUL FMA", "FFMA": "FFMA FMA", "FSETP": "FSETP ALU", "FSEL": "SEL ALU", "FMNMX": "JUNK ALU", "FSET": "JUNK ALU",
-    "FCHK": "FCHK XU", "MUFU": "MUFU XU", "I2F": "I2F XU", "F2I": "F2I XU", "F2F": "JUNK XU", "FRND": "JUNK XU", "I2FP": "I2FP ALU", "F2FP": "JUNK ALU",
-    "FLO": "JUNK XU", "POPC": "POPC XU", "BREV": "JUNK XU", "HADD2": "JUNK FMA", "HMUL2": "JUNK FMA", "HFMA2": "HFMA2 FMA", "HSETP2": "JUNK ALU",
-    "HMNMX2": "JUNK ALU", "DADD": "JUNK FP64", "DMUL": "JUNK FP64", "DFMA": "JUNK FP64", "DSETP": "JUNK FP64", "DMNMX": "JUNK FP64",
-    "P2R": "P2R ALU", "R2P": "R2P ALU", "VOTE": "VOTE ALU", "VOTEU": "VOTE ALU", "SHFL": "SHFL MIO", "REDUX": "JUNK MIO",
-    "LDG": "LD MIO", "LD": "LD MIO", "LDS": "LD MIO", "LDL": "LD MIO", "STG": "ST MIO", "ST": "ST MIO", "STS": "ST MIO", "STL": "ST MIO",
-    "ATOM": "ATOM MIO", "ATOMG": "ATOM MIO", "ATOMS": "ATOM MIO", "RED": "ATOM MIO", "LDSM": "LDSM MIO", "STSM": "LDSM MIO",
-    "LDGSTS": "LDGSTS MIO", "LDGDEPBAR": "LDGDEPBAR MIO", "DEPBAR": "DEPBAR NONE",
-    "MEMBAR": "MEMBAR NONE", "BAR": "BAR MIO", "UCGABAR_ARV": "CGA_ARRIVE MIO", "UCGABAR_WAIT": "CGA_WAIT NONE",
-    "BRA": "BRA BRANCH", "EXIT": "EXIT BRANCH", "CALL": "CALL BRANCH", "RET": "RET BRANCH",
+    "IADD3": "IADD3 ALU",
+    "VIADD": "IADD3 ALU",
+    "IMAD": "IMAD FMAH",
+    "LEA": "LEA ALU",
+    "LOP3": "LOP3 ALU",
+    "PLOP3": "PLOP3 ALU",
+    "SHF": "SHF ALU",
+    "ISETP": "ISETP ALU",
+    "SEL": "SEL ALU",
+    "VIMNMX": "MINMAX ALU",
+    "IMNMX": "MINMAX ALU",
+    "VIADDMNMX": "VIADDMNMX ALU",
+    "IABS": "IABS ALU",
+    "PRMT": "PRMT ALU",
+    "SGXT": "SGXT ALU",
+    "BMSK": "JUNK ALU",
+    "MOV": "MOV ALU",
+    "UMOV": "MOV UNIFORM",
+    "UIADD3": "IADD3 UNIFORM",
+    "UIMAD": "IMAD UNIFORM",
+    "ULEA": "LEA UNIFORM",
+    "ULOP3": "LOP3 UNIFORM",
+    "UPLOP3": "PLOP3 UNIFORM",
+    "USHF": "SHF UNIFORM",
+    "UISETP": "ISETP UNIFORM",
+    "USEL": "SEL UNIFORM",
+    "UPRMT": "PRMT UNIFORM",
+    "USGXT": "SGXT UNIFORM",
+    "ULDC": "LDC UNIFORM",
+    "LDC": "LDC MIO",
+    "CS2R": "CS2R ALU",
+    "S2R": "S2R MIO",
+    "S2UR": "S2R MIO",
+    "R2UR": "R2UR ALU",
+    "FADD": "FADD FMA",
+    "FMUL": "FMUL FMA",
+    "FFMA": "FFMA FMA",
+    "FSETP": "FSETP ALU",
+    "FSEL": "SEL ALU",
+    "FMNMX": "JUNK ALU",
+    "FSET": "JUNK ALU",
+    "FCHK": "FCHK XU",
+    "MUFU": "MUFU XU",
+    "I2F": "I2F XU",
+    "F2I": "F2I XU",
+    "F2F": "JUNK XU",
+    "FRND": "JUNK XU",
+    "I2FP": "I2FP ALU",
+    "F2FP": "JUNK ALU",
+    "FLO": "JUNK XU",
+    "POPC": "POPC XU",
+    "BREV": "JUNK XU",
+    "HADD2": "JUNK FMA",
+    "HMUL2": "JUNK FMA",
+    "HFMA2": "HFMA2 FMA",
+    "HSETP2": "JUNK ALU",
+    "HMNMX2": "JUNK ALU",
+    "DADD": "JUNK FP64",
+    "DMUL": "JUNK FP64",
+    "DFMA": "JUNK FP64",
+    "DSETP": "JUNK FP64",
+    "DMNMX": "JUNK FP64",
+    "P2R": "P2R ALU",
+    "R2P": "R2P ALU",
+    "VOTE": "VOTE ALU",
+    "VOTEU": "VOTE ALU",
+    "SHFL": "SHFL MIO",
+    "REDUX": "JUNK MIO",
+    "LDG": "LD MIO",
+    "LD": "LD MIO",
+    "LDS": "LD MIO",
+    "LDL": "LD MIO",
+    "STG": "ST MIO",
+    "ST": "ST MIO",
+    "STS": "ST MIO",
+    "STL": "ST MIO",
+    "ATOM": "ATOM MIO",
+    "ATOMG": "ATOM MIO",
+    "ATOMS": "ATOM MIO",
+    "RED": "ATOM MIO",
+    "LDSM": "LDSM MIO",
+    "STSM": "LDSM MIO",
+    "LDGSTS": "LDGSTS MIO",
+    "LDGDEPBAR": "LDGDEPBAR MIO",
+    "DEPBAR": "DEPBAR NONE",
+    "MEMBAR": "MEMBAR NONE",
+    "BAR": "BAR MIO",
+    "UCGABAR_ARV": "CGA_ARRIVE MIO",
+    "UCGABAR_WAIT": "CGA_WAIT NONE",
+    "BRA": "BRA BRANCH",
+    "EXIT": "EXIT BRANCH",
+    "CALL": "CALL BRANCH",
+    "RET": "RET BRANCH",
 }
-_NOTHING = {"NOP", "BSSY", "BSYNC", "ERRBAR", "CGAERRBAR", "CCTL", "WARPSYNC", "YIELD", "BREAK", "NANOSLEEP", "BMOV", "BPT", "ACQBULK",
-            "PREEXIT", "DEPBAR_", "UCGABAR_", "FENCE"}
+_NOTHING = {
+    "NOP",
+    "BSSY",
+    "BSYNC",
+    "ERRBAR",
+    "CGAERRBAR",
+    "CCTL",
+    "WARPSYNC",
+    "YIELD",
+    "BREAK",
+    "NANOSLEEP",
+    "BMOV",
+    "BPT",
+    "ACQBULK",
+    "PREEXIT",
+    "DEPBAR_",
+    "UCGABAR_",
+    "FENCE",
+}
 _COMPARE = ["F", "LT", "EQ", "LE", "GT", "NE", "GE", "T", "NUM", "NAN", "LTU", "EQU", "LEU", "GTU", "NEU", "GEU"]
 _MUFU = ["RCP", "SQRT", "RSQ", "EX2", "LG2", "SIN", "COS", "TANH"]
 
@@ -92,7 +203,7 @@ def _tool(name: str, *args: str) -> str:
 def _operands(text: str) -> list[str]:
     out, depth, cur = [], 0, ""
     for c in text:
-        depth += c in "[(" 
+        depth += c in "[("
         depth -= c in "])"
         if c == "," and not depth:
             out.append(cur.strip())
@@ -134,7 +245,11 @@ def _operand(text: str, line: str, labels: dict[str, int]) -> tuple[int, int, in
     if m := re.fullmatch(r"c\[0x([0-9a-f]+)\]\s*\[(R\d+)(?:\+0x([0-9a-f]+))?\]", text):
         return KINDS["OTHER"], 0, mods
     if text.startswith("SR"):
-        return KINDS["SPECIAL"], SPECIALS.get(text.removeprefix("SR_").replace(".", "_"), SPECIALS["UNKNOWN_SPECIAL"]), mods
+        return (
+            KINDS["SPECIAL"],
+            SPECIALS.get(text.removeprefix("SR_").replace(".", "_"), SPECIALS["UNKNOWN_SPECIAL"]),
+            mods,
+        )
     if m := re.search(r"\(([.\w$]+)\)", text):
         return KINDS["LABEL"], labels.get(m[1], -1), mods
     if m := re.fullmatch(r"(SB|B)(\d)", text):
@@ -188,7 +303,7 @@ def _decode(text: str, high: int, labels: dict[str, int]) -> _Row:
     line = text
     if m := re.match(r"@(!?)(U?)P(\d|T)\s+", text):
         f["guard"] = (7 if m[3] == "T" else int(m[3])) << 2 | bool(m[2]) << 1 | (m[1] == "!")
-        text = text[m.end():]
+        text = text[m.end() :]
     name, _, rest = text.partition(" ")
     words = name.split(".")
     root, mods = words[0], words[1:]
@@ -203,8 +318,23 @@ def _decode(text: str, high: int, labels: dict[str, int]) -> _Row:
     texts = _operands(rest)
     mode = 0
     if op in ("LD", "ST", "ATOM", "LDSM", "LDGSTS"):
-        f["space"] = {"LDG": 0, "STG": 0, "ATOMG": 0, "RED": 0, "LDGSTS": 0, "LDS": 1, "STS": 1, "ATOMS": 1, "LDSM": 1, "STSM": 1,
-                      "LD": 2, "ST": 2, "ATOM": 2, "LDL": 3, "STL": 3}[root]
+        f["space"] = {
+            "LDG": 0,
+            "STG": 0,
+            "ATOMG": 0,
+            "RED": 0,
+            "LDGSTS": 0,
+            "LDS": 1,
+            "STS": 1,
+            "ATOMS": 1,
+            "LDSM": 1,
+            "STSM": 1,
+            "LD": 2,
+            "ST": 2,
+            "ATOM": 2,
+            "LDL": 3,
+            "STL": 3,
+        }[root]
         width = 4
         for w in mods:
             width = {"64": 8, "128": 16, "F32x4": 16, "F32x2": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}.get(w, width)
@@ -217,7 +347,11 @@ def _decode(text: str, high: int, labels: dict[str, int]) -> _Row:
             f["base"], f["base_wide"], f["ubase"], f["offset"], f["scale"] = _address(texts[at + 1])
             sb, _, su, so, _ = _address(texts[at])
             r.src = [(KINDS["REG"], sb, 0), (KINDS["UREG"], su, 0), (KINDS["IMM"], so & 0xFFFFFFFF, 0)]
-            r.src += [x for x in (_operand(t, line, labels) for t in texts[at + 2:]) if x[0] in (KINDS["PREG"], KINDS["UPREG"])][:1]
+            r.src += [
+                x
+                for x in (_operand(t, line, labels) for t in texts[at + 2 :])
+                if x[0] in (KINDS["PREG"], KINDS["UPREG"])
+            ][:1]
             mode |= 4 * ("BYPASS" in mods)
         else:
             f["base"], f["base_wide"], f["ubase"], f["offset"], f["scale"] = _address(texts[at])
@@ -287,7 +421,7 @@ def _decode(text: str, high: int, labels: dict[str, int]) -> _Row:
         else:
             r.dst, at = [ops[0][:2]], 1
         mode = ops[at + 3][1]
-        r.src = ops[at: at + 3] + ops[at + 4: at + 5]
+        r.src = ops[at : at + 3] + ops[at + 4 : at + 5]
     elif op == "PLOP3":
         r.dst = [x[:2] for x in ops[:2]]
         r.src = ops[2:5]
@@ -321,11 +455,21 @@ def _decode(text: str, high: int, labels: dict[str, int]) -> _Row:
         r.dst = [x[:2] for x in ops[:first]]
         r.src = ops[first:]
         if op == "SHF":
-            mode = ("L" in mods) | ("HI" in mods) << 1 | ("S32" in mods or "S64" in mods) << 2 | ("U64" in mods or "S64" in mods) << 3 | ("W" in mods) << 4
+            mode = (
+                ("L" in mods)
+                | ("HI" in mods) << 1
+                | ("S32" in mods or "S64" in mods) << 2
+                | ("U64" in mods or "S64" in mods) << 3
+                | ("W" in mods) << 4
+            )
         elif op == "MUFU":
             mode = _MUFU.index(mods[0]) if mods[0] in _MUFU else 15
         elif op in ("I2F", "I2FP", "F2I"):
-            mode = int("U32" in mods) | ("RP" in mods) << 1 | any(x in mods for x in ("U64", "S64", "F64", "U8", "S8", "U16", "S16", "F16")) << 2
+            mode = (
+                int("U32" in mods)
+                | ("RP" in mods) << 1
+                | any(x in mods for x in ("U64", "S64", "F64", "U8", "S8", "U16", "S16", "F16")) << 2
+            )
         elif op in ("MINMAX", "VIADDMNMX", "SGXT"):
             mode = int("U32" in mods)
         elif op in ("LDC", "CS2R"):
@@ -338,7 +482,10 @@ def _decode(text: str, high: int, labels: dict[str, int]) -> _Row:
             imm = [t for t in texts[3:]]
             if len(imm) == 2 and texts[1].lstrip("-").startswith("RZ"):
                 try:
-                    h = [struct.unpack("<H", struct.pack("<e", float(x.replace("INF", "inf").replace("QNAN", "nan"))))[0] for x in imm]
+                    h = [
+                        struct.unpack("<H", struct.pack("<e", float(x.replace("INF", "inf").replace("QNAN", "nan"))))[0]
+                        for x in imm
+                    ]
                     f["op"], r.src = OPS["MOV"], [(KINDS["IMM"], h[0] << 16 | h[1], 0)]
                 except (ValueError, OverflowError):
                     f["op"] = OPS["JUNK"]
@@ -353,7 +500,22 @@ def _decode(text: str, high: int, labels: dict[str, int]) -> _Row:
     return r
 
 
-_ALWAYS = ("LD", "ST", "ATOM", "LDSM", "LDGSTS", "BRA", "EXIT", "CALL", "RET", "BAR", "CGA_ARRIVE", "CGA_WAIT", "DEPBAR", "LDGDEPBAR")
+_ALWAYS = (
+    "LD",
+    "ST",
+    "ATOM",
+    "LDSM",
+    "LDGSTS",
+    "BRA",
+    "EXIT",
+    "CALL",
+    "RET",
+    "BAR",
+    "CGA_ARRIVE",
+    "CGA_WAIT",
+    "DEPBAR",
+    "LDGDEPBAR",
+)
 
 
 def _live(rows: list[_Row]) -> None:
@@ -405,7 +567,9 @@ def _live(rows: list[_Row]) -> None:
             if name in ("BRA", "EXIT", "CALL", "RET", "BAR"):
                 sinks[i] |= uses[i]
             if name in ("LD", "ST", "ATOM", "LDSM", "LDGSTS"):
-                sinks[i] |= cells(regs, f["base"], 2 if f["base_wide"] or f["space"] == 2 else 1) | cells(uregs, f["ubase"], 2 if f["base_wide"] and f["space"] != 1 else 1)
+                sinks[i] |= cells(regs, f["base"], 2 if f["base_wide"] or f["space"] == 2 else 1) | cells(
+                    uregs, f["ubase"], 2 if f["base_wide"] and f["space"] != 1 else 1
+                )
                 if name == "LDGSTS":
                     sinks[i] |= uses[i]
                 if name in ("LD", "LDSM") and f["space"] in (1, 2):
@@ -479,7 +643,7 @@ def read(cubin: bytes) -> Code:
     params = int(m[1], 16) & 0xFFFF
     numbers = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
     section = text.split(".text.", 1)[1]
-    section = section[section.index("\n"):]
+    section = section[section.index("\n") :]
     items: list[tuple[str, int]] = []
     labels: dict[str, int] = {}
     lines = section.splitlines()
@@ -501,5 +665,11 @@ def read(cubin: bytes) -> Code:
     rows = [_decode(t, h, labels) for t, h in items]
     _live(rows)
     encoded = np.array([r.encode() for r in rows], dtype=np.int64)
-    return Code(np.ascontiguousarray(encoded), [t for t, _ in items], numbers.get("REG", 0), numbers.get("STACK", 0) + numbers.get("LOCAL", 0),
-                params, numbers.get("SHARED", 0))
+    return Code(
+        np.ascontiguousarray(encoded),
+        [t for t, _ in items],
+        numbers.get("REG", 0),
+        numbers.get("STACK", 0) + numbers.get("LOCAL", 0),
+        params,
+        numbers.get("SHARED", 0),
+    )

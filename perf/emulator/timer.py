@@ -79,7 +79,21 @@ class Gpu:
 GPUS = {
     "H100": Gpu("H100 SXM", "sm_90", 132, 1.755e9, 3.0e12, 50 << 20, 256 << 10, 228 << 10, gpc=16),
     "H200": Gpu("H200 SXM", "sm_90", 132, 1.755e9, 4.3e12, 50 << 20, 256 << 10, 228 << 10, gpc=16),
-    "A100": Gpu("A100 SXM 80 GB", "sm_80", 108, 1.41e9, 1.73e12, 40 << 20, 192 << 10, 164 << 10, l2_rate=4.0e12, fma=2, fp64=4, lat_l2=212, lat_dram=260),
+    "A100": Gpu(
+        "A100 SXM 80 GB",
+        "sm_80",
+        108,
+        1.41e9,
+        1.73e12,
+        40 << 20,
+        192 << 10,
+        164 << 10,
+        l2_rate=4.0e12,
+        fma=2,
+        fp64=4,
+        lat_l2=212,
+        lat_dram=260,
+    ),
 }
 #: What warps wait for: the compiler's stalls, global and local loads, shared memory and shuffles, other scoreboards, barriers of a
 #: block, of a cluster, other warps that were picked, a busy pipe, the load/store unit's queue, instructions that come the first time.
@@ -180,14 +194,16 @@ class Timer:
             self._codes[key] = sass.read(cubin)
         return self._codes[key]
 
-    def launch(self, name: str, cubin: bytes, grid: tuple[int, ...], warps: int, cluster: int, shared: int, params: bytes) -> Timed:
+    def launch(
+        self, name: str, cubin: bytes, grid: tuple[int, ...], warps: int, cluster: int, shared: int, params: bytes
+    ) -> Timed:
         """Time a launch. ``params`` is what the driver copies into constant bank 0; ``grid`` counts blocks."""
         gpu, code, lib = self.gpu, self.code(cubin), _library()
         grid = (*grid, 1, 1)[:3]
         bank = np.zeros(code.params + len(params) + 64, dtype=np.uint8)
         bank[:24] = np.array([warps * 32, 1, 1, *grid], dtype=np.uint32).view(np.uint8)
         bank[0x28:0x2C] = np.array([code.local], dtype=np.uint32).view(np.uint8)  # where the stack begins
-        bank[code.params: code.params + len(params)] = np.frombuffer(params, dtype=np.uint8)
+        bank[code.params : code.params + len(params)] = np.frombuffer(params, dtype=np.uint8)
         resident = resident_blocks(gpu, warps, code.registers, shared)
         l1 = _l1(gpu, resident * (shared + 1024))
         result = np.zeros(lib.timing_result_size())
@@ -197,23 +213,80 @@ class Timer:
         def at(a: np.ndarray) -> ctypes.c_void_p:
             return ctypes.c_void_p(a.ctypes.data)
 
-        if lib.timing_run(ctypes.c_void_p(self._state), at(code.rows), len(code.rows), at(g), warps * 32, cluster, shared, max(code.registers, 1) + 8,
-                          code.local, resident, ctypes.c_uint64(l1), at(bank), len(bank), at(result), text, 256):
+        if lib.timing_run(
+            ctypes.c_void_p(self._state),
+            at(code.rows),
+            len(code.rows),
+            at(g),
+            warps * 32,
+            cluster,
+            shared,
+            max(code.registers, 1) + 8,
+            code.local,
+            resident,
+            ctypes.c_uint64(l1),
+            at(bank),
+            len(bank),
+            at(result),
+            text,
+            256,
+        ):
             raise RuntimeError(f"{name}: {text.value.decode()}")
-        r = dict(zip(("cycles", "issued", "dram_read", "dram_write", "dram_busy", "l2_bytes", "l1_hits", "l1_sectors", "l2_hits", "l2_sectors", "warps",
-                      "ctas", "resident", "used", "port_busy"), result, strict=False))
+        r = dict(
+            zip(
+                (
+                    "cycles",
+                    "issued",
+                    "dram_read",
+                    "dram_write",
+                    "dram_busy",
+                    "l2_bytes",
+                    "l1_hits",
+                    "l1_sectors",
+                    "l2_hits",
+                    "l2_sectors",
+                    "warps",
+                    "ctas",
+                    "resident",
+                    "used",
+                    "port_busy",
+                ),
+                result,
+                strict=False,
+            )
+        )
         rest = result[15:]
-        reasons, pipes, mio = rest[: len(_REASONS)], rest[len(_REASONS): len(_REASONS) + len(_PIPES)], rest[len(_REASONS) + len(_PIPES)]
+        reasons, pipes, mio = (
+            rest[: len(_REASONS)],
+            rest[len(_REASONS) : len(_REASONS) + len(_PIPES)],
+            rest[len(_REASONS) + len(_PIPES)],
+        )
         cycles, part = max(r["cycles"], 1), rest[len(_REASONS) + len(_PIPES) + 3]
         slots = cycles * r["used"] * 4
         total = max(reasons.sum(), 1)
         return Timed(
-            name, cycles / gpu.clock * 1e6 + gpu.start * 1e6, cycles, int(np.prod(grid)), warps, int(r["resident"]), code.registers, code.local, cluster,
-            r["issued"] / part, r["dram_read"] / part, r["dram_write"] / part, r["issued"] / slots, r["dram_busy"] / cycles, r["port_busy"] / (cycles * r["used"]),
-            mio / (cycles * r["used"]), r["l1_hits"] / max(r["l1_sectors"], 1), r["l2_hits"] / max(r["l2_sectors"], 1),
+            name,
+            cycles / gpu.clock * 1e6 + gpu.start * 1e6,
+            cycles,
+            int(np.prod(grid)),
+            warps,
+            int(r["resident"]),
+            code.registers,
+            code.local,
+            cluster,
+            r["issued"] / part,
+            r["dram_read"] / part,
+            r["dram_write"] / part,
+            r["issued"] / slots,
+            r["dram_busy"] / cycles,
+            r["port_busy"] / (cycles * r["used"]),
+            mio / (cycles * r["used"]),
+            r["l1_hits"] / max(r["l1_sectors"], 1),
+            r["l2_hits"] / max(r["l2_sectors"], 1),
             {k: float(v / total) for k, v in zip(_REASONS, reasons, strict=True) if v / total >= 0.005},
             {k.lower(): float(v / slots) for k, v in zip(_PIPES, pipes, strict=True) if v / slots >= 0.005},
-            int(rest[len(_REASONS) + len(_PIPES) + 1]), int(r["l1_sectors"]),
+            int(rest[len(_REASONS) + len(_PIPES) + 1]),
+            int(r["l1_sectors"]),
         )
 
 
@@ -253,5 +326,3 @@ class Space:
             self.kept.append(storage)
             self.next += -(-(storage.nbytes() + 512) // 4096) * 4096
         return self.known[key] + t.storage_offset() * t.element_size()
-
-
