@@ -1,0 +1,49 @@
+"""Every branch of the plans as compiled code, executed on the emulator: right, with no finding, the same bits.
+
+`make emulated` runs all dtypes, layouts and targets; here each branch has one dtype, on sm_80 every fourth.
+"""
+
+from normtriton.perf import checks, emulate
+from normtriton.perf.bench import FLOATING
+from normtriton.perf.branches import BRANCHES, CLUSTERED
+
+from normtriton import clusters
+
+#: Orders in which warps run.
+SEEDS = (1, 2)
+
+
+def sample(target):
+    """The checks of a target: branch after branch in one dtype after another, then layouts and running statistics."""
+    with_clusters = target != "sm_80"
+    by_dtype = [list(checks.of_branches(with_clusters, [dtype])) for dtype in FLOATING]
+    branches = [one[i % len(FLOATING)] for i, one in enumerate(zip(*by_dtype, strict=True))]
+    running = [check for check in checks.of_running(with_clusters, ["float32"]) if check.running == "updates"]
+    others = [*list(checks.of_layouts(FLOATING))[::8], *running[::6]]
+    return [*branches, *others] if with_clusters else [*branches, *others][::4]
+
+
+def pytest_generate_tests(metafunc):
+    """Of the target that the tests run on."""
+    if "check" in metafunc.fixturenames:
+        target = metafunc.config.getoption("compiled")
+        metafunc.parametrize("check", sample(target), ids=lambda check: check.name.replace(" ", "-"))
+
+
+def test_results_are_right_and_nothing_else_happens(check, device):
+    """Against float64, with two orders of execution, without a finding."""
+    mode = clusters.mode()
+    clusters.set_mode("on" if check.device and check.device.clusters else "off")
+    try:
+        outcome = emulate.run(check, device, SEEDS)
+    finally:
+        clusters.set_mode(mode)
+    assert not outcome.failures, "\n".join(outcome.failures)
+    assert outcome.launches > 0 and outcome.instructions > 0
+
+
+def test_the_sample_has_every_branch_and_dtype():
+    """No branch is left out on sm_90, and no dtype."""
+    names = {check.name.split()[1] for check in sample("sm_90") if check.name.startswith(("branch", "clusters"))}
+    assert names == {*BRANCHES, *CLUSTERED}
+    assert {check.dtype for check in sample("sm_90")} == {check.dtype for check in sample("sm_80")} == set(FLOATING)
