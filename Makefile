@@ -1,5 +1,6 @@
 # make demo    train with torch.nn's norms and with these, side by side
-# make test    lint, types, kernels interpreted, kernels compiled; no GPU needed
+# make test    lint, types, kernels interpreted, compiled, and executed as compiled code; no GPU needed
+# make emulated    every kernel that can be executed as compiled code, on each target; slow
 # make conformance    PyTorch's own test databases, passed/total by section; make test runs them too
 # make results    measure what needs no GPU, and render the tables of README.md and docs/results.md
 PYTHON ?= python3
@@ -16,7 +17,7 @@ MATRIX := 3.6.0 3.7.1 3.8.0 3.9.0
 SMOKE := tests/test_norms.py -k branch_of_the_plan
 SMOKE_COMPILED := tests/test_compile.py -k "real and sm_90 and bfloat16 and (layer or 320)"
 
-.PHONY: demo results conformance test test-interpreted test-compiled test-matrix sweep smoke lint clean
+.PHONY: demo results conformance test test-interpreted test-compiled test-emulated emulated test-matrix sweep smoke lint clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -24,7 +25,7 @@ demo: .venv/demo
 results: .venv/test
 	$(BIN)/python -m normtriton.perf.results
 
-test: lint test-interpreted test-compiled
+test: lint test-interpreted test-compiled test-emulated
 
 conformance: .venv/test
 	$(BIN)/python tests/conformance.py
@@ -32,13 +33,28 @@ conformance: .venv/test
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'perf/emulator/cpp/*')
 	$(BIN)/mypy
 
 test-interpreted: .venv/test
 	TRITON_INTERPRET=1 $(PYTEST)
 
 test-compiled: .venv/test
-	TRITON_INTERPRET=0 $(PYTEST) tests/test_compile.py tests/test_baseline.py
+	TRITON_INTERPRET=0 $(PYTEST) tests/test_compile.py tests/test_ptx.py tests/test_baseline.py tests/test_model.py
+
+# Compiled kernels, executed on the CPU: the emulator's own tests, and a sample of each target.
+test-emulated: .venv/test
+	$(PYTEST) --compiled sm_90 tests/test_emulator.py tests/test_emulated.py
+	$(PYTEST) --compiled sm_80 tests/test_emulated.py
+
+# All of it: every branch, layout, dtype and target, running statistics, real shapes, and the project's own tests.
+EMULATED_TESTS := tests/test_norms.py tests/test_exactness.py tests/test_running.py tests/test_clusters.py
+emulated: .venv/test $(addprefix emulated-,sm_80 sm_90 sm_100)
+	$(PYTEST) --compiled sm_90 $(EMULATED_TESTS)
+	$(PYTEST) --compiled sm_80 $(EMULATED_TESTS)
+
+emulated-%: .venv/test
+	$(BIN)/python -m normtriton.perf emulate --target $* --kinds branches,layouts,running,real
 
 # Shapes that no list has, a seeded sample for each target: slow.
 sweep: .venv/test

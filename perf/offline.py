@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,17 @@ import click
 from . import render, rivals
 from .cli import Refusal, interruptible, json_option, names_option, progress, shapes_option, show, writing
 from .codegen import PLANNED_FOR
+from .emulator import device as emulated
 from .jobs import Job, measured
 from .l2 import MACHINES
-from .predict import GPUS
+from .predict import GPUS, rounded
 from .results import THEIRS, Store
 from .shapes import DIRECTIONS, DTYPES, LAYOUTS, OFFERED, Case, cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .emulator.timer import Gpu
     from .render import Row
 
 #: What the command line takes beside `DTYPES`.
@@ -257,10 +260,26 @@ def told(kernel: Row) -> list[str]:
     ]
 
 
+def _program(file: Path, gpu: Gpu, as_json: bool) -> None:
+    """Predict the launches of a user's program; its kernels do not run, so that its results are garbage."""
+    device = emulated.enable(gpu.target, timing=gpu)
+    runpy.run_path(str(file), run_name="__main__")
+    for timed in device.timed:
+        kernel = rounded(timed._asdict())
+        click.echo(json.dumps(kernel) if as_json else f"{kernel['kernel']}: {'; '.join(told(kernel))}")
+    if not as_json:
+        total = sum(timed.us for timed in device.timed)
+        click.echo(f"{len(device.timed)} launches, {total:.1f} µs on {gpu.name}. Predicted by a model, not measured.")
+
+
 @click.command("time")
 @_options
 @names_option("--gpu", "gpus", GPUS, "H100", "GPUs to predict for")
 @click.option("--launches", "each", is_flag=True, help="Say of each launch what it is and what it waits for.")
+@click.option(
+    "--launch", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE.py",
+    help='Run this program, whose tensors are on "cuda", and predict its launches, one after the other.',
+)  # fmt: skip
 def predicted_time(
     cases: tuple[Case, ...],
     gpus: tuple[str, ...],
@@ -268,6 +287,7 @@ def predicted_time(
     processes: int,
     as_json: bool,
     each: bool,
+    file: Path | None,
     **chosen: tuple[str, ...],
 ) -> None:
     """Predict the time of each pass; no GPU is needed, and nothing is measured.
@@ -282,7 +302,13 @@ def predicted_time(
       python -m normtriton.perf time --shapes layer-8192x4096
       python -m normtriton.perf time --shapes resnet --gpu A100,H100 --dtypes bfloat16 --launches
       python -m normtriton.perf time --shapes rms-8192x2048 --libraries normtriton,liger-kernel --out results
+      python -m normtriton.perf time --launch my_kernel.py --gpu A100
     """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
+    if file is not None:
+        if len(gpus) > 1:
+            raise click.UsageError(f"--launch predicts for one GPU, not {', '.join(gpus)}")
+        _program(file, GPUS[gpus[0]], as_json)
+        return
 
     def table(rows: Sequence[Row]) -> None:
         def columns(row: Row) -> list[object]:
