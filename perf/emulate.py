@@ -193,7 +193,12 @@ def spread(arguments: Sequence[str], processes: int) -> Iterator[Outcome]:
 
 
 def script(file: Path, target: str, seeds: Sequence[int], quick: bool) -> list[Outcome]:
-    """Run a user's program, once for each seed; an outcome for each launch that it makes."""
+    """Run a user's program, once for each seed; an outcome for each launch that it makes.
+
+    Raises:
+        Refusal: its kernels would be interpreted.
+    """
+    refuse_interpreter()
     device = emulated.enable(target, assemble=not quick)
     found = []
     for seed in seeds:
@@ -213,6 +218,16 @@ def script(file: Path, target: str, seeds: Sequence[int], quick: bool) -> list[O
         if failures:
             found.append(Outcome(f"seed {seed}: {file.name}", failures, [], 0, 0, 0.0))
     return found
+
+
+def refuse_interpreter() -> None:
+    """Where this very process is to compile kernels.
+
+    Raises:
+        Refusal: Triton interprets them.
+    """
+    if launch.INTERPRETED:
+        raise Refusal("TRITON_INTERPRET=1 has Triton interpret kernels: unset it to have them compiled")
 
 
 def say(outcome: Outcome, show: int) -> None:

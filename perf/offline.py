@@ -14,6 +14,7 @@ import click
 from . import render, rivals
 from .cli import Refusal, interruptible, json_option, names_option, progress, shapes_option, show, writing
 from .codegen import PLANNED_FOR
+from .emulate import refuse_interpreter
 from .emulator import device as emulated
 from .jobs import Job, measured
 from .l2 import MACHINES
@@ -262,6 +263,7 @@ def told(kernel: Row) -> list[str]:
 
 def _program(file: Path, gpu: Gpu, as_json: bool) -> None:
     """Predict the launches of a user's program; its kernels do not run, so that its results are garbage."""
+    refuse_interpreter()
     device = emulated.enable(gpu.target, timing=gpu)
     runpy.run_path(str(file), run_name="__main__")
     for timed in device.timed:
