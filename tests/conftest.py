@@ -1,22 +1,86 @@
-"""Tests run in Triton's interpreter; those that compile need a process without it: `make test` runs both."""
+"""Tests run in Triton's interpreter; those of compiled kernels need a process without it: `make test` runs all three.
+
+    TRITON_INTERPRET=1    kernels are interpreted (the default)
+    TRITON_INTERPRET=0    kernels are compiled and not run
+    --compiled TARGET     kernels are compiled, and run on the emulator
+"""
 
 import os
 import zlib
-from pathlib import Path
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
 
-INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
-COMPILING = ["test_compile.py", "test_compile_sweep.py"]
-EITHER = ["test_baseline.py"]
-EVERY = [file.name for file in Path(__file__).parent.glob("test_*.py")]
-collect_ignore = COMPILING if INTERPRETED else [name for name in EVERY if name not in COMPILING + EITHER]
+TARGETS = ("sm_80", "sm_90", "sm_100")
+#: Files that are not for the interpreter alone, and what runs them.
+ELSEWHERE = {
+    "test_compile.py": {"compiled"},
+    "test_compile_sweep.py": {"compiled"},
+    "test_baseline.py": {"compiled", "interpreted"},
+    "test_emulator.py": {"emulated"},
+    **dict.fromkeys(
+        ("test_norms.py", "test_exactness.py", "test_running.py", "test_clusters.py"), {"emulated", "interpreted"}
+    ),
+}
+_DEVICE = pytest.StashKey()
+
+
+def pytest_addoption(parser):
+    """How kernels are run."""
+    group = parser.getgroup("emulator")
+    group.addoption("--compiled", choices=TARGETS, help="run kernels compiled for a target, on the emulator")
+    group.addoption("--seed", type=int, default=1, help="of the emulator's scheduler (default: 1)")
+    group.addoption("--chaos", action="store_true", help="values that race in the emulator's memory are garbage")
+
+
+def pytest_configure(config):
+    """Say how kernels run before anything imports them: Triton decides when they are defined."""
+    target = config.getoption("compiled")
+    os.environ.setdefault("TRITON_INTERPRET", "0" if target else "1")
+    if target:
+        os.environ["NORMTRITON_CLUSTERS"] = "off"  # as interpreted: where a test asks for them
+        config.stash[_DEVICE] = _emulate(target, config)
+
+
+def _emulate(target, config):
+    from normtriton.perf.emulator import device as emulator
+
+    # as few multiprocessors as the interpreter has, so that small tensors reach every plan
+    device = emulator.enable(target, sms=2, assemble=False)
+    device.executor.configure(seed=config.getoption("seed"), chaos=config.getoption("chaos"))
+    return device
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Collect what can run this way."""
+    if not collection_path.name.startswith("test_"):
+        return None
+    interpreted = os.environ["TRITON_INTERPRET"] == "1"
+    way = "emulated" if config.getoption("compiled") else "interpreted" if interpreted else "compiled"
+    return way not in ELSEWHERE.get(collection_path.name, {"interpreted"}) or None
 
 
 @pytest.fixture(autouse=True)
 def _seed(request):
     """Every test has its own seed, from its name."""
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def device(request):
+    """The emulated device."""
+    return request.config.stash[_DEVICE]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A test fails whose launches, watched by nobody else, did something wrong on the emulated device."""
+    device = item.config.stash.get(_DEVICE, None)
+    if device is None:
+        return (yield)
+    with device.watching() as launches:
+        result = yield
+    found = [str(report) for ran in launches for report in ran.errors]
+    if found:
+        pytest.fail("\n".join([f"{len(found)} findings:", *found[:10]]), pytrace=False)
+    return result
