@@ -1,8 +1,8 @@
 """Tests run in Triton's interpreter; those of compiled kernels need a process without it: `make test` runs all three.
 
-    TRITON_INTERPRET=1    kernels are interpreted (the default)
-    TRITON_INTERPRET=0    kernels are compiled and not run
-    --compiled TARGET     kernels are compiled, and run on the emulator
+TRITON_INTERPRET=1    kernels are interpreted (the default)
+TRITON_INTERPRET=0    kernels are compiled and not run
+--compiled TARGET     kernels are compiled, and run on the emulator
 """
 
 import os
@@ -12,15 +12,16 @@ import pytest
 import torch
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
-#: Files that are not for the interpreter alone, and what runs them.
-ELSEWHERE = {
-    "test_compile.py": {"compiled"},
-    "test_compile_sweep.py": {"compiled"},
-    "test_baseline.py": {"compiled", "interpreted"},
-    "test_emulator.py": {"emulated"},
-    **dict.fromkeys(
-        ("test_norms.py", "test_exactness.py", "test_running.py", "test_clusters.py"), {"emulated", "interpreted"}
-    ),
+#: What runs a file, where that is not the interpreter alone.
+WAYS = {
+    "test_compile.py": ("compiled",),
+    "test_compile_sweep.py": ("compiled",),
+    "test_baseline.py": ("compiled", "interpreted"),
+    "test_emulator.py": ("emulated",),
+    "test_norms.py": ("emulated", "interpreted"),
+    "test_exactness.py": ("emulated", "interpreted"),
+    "test_running.py": ("emulated", "interpreted"),
+    "test_clusters.py": ("emulated", "interpreted"),
 }
 _DEVICE = pytest.StashKey()
 
@@ -47,8 +48,12 @@ def _emulate(target, config):
 
     # as few multiprocessors as the interpreter has, so that small tensors reach every plan
     device = emulator.enable(target, sms=2, assemble=False)
-    device.executor.configure(seed=config.getoption("seed"), chaos=config.getoption("chaos"))
+    _schedule(device, config)
     return device
+
+
+def _schedule(device, config):
+    device.executor.configure(seed=config.getoption("seed"), chaos=config.getoption("chaos"))
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -57,7 +62,7 @@ def pytest_ignore_collect(collection_path, config):
         return None
     interpreted = os.environ["TRITON_INTERPRET"] == "1"
     way = "emulated" if config.getoption("compiled") else "interpreted" if interpreted else "compiled"
-    return way not in ELSEWHERE.get(collection_path.name, {"interpreted"}) or None
+    return way not in WAYS.get(collection_path.name, ("interpreted",)) or None
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +73,9 @@ def _seed(request):
 
 @pytest.fixture
 def device(request):
-    """The emulated device."""
-    return request.config.stash[_DEVICE]
+    """The emulated device, which a test may configure."""
+    yield request.config.stash[_DEVICE]
+    _schedule(request.config.stash[_DEVICE], request.config)
 
 
 @pytest.hookimpl(wrapper=True)
