@@ -1,8 +1,10 @@
-"""Tests run in Triton's interpreter; those of compiled kernels need a process without it: `make test` runs all three.
+"""Tests run in Triton's interpreter; those of compiled kernels need a process without it: `make test` runs all.
 
-TRITON_INTERPRET=1    kernels are interpreted (the default)
-TRITON_INTERPRET=0    kernels are compiled and not run
---compiled TARGET     kernels are compiled, and run on the emulator
+    TRITON_INTERPRET=1    kernels are interpreted (the default)
+    TRITON_INTERPRET=0    kernels are compiled, and not run
+    --compiled TARGET     kernels are compiled, and run on the emulator
+
+`WAYS` says which files are for which.
 """
 
 import os
@@ -37,23 +39,19 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Say how kernels run before anything imports them: Triton decides when they are defined."""
     target = config.getoption("compiled")
-    os.environ.setdefault("TRITON_INTERPRET", "0" if target else "1")
-    if target:
-        os.environ["NORMTRITON_CLUSTERS"] = "off"  # as interpreted: where a test asks for them
-        config.stash[_DEVICE] = _emulate(target, config)
+    if target is None:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+        return
+    # as interpreted: clusters where a test asks for them, few multiprocessors so that small tensors reach every plan
+    os.environ |= {"TRITON_INTERPRET": "0", "NORMTRITON_CLUSTERS": "off"}
+    from normtriton.perf.emulator.device import enable
+
+    config.stash[_DEVICE] = enable(target, sms=2, assemble=False)  # ptxas has its say in test_compile.py
+    _schedule(config)
 
 
-def _emulate(target, config):
-    from normtriton.perf.emulator import device as emulator
-
-    # as few multiprocessors as the interpreter has, so that small tensors reach every plan
-    device = emulator.enable(target, sms=2, assemble=False)
-    _schedule(device, config)
-    return device
-
-
-def _schedule(device, config):
-    device.executor.configure(seed=config.getoption("seed"), chaos=config.getoption("chaos"))
+def _schedule(config):
+    config.stash[_DEVICE].executor.configure(seed=config.getoption("seed"), chaos=config.getoption("chaos"))
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -75,7 +73,7 @@ def _seed(request):
 def device(request):
     """The emulated device, which a test may configure."""
     yield request.config.stash[_DEVICE]
-    _schedule(request.config.stash[_DEVICE], request.config)
+    _schedule(request.config)
 
 
 @pytest.hookimpl(wrapper=True)

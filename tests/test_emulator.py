@@ -374,6 +374,12 @@ def test_racing_values_are_garbage_with_chaos(device):
     assert results == [False, True]
 
 
+@pytest.mark.xfail(raises=pytest.fail.Exception, strict=True, reason="its launch accesses what it may not")
+def test_findings_fail_a_test():
+    """Any test's, if nobody else watches its launches."""
+    copy(torch.randn(1000), torch.empty(1000), 1001, 1000)
+
+
 # ---- the device and its library
 
 
