@@ -25,6 +25,8 @@ WAYS = {
     "test_running.py": ("emulated", "interpreted"),
     "test_clusters.py": ("emulated", "interpreted"),
 }
+#: Findings of loads that race: with --chaos they give garbage, so that the test itself shows whether it is used.
+RACES = ("race-global", "cross-program")
 _DEVICE = pytest.StashKey()
 
 
@@ -33,7 +35,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("emulator")
     group.addoption("--compiled", choices=TARGETS, help="run kernels compiled for a target, on the emulator")
     group.addoption("--seed", type=int, default=1, help="of the emulator's scheduler (default: 1)")
-    group.addoption("--chaos", action="store_true", help="values that race in the emulator's memory are garbage")
+    group.addoption("--chaos", action="store_true", help="loads that race give garbage, and only results count")
 
 
 def pytest_configure(config):
@@ -84,7 +86,8 @@ def pytest_runtest_call(item):
         return (yield)
     with device.watching() as launches:
         result = yield
-    found = [str(report) for ran in launches for report in ran.errors]
+    allowed = RACES if item.config.getoption("chaos") else ()
+    found = [str(report) for ran in launches for report in ran.errors if report.kind not in allowed]
     if found:
         pytest.fail("\n".join([f"{len(found)} findings:", *found[:10]]), pytrace=False)
     return result
