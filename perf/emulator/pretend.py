@@ -21,7 +21,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-
 from normtriton.perf import l2
 from normtriton.perf.codegen import PLANNED_FOR
 from normtriton.perf.occupancy import LIMITS
