@@ -65,6 +65,8 @@ class Machine(NamedTuple):
 
 H100 = Machine("H100", 132, 50 << 20)
 A100 = Machine("A100", 108, 40 << 20, clusters=False)
+#: Its L2 as the driver reports it: 126.5 MiB, github.com/pytorch/ao/pull/4002. Nothing is simulated on it.
+B200 = Machine("B200", 148, 253 << 19)
 MACHINES = {"H100": H100, "A100": A100}
 
 

@@ -1,6 +1,6 @@
 """Thread-block clusters: the plans, the switch, and what happens when a device refuses.
 
-The interpreter runs a clustered plan as one program; that the compiled ones work is for `test_compile` and a GPU.
+The interpreter runs a clustered plan as one program; compiled ones run on the emulator, with `--compiled sm_90`.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""A GPU without a GPU: runs the PTX that Triton emits, with the checks of a sanitizer, and predicts times from its SASS."""
+"""A GPU without a GPU: runs the PTX that Triton emits, with a sanitizer's checks, and predicts times from its SASS."""

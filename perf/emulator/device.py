@@ -1,32 +1,72 @@
-"""A GPU that is not there: Triton's own launcher on a driver that runs PTX, and memory that knows what was written.
+"""A GPU that is not there: Triton's own launcher on a driver that runs PTX on the CPU.
 
-`enable` first, before the library under test is imported. `pretend` makes CPU tensors answer "cuda". Tensors
-that are made empty get memory of their own, with nothing else near, full of 0xFF (NaN in every
-float dtype), or of 0xDB for integers.
+    device = enable("sm_90")
+    with device.watching() as launches:
+        y = library.norm(x)                        # CPU tensors now say "cuda"
+    [ran.errors for ran in launches], launches[0].counts, device.unwritten(y)
+
+`enable` changes the process for good. What it replaces, and why:
+
+    torch, Tensor, torch.cuda    see `normtriton.perf.emulator.pretend`
+    torch.empty and its kind     their tensors get memory of their own (`normtriton.perf.emulator.memory`)
+    Triton's active driver       its CudaDriver, on a libcuda.so.1 that is the executor: arguments, grid, cluster and
+                                 shared memory are those of a real launch
+    CudaDriver's load_binary     hands the executor the PTX that a binary was made of
+    CompiledKernel.__init__      notes which PTX that is
+    CudaLauncher.__init__        launches pass through `Device.launch`
+    CUDABackend.make_cubin       with assemble=False: the binary is the PTX's text, kept in a cache folder of its own
+
+Triton keeps compiled kernels in memory by the number of the device, so there is one target in a process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 import time
-import weakref
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+import torch
+from triton.backends.nvidia import compiler as nvidia_compiler
+from triton.backends.nvidia import driver as nvidia
+from triton.compiler.compiler import CompiledKernel
+from triton.runtime import driver
+
+from normtriton import cache, launch
 
 from . import pretend
-from .executor import Executor, Report
+from .executor import Executor
+from .memory import Memory
 
-PROFILES = {"sm_80": "a100", "sm_90": "h100", "sm_100": "b200"}
-RED_ZONE, POISON, POISON_INTEGER = 4096, 0xFF, 0xDB
-VALID, INIT, WRITTEN = 1, 2, 4
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from .executor import Report
+    from .pretend import Profile
+
+_EMPTY = {
+    torch: ("empty", "empty_like", "empty_strided", "empty_permuted"),
+    torch.Tensor: ("new_empty", "new_empty_strided"),
+}
 
 
 class Ran(NamedTuple):
-    """A launch that was made."""
+    """A launch that was made.
+
+    Attributes:
+        kernel: its name.
+        counts: executed warp instructions and accesses, see `Executor.counts`.
+        reports: what was found.
+        seconds: that the executor took; nothing of a GPU.
+        error: what the launch raised, or nothing.
+        threads: of a thread block.
+        cluster: thread blocks of a cluster.
+        handle: of the program in `Executor.programs`.
+    """
 
     kernel: str
     counts: dict[str, int]
@@ -39,289 +79,196 @@ class Ran(NamedTuple):
 
     @property
     def errors(self) -> list[Report]:
-        return [r for r in self.reports if r.error]
-
-
-class _Block:
-    """Memory of a tensor that was made empty: which of its elements were written."""
-
-    def __init__(self, address: int, size: int, item: int, poison: int) -> None:
-        self.address, self.size, self.item, self.poison = address, size, item, poison
-        self.init = np.zeros(size // item, dtype=bool)
-        self.all = False
-
-    def rescan(self) -> None:
-        """Elements that PyTorch has written are no longer poison."""
-        if self.all:
-            return
-        memory = _view(self.address, self.size).reshape(-1, self.item)
-        self.init |= (memory != self.poison).any(1)
-        self.all = bool(self.init.all())
-
-
-def _view(address: int, size: int) -> np.ndarray:
-    import ctypes
-
-    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        """The reports that are no mere notes."""
+        return [report for report in self.reports if report.error]
 
 
 class Device:
-    """The state of the pretended GPU."""
+    """The emulated GPU.
 
-    def __init__(self) -> None:
+    Attributes:
+        profile: what it says of itself.
+        executor: runs PTX; `Executor.configure` sets seed and checks.
+        memory: of tensors that were made empty.
+        launches: that were made, outside of `watching`.
+        edit: changes the PTX of modules that are loaded, to plant a fault; None for none.
+        timer: a `timer.Timer`: launches are not run but timed, into ``timed``; None to run them.
+        timed: what the timer gave.
+    """
+
+    def __init__(self, profile: Profile, timing: Any = None) -> None:
+        """``timing``: see `enable`."""
+        self.profile = profile
         self.executor = Executor()
+        self.executor.lib.emulator_device(10 * profile.capability[0] + profile.capability[1], profile.sms)
+        self.memory = Memory()
         self.launches: list[Ran] = []
-        self.blocks: dict[int, _Block] = {}
-        self.kernels: dict[bytes, str] = {}
-        self.cubins: dict[int, bytes] = {}  # by handle
-        self.edit = None  # a function of PTX text that plants bugs
-        self.timer: Any = None  # a `timing.Timer`: launches are timed instead of run
+        self.edit: Callable[[str], str] | None = None
+        self.timer: Any = None
         self.timed: list[Any] = []
-        self._flags: list[Any] = []
+        self._texts: dict[bytes, str] = {}  # PTX by the binary made of it
+        self._binaries: dict[int, bytes] = {}  # by handle
+        if timing is not None:
+            from .timer import Timer  # noqa: PLC0415  its library is compiled where it is wanted
 
-    # ---------------------------------------------------------------- memory
-    def give_memory(self, t: Any) -> Any:
-        """Move a new empty tensor into memory of its own."""
-        import torch
+            self.timer = Timer(timing)
+            self.executor.lib.emulator_note(1)
 
-        if self.timer is not None:
-            return t
-        if type(t) is not torch.Tensor or t.is_meta or t.layout != torch.strided or t.numel() == 0 or t.is_quantized:
-            return t
-        if torch._C._functorch.is_functorch_wrapped_tensor(t) or torch._C._get_tracing_state() is not None:
-            return t
-        item = t.element_size()
-        size = (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))) * item
-        poison = POISON if t.is_floating_point() else POISON_INTEGER
-        room = np.full(size + 2 * RED_ZONE + 512, poison, dtype=np.uint8)
-        start = -(-(room.ctypes.data + RED_ZONE) // 512) * 512
-        flat = torch.frombuffer(room, dtype=torch.uint8, count=size, offset=start - room.ctypes.data)
-        with torch.no_grad():
-            t.set_(flat.untyped_storage(), 0, t.size(), t.stride())
-        assert t.data_ptr() == start
-        self.blocks[start] = _Block(start, size, item, poison)
-        weakref.finalize(room, self.blocks.pop, start, None)
-        return t
+    def own(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor in memory of its own, of the same strides."""
+        return self.memory.own(tensor)
 
-    def own(self, t: Any) -> Any:
-        """A copy of a tensor, of the same strides, in memory of its own."""
-        import torch
+    def unwritten(self, tensor: Tensor) -> int:
+        """How many elements of a tensor, made empty, nothing has written."""
+        return self.memory.unwritten(tensor)
 
-        if t is None:
-            return None
-        base = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) if all(t.stride()) or t.numel() == 0 else None
-        if base is None:
-            return t.clone(memory_format=torch.preserve_format)
-        base.copy_(t.detach())
-        if (block := self.blocks.get(base.data_ptr())) is not None:
-            block.init[:] = True
-            block.all = True
-        return base
+    @contextmanager
+    def watching(self) -> Iterator[list[Ran]]:
+        """The launches made inside, which whoever watches outside does not see."""
+        before, self.launches = self.launches, []
+        try:
+            yield self.launches
+        finally:
+            self.launches = before
 
-    def unwritten(self, t: Any) -> int:
-        """How many elements of a result nothing has written."""
-        block = self.blocks.get(t.untyped_storage().data_ptr())
-        if block is None or t.numel() == 0:
-            return 0
-        block.rescan()
-        import torch
+    def launch(self, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Make a launch by Triton's launcher, whose driver runs or times it here, and keep what was seen."""
+        return self._run(make, args) if self.timer is None else self._time(make, args)
 
-        index = torch.from_numpy(block.init).as_strided(t.size(), t.stride(), t.storage_offset())
-        return int((~index).sum())
-
-    def _regions(self, tensors: list[Any]) -> list[tuple[int, int, int, int]]:
-        import torch
-
-        by_storage: dict[int, list[Any]] = {}
-        for t in tensors:
-            if t.numel():
-                by_storage.setdefault(t.untyped_storage().data_ptr(), []).append(t)
-        regions, self._flags = [], []
-        for address, views in by_storage.items():
-            size = views[0].untyped_storage().nbytes()
-            items = {t.element_size() for t in views}
-            block = self.blocks.get(address)
-            exact = len(items) == 1 and (block is None or block.item in items)
-            item = items.pop() if exact else 1
-            flags = np.zeros(size // item + 1, dtype=np.uint8)
-            if exact:
-                shadow = torch.from_numpy(flags)
-                for t in views:
-                    kept = [(n, s) for n, s in zip(t.shape, t.stride(), strict=True) if s != 0]
-                    shadow.as_strided([n for n, _ in kept], [s for _, s in kept], t.storage_offset()).bitwise_or_(VALID)
-            else:
-                flags |= VALID
-            if block is not None and exact:
-                block.rescan()
-                flags[: len(block.init)] |= block.init.astype(np.uint8) * INIT
-            else:
-                flags |= INIT
-            regions.append((address, size, item.bit_length() - 1, flags.ctypes.data))
-            self._flags.append((block if exact else None, flags))
-        return regions
-
-    # -------------------------------------------------------------- launches
-    def launch(self, make: Any, args: tuple[Any, ...]) -> Any:
-        """Make a launch by Triton's own launcher, whose driver runs it here, and keep what was seen."""
-        import torch
-
-        tensors: list[Any] = []
-
-        def collect(x: Any) -> None:
-            if isinstance(x, torch.Tensor):
-                tensors.append(x)
-            elif isinstance(x, tuple | list):
-                for y in x:
-                    collect(y)
-
-        if self.timer is not None:
-            before = self.executor.lib.emulator_launches()
-            result = make(*args)
-            if self.executor.lib.emulator_launches() > before:
-                *grid, threads, cluster, shared = (launch := self.executor.noted())[0]
-                handle = self.executor.lib.emulator_last()
-                self.timed.append(
-                    self.timer.launch(
-                        self.executor.last().name,
-                        self.cubins[handle],
-                        tuple(grid),
-                        threads // 32,
-                        cluster,
-                        shared,
-                        launch[1],
-                    )
-                )
-            return result
-        collect(args)
-        self.executor.memory(self._regions(tensors))
-        self.executor.lib.emulator_clear()
-        began, error, before = time.perf_counter(), "", self.executor.lib.emulator_launches()
+    def _run(self, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        executor = self.executor
+        executor.memory(self.memory.open(_tensors(args)))
+        executor.lib.emulator_clear()
+        began, error, before = time.perf_counter(), "", executor.lib.emulator_launches()
         try:
             return make(*args)
-        except Exception as e:
-            error = f"{type(e).__name__}: {e}"
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
             raise
         finally:
-            for block, flags in self._flags:
-                if block is not None:
-                    block.init |= (flags[: len(block.init)] & INIT) != 0
-            p = self.executor.last()
-            if self.executor.lib.emulator_launches() > before:
-                self.launches.append(
-                    Ran(
-                        p.name,
-                        self.executor.counts(),
-                        self.executor.reports(),
-                        time.perf_counter() - began,
-                        error,
-                        p.threads,
-                        p.cluster,
-                        self.executor.lib.emulator_last(),
-                    )
-                )
+            seconds = time.perf_counter() - began
+            self.memory.close()
+            if executor.lib.emulator_launches() > before:  # an empty grid does not come to the driver
+                self._keep(seconds, error)
             elif error:
-                self.launches.append(Ran("?", {}, [], 0.0, error, 0, 1, 0))
+                self.launches.append(Ran("", {}, [], seconds, error, 0, 1, 0))
 
-    def load(self, cubin: bytes) -> None:
-        """Have the driver's next module be the PTX that a cubin was made of."""
-        key = hashlib.sha1(cubin).digest()
-        if key not in self.kernels:
-            raise RuntimeError("a binary whose PTX is not known")
-        text = self.kernels[key]
-        if self.edit:
-            text = self.edit(text)
-        self.cubins[self.executor.load(text, self.timer is None)] = cubin
+    def _keep(self, seconds: float, error: str) -> None:
+        executor, handle = self.executor, self.executor.lib.emulator_last()
+        program = executor.programs[handle]
+        counts, reports = executor.counts(), executor.reports()
+        self.launches.append(
+            Ran(program.name, counts, reports, seconds, error, program.threads, program.cluster, handle)
+        )
 
-    @contextlib.contextmanager
-    def watching(self):
-        """The launches made inside."""
-        before, self.launches = self.launches, []
-        seen = self.launches
-        try:
-            yield seen
-        finally:
-            self.launches = before + seen if len(before) < 100000 else before
+    def _time(self, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        executor = self.executor
+        before = executor.lib.emulator_launches()
+        result = make(*args)
+        if executor.lib.emulator_launches() > before:
+            (*grid, threads, cluster, shared), parameters = executor.noted()
+            handle = executor.lib.emulator_last()
+            name, binary = executor.programs[handle].name, self._binaries[handle]
+            self.timed.append(self.timer.launch(name, binary, tuple(grid), threads // 32, cluster, shared, parameters))
+        return result
+
+    def note(self, binary: bytes, text: str) -> None:
+        """Note the PTX that a binary was made of."""
+        self._texts[hashlib.sha1(binary, usedforsecurity=False).digest()] = text
+
+    def load(self, binary: bytes) -> None:
+        """Have the driver's next module be the PTX of a binary, edited if a fault is to be planted.
+
+        Raises:
+            RuntimeError: Triton has not compiled this binary.
+        """
+        text = self._texts.get(hashlib.sha1(binary, usedforsecurity=False).digest())
+        if text is None:
+            raise RuntimeError("the emulated device runs PTX, and this binary has none: Triton did not compile it")
+        handle = self.executor.load(self.edit(text) if self.edit else text, self.timer is None)
+        self._binaries[handle] = binary
 
 
-device: Device | None = None
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors among a launch's arguments."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from _tensors(item)
 
 
-def enable(target: str = "sm_90", sms: int | None = None, assemble: bool = True, timing: Any = None) -> Device:
-    """Pretend that there is a GPU. Before the library under test is imported, once in a process.
+_enabled: Device | None = None
+
+
+def enable(target: str, sms: int | None = None, assemble: bool = True, timing: Any = None) -> Device:
+    """Emulate a GPU, from here on in this process.
 
     Args:
-        target: one of `PROFILES`.
-        sms: multiprocessors that it says it has.
-        assemble: have ptxas check the PTX, as a real launch does. Without, compiling takes half the time.
-        timing: a name of `timing.GPUS`, or a `Gpu`: launches are not run but timed, into the device's ``timed``.
+        target: "sm_80" (an A100), "sm_90" (an H100) or "sm_100" (a B200).
+        sms: multiprocessors that it says it has; by default those of that GPU.
+        assemble: have ptxas check the PTX, as a real launch does. Compiling takes half the time without.
+        timing: a name of `timer.GPUS`, or a `timer.Gpu`: launches are not run but timed, into the device's ``timed``.
+
+    Raises:
+        CompilerMissingError: the executor cannot be built; says what to install.
+        RuntimeError: a device is emulated already, or kernels run in Triton's interpreter.
+        ValueError: the target is none that is emulated.
     """
-    global device
-    if device is not None:
-        raise RuntimeError("enabled twice")
-    os.environ.pop("TRITON_INTERPRET", None)
-    os.environ.setdefault(
-        "TRITON_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"emulator_triton{'' if assemble else '_noas'}")
-    )
-    device = Device()
-    if timing is not None:
-        from .timer import Timer
+    global _enabled  # noqa: PLW0603  one in a process
+    if _enabled is not None:
+        raise RuntimeError(f"{_enabled.profile.target} is emulated already, and a process has one device")
+    if launch.INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET=1 has Triton interpret kernels: unset it, the emulator runs compiled ones")
+    device = Device(pretend.profile(target, sms), timing)
+    pretend.enable(device.profile)
+    if timing is None:  # what is timed has no contents
+        _give_memory(device)
+    if not assemble:
+        _without_ptxas()
+    _hook_triton(device)
+    _enabled = device
+    return device
 
-        device.timer = Timer(timing)
-        device.executor.lib.emulator_note(1)
-    import torch
-    import triton
 
-    pretend.enable(PROFILES[target], sms)
-    profile = pretend.profile()
-    device.executor.lib.emulator_device(profile["cc"][0] * 10 + profile["cc"][1], profile["sms"])
-    device.profile = profile
+def _give_memory(device: Device) -> None:
+    def giving(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return wraps(factory)(lambda *args, **kwargs: device.memory.give(factory(*args, **kwargs)))
 
-    def giving(f):
-        def made(*args, **kwargs):
-            return device.give_memory(f(*args, **kwargs))
-
-        made.__wrapped__ = f
-        return made
-
-    for owner, names in (
-        (torch, ("empty", "empty_like", "empty_strided", "empty_permuted")),
-        (torch.Tensor, ("new_empty", "new_empty_strided")),
-    ):
+    for owner, names in _EMPTY.items():
         for name in names:
             setattr(owner, name, giving(getattr(owner, name)))
 
-    from triton.backends.nvidia import compiler as nvidia_compiler
-    from triton.backends.nvidia import driver as nvidia
-    from triton.compiler.compiler import CompiledKernel
-    from triton.runtime import driver
 
-    if not assemble:
-        nvidia_compiler.CUDABackend.make_cubin = lambda self, src, metadata, opt, capability: src.encode()
+def _without_ptxas() -> None:
+    """The binary is the PTX itself. Nobody else may find such a binary, so it has a cache folder of its own."""
+    os.environ["TRITON_CACHE_DIR"] = str(cache.folder() / "emulator" / "triton")
+    nvidia_compiler.CUDABackend.make_cubin = lambda _self, src, *_: src.encode()
 
-    made = CompiledKernel.__init__
 
-    def init(self, *args, **kwargs):
-        made(self, *args, **kwargs)
+def _hook_triton(device: Device) -> None:
+    """Have Triton's launcher come here with PTX, arguments and the configuration of each launch."""
+    compiled, launcher = CompiledKernel.__init__, nvidia.CudaLauncher.__init__
+
+    @wraps(compiled)
+    def noting(self: Any, *args: Any, **kwargs: Any) -> None:
+        compiled(self, *args, **kwargs)
         if "ptx" in self.asm:
-            device.kernels[hashlib.sha1(self.kernel).digest()] = self.asm["ptx"]
+            device.note(self.kernel, self.asm["ptx"])
 
-    CompiledKernel.__init__ = init
-    ready = nvidia.CudaLauncher.__init__
-
-    def launcher(self, *args, **kwargs):
-        ready(self, *args, **kwargs)
+    @wraps(launcher)
+    def passing(self: Any, *args: Any, **kwargs: Any) -> None:
+        launcher(self, *args, **kwargs)
         submit = self.launch
-        self.launch = lambda *a: device.launch(submit, a)
+        self.launch = lambda *given: device.launch(submit, given)
 
-    nvidia.CudaLauncher.__init__ = launcher
     active = nvidia.CudaDriver()
     load = active.utils.load_binary
 
-    def load_binary(name, kernel, *rest):
-        device.load(kernel)
-        return load(name, kernel, *rest)
+    def loading(name: str, binary: bytes, *rest: Any) -> Any:
+        device.load(binary)
+        return load(name, binary, *rest)
 
-    active.utils.load_binary = load_binary
+    CompiledKernel.__init__, nvidia.CudaLauncher.__init__ = noting, passing
+    active.utils.load_binary = loading
     driver.set_active(active)
-    assert triton.runtime.driver.active is active
-    return device
