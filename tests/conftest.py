@@ -18,12 +18,10 @@ TARGETS = ("sm_80", "sm_90", "sm_100")
 WAYS = {
     "test_compile.py": ("compiled",),
     "test_compile_sweep.py": ("compiled",),
-    "test_ptx.py": ("compiled",),
     "test_baseline.py": ("compiled", "interpreted"),
     "test_ptx.py": ("compiled",),
     "test_model.py": ("compiled",),
     "test_emulator.py": ("emulated",),
-    "test_emulated.py": ("emulated",),
     "test_emulated.py": ("emulated",),
     "test_norms.py": ("emulated", "interpreted"),
     "test_exactness.py": ("emulated", "interpreted"),
