@@ -161,14 +161,14 @@ def write(
     """
     if plan.centered:
         x = (x - mean) - correction
-    value = x * scale
     if plan.affine_reduced or plan.shares_rows:
+        x *= scale
+        scale, shift = 1.0, 0.0
         if weight is not None:
-            value *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
+            scale = load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
         if bias is not None:
-            value += load_parameter(bias, group.bias, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
-    elif bias is not None:
-        value += shift
+            shift = load_parameter(bias, group.bias, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
+    value = x * scale if bias is None else tl.fma(x, scale, shift)
     store_tensor(y, tensor_offsets(group, group.y, outer, walk, q, r1, r2, plan), value, mask, plan)
 
 

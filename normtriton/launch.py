@@ -42,7 +42,7 @@ def options(num_warps: int, nvidia: bool, ctas: int = 1) -> dict[str, Any]:
     are not pipelined through shared memory: several programs an SM hide the latency. NVIDIA's assembler is told that it
     may use all registers such a program can have: left alone it aims at an occupancy and spills one or two to meet it.
     """
-    chosen: dict[str, Any] = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": True}
+    chosen: dict[str, Any] = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
     if nvidia and ctas == 1:  # in clusters the assembler does without: told so, it took 128 registers instead of 63
         chosen["maxnreg"] = min(64 * 1024 // (32 * num_warps), 255)
     if ctas > 1:
