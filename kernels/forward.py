@@ -23,6 +23,7 @@ from .tile import (
     sum_tile,
     sum_tiles,
     tensor_offsets,
+    with_squares,
 )
 
 
@@ -36,12 +37,14 @@ def moments(x, mask, count, plan: tl.constexpr):
     if plan.centered:
         mean = sum_tile(x, plan) / count
         deviation = tl.where(mask, x - mean, 0.0)
-        correction, squares = sum_tiles(deviation, deviation * deviation, plan)
+        deviation, squares = with_squares(deviation, plan)
+        correction, squares = sum_tiles(deviation, squares, plan)
         correction = correction / count
         squares = squares - count * correction * correction
         squares = tl.where(squares < 0.0, 0.0, squares)  # `where` lets NaN pass, a maximum may not
     else:
-        squares = sum_tile(x * x, plan)
+        _x, squares = with_squares(x, plan)
+        squares = sum_tile(squares, plan)
         mean = tl.zeros_like(squares)
         correction = mean
     return mean, correction, squares
