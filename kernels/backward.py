@@ -74,7 +74,10 @@ def weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan: tl.co
 def write(dx, g, xhat, mean1, mean2, rstd, group, outer, walk, q, r1, r2, mask, plan: tl.constexpr):
     """Dx from weight * dy and the group's sum1 / n and sum2 / n."""
     if not plan.constant:
-        g -= mean1 + xhat * mean2 if plan.centered else xhat * mean2
+        if plan.centered:
+            g -= tl.fma(xhat, mean2, mean1)
+        else:
+            g = tl.fma(xhat, -mean2, g)
     store_tensor(dx, tensor_offsets(group, group.dx, outer, walk, q, r1, r2, plan), g * rstd, mask, plan)
 
 
@@ -131,7 +134,7 @@ def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias,
         m, _c, r = load_statistics(mean, rstd, None, None, index, None, there, dtype, plan)
         g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
         if dweight is not None:
-            gathered_dyx += g * xhat
+            gathered_dyx = tl.fma(g, xhat, gathered_dyx)
         if dbias is not None:
             gathered_dy += g
         if dx is not None or sum_dyx is not None:
@@ -180,7 +183,7 @@ def sum_group(dy, x, dx, weight, w, mean, rstd, m, r, first, last, group, outer,
         if plan.affine_reduced:
             g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
         sum1 += g
-        sum2 += g * xhat
+        sum2 = tl.fma(g, xhat, sum2)
         if plan.constant and dx is not None:
             g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
             write(dx, g, xhat, 0.0, 0.0, r, group, outer, walk, q, r1, r2, mask, plan)

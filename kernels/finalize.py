@@ -81,8 +81,10 @@ def sum_buffer(parts, weight, out, block, group, plan: tl.constexpr):
             at = tensor_offsets(group, group.parts, outer, walk, q, r1, r2, plan)
             part = tl.load(parts + at, mask=mask, other=0.0)
             if weight is not None:
-                part *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, dtype, plan)
-            total += part
+                w = load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, dtype, plan)
+                total = tl.fma(part, w, total)
+            else:
+                total += part
         store(out, small_offsets(group, group.stats, outer, q, plan), sum_tile(total, plan), exists[:, None, None])
 
 

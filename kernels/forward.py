@@ -23,6 +23,7 @@ from .tile import (
     sum_tile,
     sum_tiles,
     tensor_offsets,
+    with_squares,
 )
 
 
@@ -36,12 +37,14 @@ def moments(x, mask, count, plan: tl.constexpr):
     if plan.centered:
         mean = sum_tile(x, plan) / count
         deviation = tl.where(mask, x - mean, 0.0)
-        correction, squares = sum_tiles(deviation, deviation * deviation, plan)
+        deviation, squares = with_squares(deviation, plan)
+        correction, squares = sum_tiles(deviation, squares, plan)
         correction = correction / count
         squares = squares - count * correction * correction
         squares = tl.where(squares < 0.0, 0.0, squares)  # `where` lets NaN pass, a maximum may not
     else:
-        squares = sum_tile(x * x, plan)
+        _x, squares = with_squares(x, plan)
+        squares = sum_tile(squares, plan)
         mean = tl.zeros_like(squares)
         correction = mean
     return mean, correction, squares
@@ -161,14 +164,14 @@ def write(
     """
     if plan.centered:
         x = (x - mean) - correction
-    value = x * scale
     if plan.affine_reduced or plan.shares_rows:
+        x *= scale
+        scale, shift = 1.0, 0.0
         if weight is not None:
-            value *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
+            scale = load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
         if bias is not None:
-            value += load_parameter(bias, group.bias, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
-    elif bias is not None:
-        value += shift
+            shift = load_parameter(bias, group.bias, group, outer, walk, q, r1, r2, exists, mask, x.dtype, plan)
+    value = x * scale if bias is None else tl.fma(x, scale, shift)
     store_tensor(y, tensor_offsets(group, group.y, outer, walk, q, r1, r2, plan), value, mask, plan)
 
 

@@ -369,6 +369,23 @@ def sum_tiles(a, b, plan: tl.constexpr):
 
 
 @triton.jit
+def with_squares(values, plan: tl.constexpr):
+    """(values, values * values) of a tile, to be summed; of one group, neighbours that a thread holds are added already.
+
+    The first of two squares is rounded, the second one fused with the addition. That takes the instructions that
+    squaring and adding one by one would take if the compiler fused them, and its registers: compiled, 16384 elements
+    took 64 instead of 75, so that a multiprocessor has room for two programs.
+    """
+    if plan.vector_axis == "r2" and plan.vector > 1 and values.shape[0] == 1:
+        pairs: tl.constexpr = (values.shape[0], values.shape[1], values.shape[2] // 2, 2)
+        first, second = tl.split(tl.reshape(values, pairs))
+        values, squares = first + second, tl.fma(second, second, first * first)
+    else:
+        squares = values * values
+    return values, squares
+
+
+@triton.jit
 def exact(pair, dtype: tl.constexpr):
     """A Python number handed over as two float32 that add up to it, since float arguments are float32."""
     if dtype == tl.float64:

@@ -38,11 +38,13 @@ INTERPRETER_SMS = 2
 def options(num_warps: int, nvidia: bool, ctas: int = 1) -> dict[str, Any]:
     """Compiler options of a launch.
 
-    Fusing a * b + c into one rounding is Triton's default up to 3.9 and not from 3.10 on; we want it everywhere. Loops
-    are not pipelined through shared memory: several programs an SM hide the latency. NVIDIA's assembler is told that it
-    may use all registers such a program can have: left alone it aims at an occupancy and spills one or two to meet it.
+    The compiler fuses no a * b + c into one rounding, as it would by default up to Triton 3.9: it would fuse the last
+    product before a sum over a warp's lanes with the sum's first addition, so that two lanes add a rounded and an exact
+    product and get different sums. Where one rounding is wanted, `tl.fma` says so. Loops are not pipelined through
+    shared memory: several programs an SM hide the latency. NVIDIA's assembler is told that it may use all registers
+    such a program can have: left alone it aims at an occupancy and spills one or two to meet it.
     """
-    chosen: dict[str, Any] = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": True}
+    chosen: dict[str, Any] = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
     if nvidia and ctas == 1:  # in clusters the assembler does without: told so, it took 128 registers instead of 63
         chosen["maxnreg"] = min(64 * 1024 // (32 * num_warps), 255)
     if ctas > 1:

@@ -3,12 +3,14 @@
 Runs in a process of its own, without TRITON_INTERPRET=1; see conftest.py.
 """
 
+import re
 from functools import partial
 from math import prod
 
 import pytest
 import torch
 import triton
+from normtriton.perf import branches
 from normtriton.perf.codegen import (
     H100,
     H100_CLUSTERS,
@@ -58,6 +60,27 @@ def narrowest(case, dtype, layout):
     return 16
 
 
+def lanes(pattern, text):
+    """How many numbers the instructions compute that a pattern finds; a first group of it is the width of a vector."""
+    return sum(int(width or 1) for width in re.findall(pattern, text))
+
+
+def fused(kernel):
+    """Operations that are fused, or that the assembler may fuse, though the source did not ask for it with `tl.fma`.
+
+    PTX: "mul/add sequences with no rounding modifiers may be optimized to use fused-multiply-add" (PTX ISA, `add`);
+    with one, such as .rn, they may not. In AMD's assembly each division has five of its own, a root in float64 seven.
+    """
+    asked = lanes(r"\bcall [^@]*?(?:<(\d+) x \w+> )?@llvm\.fma\.", kernel.asm["llir"])
+    if "ptx" in kernel.asm:
+        text = kernel.asm["ptx"]
+        free = re.findall(r"\b(?:add|sub|mul)(?:\.ftz|\.sat)*\.(?:f|bf)(?:16|32|64)", text)
+        return lanes(r"\b(?:fma|mad)\.(?:\w+\.)*?b?f\d\d(?:x(2))?", text) - asked + len(free)
+    text = kernel.asm["amdgcn"].replace("v_pk_fma", "v_2_fma")
+    own = 5 * text.count("v_div_fmas_f") + 7 * text.count("v_rsq_f64")
+    return lanes(r"\bv_(?:(2)_)?(?:fma|mad|mac)(?:c|ak|mk)?_(?:legacy_)?f(?:16|32|64)", text) - own - asked
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("case", "dtype", "layout"), CELLS)
 def test_real_shapes(case, dtype, layout, target):
@@ -69,6 +92,7 @@ def test_real_shapes(case, dtype, layout, target):
             kernel = compile_launch(recorded, target)
             code = read_code(kernel)
             what = (direction, recorded.launch.kernel, recorded.launch.plan, code)
+            assert fused(kernel) == 0, what
             assert code.stack <= spills(case, dtype, layout, target), what
             text = kernel.asm.get("ptx") or kernel.asm["amdgcn"]
             assert ".f64" not in text and "_f64" not in text, what
@@ -227,6 +251,39 @@ def test_narrower_alignments(alignment):
     assert max(code.loads) == alignment and max(code.stores) == max(alignment, 4)
 
 
+def launches_of_branch(branch, dtype, device):
+    """All launches of a branch of the plan, with parameters."""
+    from normtriton import functional
+
+    x = branches.lay_out(torch.empty(branch.shape, dtype=dtype, device="meta"), branch.layout)
+    features = branch.features()
+    weight, bias = (torch.empty(features, device="meta") for _ in range(2))
+    arguments = {
+        "layer": (features, weight, bias, 1e-5),
+        "rms": (features, weight, 1e-5),
+        "batch": (None, None, weight, bias, True, 0.1, 1e-5),
+        "instance": (None, None, weight, bias, True, 0.1, 1e-5),
+        "group": (branch.groups, weight, bias, 1e-5),
+    }
+    call = getattr(functional, f"{branch.norm}_norm_call")(x, *arguments[branch.norm])
+    directions = launches_of(call, x, weight, None if branch.norm == "rms" else bias, device)
+    return [recorded for launches in directions.values() for recorded in launches]
+
+
+ON_A_DEVICE = [pytest.param(branch, branches.DEVICE, id=name) for name, branch in branches.BRANCHES.items()]
+if compiles():
+    ON_A_DEVICE += [
+        pytest.param(branch, branches.CLUSTERS, id=f"cluster-{name}") for name, branch in branches.CLUSTERED.items()
+    ]
+
+
+@pytest.mark.parametrize(("branch", "device"), ON_A_DEVICE)
+def test_every_rounding_is_as_written(branch, device):
+    """Fused with an addition, a product and its rounded copy from another lane would give two lanes different sums."""
+    for recorded in launches_of_branch(branch, torch.float32, device):
+        assert fused(compile_launch(recorded, "sm_90")) == 0, recorded.launch
+
+
 def test_float64_compiles():
     """The same kernels, in float64."""
     for case in CASES[4:6]:
@@ -323,8 +380,9 @@ def test_rarer_calls(target, affine, layout, dtype):
     for call, tensor in calls:
         for launches in launches_of(call, tensor, w, w).values():
             for recorded in launches:
-                code = read_code(compile_launch(recorded, target))
-                assert code.stack == 0, (recorded.launch, code)
+                kernel = compile_launch(recorded, target)
+                code = read_code(kernel)
+                assert code.stack == 0 and fused(kernel) == 0, (recorded.launch, code)
 
 
 @pytest.mark.parametrize("norm", ["layer", "instance", "group", "group-cells", "long"])

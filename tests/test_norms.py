@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CASES, LAYOUTS, SMALL, lay_out, textbook
+from cases import CASES, LAYOUTS, SMALL, Case, lay_out, textbook
 from oracle import EPS32, close, reference
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -49,6 +49,28 @@ def test_branch_of_the_plan(case):
     assert (explained.forward.schedule.strategy, explained.backward.schedule.strategy) == (case.forward, case.backward)
     x, y = check(case, x, weight, bias, lay_out(torch.randn(case.shape), case.layout))
     assert y.stride() == x.stride() and x.grad.stride() == x.stride()
+
+
+#: Groups of one element, in each norm whose mean such a group can have.
+OF_ONE = {
+    "layer": Case("layer", (5, 1), "resident", "resident"),
+    "layer-3": Case("layer", (37, 1, 1, 1), "resident", "resident", dims=3),
+    "group": Case("group", (3, 8, 1), "resident", "resident", groups=8),
+    "group-channels-last": Case("group", (3, 8, 1, 1), "resident", "resident", "channels_last", groups=8),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("case", OF_ONE.values(), ids=OF_ONE)
+def test_group_of_one_element(case, dtype):
+    """The element is its group's mean: y is the bias and dx exactly 0, whatever the weight."""
+    x = lay_out((torch.randn(case.shape) * 2 + 3).to(dtype), case.layout).requires_grad_()
+    weight, bias = parameters(case)
+    y = case.run(x, weight, bias)
+    y.backward(torch.randn(case.shape).to(dtype))
+    spread = textbook(case)["spread"]
+    assert torch.equal(y, bias.reshape(spread).expand(case.shape).to(dtype))
+    assert torch.equal(x.grad, torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
