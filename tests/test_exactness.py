@@ -78,13 +78,15 @@ MISSES = {
 
 
 @pytest.mark.parametrize(("plan", "data", "dtype"), CELLS, ids=str)
-def test_errors_are_pytorchs(plan, data, dtype, switch):
+def test_errors_are_pytorchs(plan, data, dtype, switch, pytestconfig):
     """At most 1.5 times PyTorch's error, and one rounding of the largest result.
 
     Both errors are often one or two such roundings, of a single number where all of a group are alike; PyTorch's may by
     chance be none.
     """
     (case, mode), (make, eps) = PLANS[plan], DATA[data]
+    if mode == "on" and pytestconfig.getoption("compiled") == "sm_80":
+        pytest.skip("an A100 has no clusters")
     switch(mode)
     if eps == 0 and case.norm in ("batch", "instance"):
         eps = torch.finfo(torch.float32).tiny  # PyTorch takes none smaller
