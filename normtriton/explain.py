@@ -69,6 +69,8 @@ class Explanation(NamedTuple):
             "torch": f"torch.nn.functional.{self.name}, since this device has no Triton; a GPU would run what follows",
         }
         norm = self.problem.norm
+        table = self.device.tuned
+        by_time = "tuned by predicted time" if table and table.predicted else "tuned"
         lines = [
             (
                 f"{self.name} of {self.problem.shape}, axes ({norm.axes}): statistics over ({norm.over}), "
@@ -77,7 +79,7 @@ class Explanation(NamedTuple):
             f"runs: {routes[self.route]}",
             (
                 f"planned for {self.device.sms} multiprocessors, {'with' if self.device.clusters else 'without'} "
-                f"thread-block clusters{f', tuned by {self.device.tuned.source}' if self.device.tuned else ''}"
+                f"thread-block clusters{f', {by_time}: {table.source}' if table else ''}"
             ),
         ]
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
@@ -89,7 +91,7 @@ class Explanation(NamedTuple):
             )
             lines.append(f"  why: {schedule.reason}")
             if schedule.tuning:
-                lines.append(f"  tuned: {schedule.tuning}")
+                lines.append(f"  {by_time}: {schedule.tuning}")
             lines += [f"  {_describe(step)}" for step in schedule.launches]
         return "\n".join(lines)
 

@@ -155,13 +155,18 @@ class Tunings:
         entries: by what they are for.
         otherwise: the tuning of whatever else there is; None for the planner's own choice.
         source: where it comes from, in words.
+        predicted: whether it was chosen by times that a model predicted, not by measured ones.
     """
 
     def __init__(
-        self, entries: Mapping[Subject, Tuning], otherwise: Tuning | None = None, source: str = "this program"
+        self,
+        entries: Mapping[Subject, Tuning],
+        otherwise: Tuning | None = None,
+        source: str = "this program",
+        predicted: bool = False,
     ) -> None:
         """Keep a table."""
-        self.entries, self.otherwise, self.source = dict(entries), otherwise, source
+        self.entries, self.otherwise, self.source, self.predicted = dict(entries), otherwise, source, predicted
 
     def find(self, subject: Subject | None) -> Tuning | None:
         """The tuning for a subject; None for the planner's own choice."""

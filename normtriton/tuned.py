@@ -1,6 +1,9 @@
 """Tables of tunings: which plans were measured to be faster than the planner's own choice, on which device.
 
-``python -m normtriton.perf autotune`` makes them. ``NORMTRITON_TUNED``, or `use`, says which is read:
+``python -m normtriton.perf autotune`` makes them; with ``--predict``, by times that a model predicted, not measured. A
+file has tables of one of the two kinds only, and a predicted one is used only where it is named. It is for a kind of
+GPU: that for "H100, sm_90" is for "NVIDIA H100 80GB HBM3, sm_90" too.
+ ``NORMTRITON_TUNED``, or `use`, says which is read:
 
     nothing     ``tuned.json`` in the cache folder (`normtriton.cache`), if it is there; the interpreter reads none
     a path      that file
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from functools import lru_cache
 from hashlib import sha256
@@ -89,14 +93,16 @@ def table_for(index: int, sms: int) -> Tunings | None:
     if _setting == "off" or (index < 0 and not _setting):
         return None
     file = Path(_setting) if _setting else default_file()
-    return _load(file, device_name(index), sms) if _setting or file.exists() else None
+    return _load(file, device_name(index), sms, named=bool(_setting)) if _setting or file.exists() else None
 
 
 @lru_cache(maxsize=64)
-def _load(file: Path, device: str, sms: int) -> Tunings | None:
+def _load(file: Path, device: str, sms: int, *, named: bool) -> Tunings | None:
     try:
-        entries = {subject: tuning for subject, (tuning, _measured) in read(file, device, sms).items()}
-        return Tunings(entries, source=str(file))
+        if not named:
+            apart(file, predicted=False)
+        entries = {subject: tuning for subject, (tuning, _times) in read(file, device, sms).items()}
+        return Tunings(entries, source=str(file), predicted=is_predicted(sections(file)))
     except Refused as reason:
         warnings.warn(
             f"normtriton: {file} {reason}. Plans are the planner's own choice. `python -m normtriton.perf autotune` "
@@ -108,15 +114,16 @@ def _load(file: Path, device: str, sms: int) -> Tunings | None:
 
 
 def read(file: Path, device: str, sms: int) -> dict[Subject, tuple[Tuning, Any]]:
-    """The tunings that a file has for a device, each with what was measured of it.
+    """The tunings that a file has for a device, each with what was measured, or predicted, of it.
 
     Raises:
         Refused: it is missing, damaged, or of another device, Triton or kernels.
     """
     devices = sections(file)
-    if device not in devices:
+    kinds = [name for name in devices if "predicted" in devices[name] and _words(name) <= _words(device)]
+    if device not in devices and not kinds:
         raise Refused(f"was made on {', '.join(devices) or 'no device'}, this is {device}")
-    section = devices[device]
+    section = devices[device if device in devices else kinds[0]]
     for name, value in versions(sms).items():
         if section.get(name) != value:
             raise Refused(f"was made with {name} {section.get(name)} on this device, now it is {value}")
@@ -126,11 +133,33 @@ def read(file: Path, device: str, sms: int) -> dict[Subject, tuple[Tuning, Any]]
     found = {}
     for number, entry in enumerate(entries):
         try:
-            subject, tuning, measured = _entry(**entry)
+            subject, tuning, times = _entry(**entry)
         except (TypeError, ValueError) as error:
             raise Refused(f"is damaged: entry {number}: {error}") from error
-        found[subject] = tuning, measured
+        found[subject] = tuning, times
     return found
+
+
+def _words(device: str) -> set[str]:
+    """What a device's name is made of: a kind of GPU has a part of it."""
+    return set(re.split(r"[\s,-]+", device))
+
+
+def is_predicted(devices: dict[str, dict[str, Any]]) -> bool:
+    """Whether the sections of a file are of predicted times."""
+    return any("predicted" in section for section in devices.values())
+
+
+def apart(file: Path, predicted: bool) -> None:
+    """Refuse a file of predicted times where it is to have measured ones, or the other way round.
+
+    Raises:
+        Refused: it has times of the other kind, or is no table.
+    """
+    devices = sections(file) if file.exists() else {}
+    if devices and is_predicted(devices) != predicted:
+        have, new = ("measured", "predicted") if predicted else ("predicted", "measured")
+        raise Refused(f"has {have} times, and is no place for {new} ones")
 
 
 def sections(file: Path) -> dict[str, dict[str, Any]]:
@@ -153,26 +182,30 @@ def sections(file: Path) -> dict[str, dict[str, Any]]:
     return devices
 
 
-def _entry(tuning: Any, measured: Any = None, **subject: Any) -> tuple[Subject, Tuning, Any]:
+def _entry(tuning: Any, measured: Any = None, predicted: Any = None, **subject: Any) -> tuple[Subject, Tuning, Any]:
     """An entry: what it is for, the knobs that it turns, and why."""
     if not isinstance(tuning, dict) or not isinstance(subject.get("walk"), list):
         raise TypeError("a tuning turns knobs, by name, and a walk is a list")
     made = Subject(**subject | {"walk": tuple(subject["walk"])})
     hash(made)
-    return made, Tuning.of(tuning), measured
+    return made, Tuning.of(tuning), measured if predicted is None else predicted
 
 
-def write(file: Path, device: str, sms: int, entries: dict[Subject, tuple[Tuning, Any]]) -> None:
+def write(
+    file: Path, device: str, sms: int, entries: dict[Subject, tuple[Tuning, Any]], predicted: str | None = None
+) -> None:
     """Write a device's tunings, each with what was measured; what the file has of other devices stays.
 
+    ``predicted`` says by what times were predicted that were not measured; the device is then a kind of GPU.
+
     Raises:
-        Refused: the file is there and no table.
+        Refused: the file is there and no table, or has times of the other kind.
         OSError: it cannot be written.
     """
+    apart(file, predicted is not None)
     devices = sections(file) if file.exists() else {}
-    rows = [
-        {**subject._asdict(), "tuning": tuning.chosen, "measured": measured}
-        for subject, (tuning, measured) in entries.items()
-    ]
-    devices[device] = {**versions(sms), "entries": rows}
+    kind = "measured" if predicted is None else "predicted"
+    rows = [{**subject._asdict(), "tuning": tuning.chosen, kind: times} for subject, (tuning, times) in entries.items()]
+    by = {} if predicted is None else {"predicted": predicted}
+    devices[device] = {**versions(sms), **by, "entries": rows}
     cache.write(file, json.dumps({"format": FORMAT, "devices": devices}, indent=1) + "\n")

@@ -1,27 +1,32 @@
 """The command ``autotune``: measure what else the planner could choose, and keep what is faster in a tuned table.
 
+Without a GPU a model predicts the times instead (`normtriton.perf.predict`); such a table stands apart and says so.
+
 ``python -m normtriton.perf autotune --help`` says how; `normtriton.tuned` what such a table is.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import torch
+import triton
 
-from normtriton import clusters, launch, tuned
+from normtriton import __version__, clusters, launch, tuned
 from normtriton.explain import backward_direction, forward_direction
 from normtriton.launch import Running, exact_pair
 from normtriton.plan import UNTUNED, Device, Subject, Tuning, Tunings
 from normtriton.schedule import candidates
 
-from . import gpu, oracle
+from . import gpu, oracle, predict
 from .bench import FLOATING, operands
 from .cli import Lines, Refusal, interruptible, json_option, names_option, progress, shapes_option, show, writing
+from .jobs import Job, instrument_version, measured
 from .providers import by_name
 from .render import LIBRARY
 from .shapes import DIRECTIONS, DTYPES, LAYOUTS, Case, Cell, cells, make
@@ -34,7 +39,10 @@ if TYPE_CHECKING:
     from .render import Row
 
 #: What rows are told apart by, besides what is measured; a row of another value is measured anew.
-VERSIONS = ("machine", "sms", "clusters", "torch", "triton", "kernels")
+VERSIONS = ("instrument", "machine", "sms", "clusters", "torch", "triton", "kernels", "model")
+#: The instrument of rows whose times were predicted, and what such a row has beside its name.
+PREDICTED = "autotune-predicted"
+FIGURES = ("us", "us_alone", "error")
 
 
 class Task(NamedTuple):
@@ -76,7 +84,7 @@ class Task(NamedTuple):
         case, layout, dtype = self.cell
         named = {"case": case.name, "norm": case.norm, "shape": list(case.shape), "groups": case.groups}
         named |= {"layout": layout, "dtype": dtype, "direction": self.direction, "tuning": tuning.chosen}
-        return {"instrument": "autotune", "library": LIBRARY, "subject": list(self.subject), **named}
+        return {"library": LIBRARY, "subject": list(self.subject), **named}
 
 
 def with_tuning(device: Device, tuning: Tuning) -> Device:
@@ -175,8 +183,8 @@ class Sweep:
         self.lines, self.facts = lines, facts
         self.found: dict[str, Row] = {}
         for row in () if fresh else lines.rows:
-            same = all(row.get(name) == facts[name] for name in VERSIONS)
-            if same and row.get("instrument") == "autotune" and not row.get("error", "").startswith("OutOfMemory"):
+            same = all(row.get(name) == facts.get(name) for name in VERSIONS)
+            if same and not row.get("error", "").startswith("OutOfMemory"):
                 self.found[_key(row)] = row
 
     def has(self, task: Task, tuning: Tuning) -> Row | None:
@@ -218,6 +226,24 @@ class Sweep:
                         )
                 done(task.name)
 
+    def predict(self, tasks: Sequence[Task], processes: int, done: Callable[[str], None]) -> None:
+        """Predict what is not there. Nothing is run, so that no result is compared."""
+        todo = {
+            Job("model", self.facts["machine"], LIBRARY, task.cell, (task.direction,), tuning): (task, tuning)
+            for task in tasks
+            for tuning in task.plans
+            if not self.has(task, tuning)
+        }
+        for job, (row,) in measured(list(todo), processes):
+            task, tuning = todo[job]
+            self.add(task, tuning, {name: row[name] for name in FIGURES if name in row})
+            done(task.name)
+
+    @property
+    def rule(self) -> Rule:
+        """What a choice is made by."""
+        return BY_MODEL if self.facts["instrument"] == PREDICTED else BY_CLOCK
+
     def earlier(self, tasks: Sequence[Task]) -> list[Task]:
         """What was measured before, whole, and shares an entry with these: other batches of the same norms."""
         subjects = {json.dumps(task.subject) for task in tasks}
@@ -236,26 +262,48 @@ def _key(row: Row) -> str:
     return json.dumps([row.get(name) for name in names], sort_keys=True)
 
 
-class Total(NamedTuple):
-    """The times of some shapes together, in µs: the medians and the quantiles."""
+def total(rows: Iterable[Row], name: str = "us") -> float:
+    """The µs of some shapes together."""
+    return float(sum(row[name] for row in rows))
 
-    us: float
-    low: float
-    high: float
 
-    @classmethod
-    def of(cls, rows: Iterable[Row]) -> Total:
-        """Add up."""
-        return cls(
-            *(sum(figures) for figures in zip(*((r["us"], r["us_low"], r["us_high"]) for r in rows), strict=True))
-        )
+class Rule(NamedTuple):
+    """What a choice is made by.
+
+    Attributes:
+        faster: whether rows of some shapes are faster together than the planner's own choice, beyond the times' error.
+        slower: whether a row is slower than the planner's own.
+        error: of the times, in words.
+    """
+
+    faster: Callable[[list[Row], list[Row]], bool]
+    slower: Callable[[Row, Row], bool]
+    error: str
+
+
+#: Measured times: the ranges of quantiles do not overlap.
+BY_CLOCK = Rule(
+    lambda rows, own: total(rows, "us_high") < total(own, "us_low"),
+    lambda row, own: row["us_low"] > own["us_high"],
+    "the noise",
+)
+#: Predicted times: by `predict.MARGIN` if multiprocessors share the bus, and not slower if each has its share alone.
+#: The same launches have the same times, so that there is no noise.
+BY_MODEL = Rule(
+    lambda rows, own: (
+        total(rows) < total(own) * (1 - predict.MARGIN[own[0]["direction"]])
+        and total(rows, "us_alone") <= total(own, "us_alone")
+    ),
+    lambda row, own: row["us"] > own["us"] or row["us_alone"] > own["us_alone"],
+    "the model's error",
+)
 
 
 class Choice(NamedTuple):
     """What is chosen for one subject, and why.
 
     Attributes:
-        tuning: None where it could not be decided: the planner's own choice was not measured.
+        tuning: None where it could not be decided: the planner's own choice has no time.
         why: in words.
         rows: of each task the planner's row and the chosen tuning's, by the task's name.
     """
@@ -268,13 +316,13 @@ class Choice(NamedTuple):
 def choose(tasks: Sequence[Task], sweep: Sweep) -> Choice:
     """The tuning of the smallest total over all shapes that share a subject.
 
-    It must be faster than the planner's own choice by more than the quantiles' ranges in total, and slower by that much
-    for none of the shapes.
+    It must be faster than the planner's own choice in total, and slower for none of the shapes, by the sweep's rule.
     """
+    rule = sweep.rule
     timed: list[dict[tuple[Launch, ...], Row]] = []
     for task in tasks:
-        measured = {plan: sweep.has(task, tuning) for tuning, plan in task.plans.items()}
-        timed.append({plan: row for plan, row in measured.items() if row is not None and "us" in row})
+        known = {plan: sweep.has(task, tuning) for tuning, plan in task.plans.items()}
+        timed.append({plan: row for plan, row in known.items() if row is not None and "us" in row})
 
     def rows_of(tuning: Tuning) -> list[Row] | None:
         rows = [there.get(task.planned(tuning)) for task, there in zip(tasks, timed, strict=True)]
@@ -282,21 +330,20 @@ def choose(tasks: Sequence[Task], sweep: Sweep) -> Choice:
 
     own = rows_of(UNTUNED)
     if own is None:
-        return Choice(None, "the planner's own choice was not measured", {})
-    before = Total.of(own)
-    best, why = own, "nothing else is faster by more than the noise"
+        return Choice(None, "the planner's own choice has no time", {})
+    best, why = own, f"nothing else is faster by more than {rule.error}"
     chosen = UNTUNED
     for tuning in dict.fromkeys(tuning for task in tasks for tuning in task.plans):
         rows = rows_of(tuning)
-        if rows is None or Total.of(rows).high >= before.low or Total.of(rows).us >= Total.of(best).us:
+        if rows is None or not rule.faster(rows, own) or total(rows) >= total(best):
             continue
-        slower = [r["case"] for r, b in zip(rows, own, strict=True) if r["us_low"] > b["us_high"]]
+        slower = [r["case"] for r, b in zip(rows, own, strict=True) if rule.slower(r, b)]
         if slower:
             if chosen == UNTUNED:
                 why = f"{tuning} is faster in total, but slower for {', '.join(slower)}"
             continue
         best, chosen = rows, tuning
-        why = "faster by more than the noise"
+        why = f"faster by more than {rule.error}"
         why += f", in total of {len(tasks)} shapes that share an entry" if len(tasks) > 1 else ""
     names = [task.name for task in tasks]
     return Choice(chosen, why, dict(zip(names, zip(own, best, strict=True), strict=True)))
@@ -310,7 +357,7 @@ def chosen(tasks: Sequence[Task], sweep: Sweep) -> dict[Subject, Choice]:
     return {subject: choose(some, sweep) for subject, some in sharing.items()}
 
 
-def keep(table: Path, device: str, sms: int, choices: dict[Subject, Choice]) -> str:
+def keep(table: Path, device: str, sms: int, choices: dict[Subject, Choice], model: str | None) -> str:
     """Write what was chosen beside the entries that are there; what became of those, in words.
 
     Raises:
@@ -329,12 +376,16 @@ def keep(table: Path, device: str, sms: int, choices: dict[Subject, Choice]) -> 
             continue
         entries.pop(subject, None)
         if choice.tuning != UNTUNED:
-            before, after = (Total.of(pair[i] for pair in choice.rows.values()) for i in range(2))
-            measured = {"planner_us": before.us, "us": after.us, "cases": [*choice.rows]}
-            entries[subject] = choice.tuning, measured
+            own, best = ([pair[i] for pair in choice.rows.values()] for i in range(2))
+            times: dict[str, Any] = {"planner_us": total(own), "us": total(best), "cases": [*choice.rows]}
+            if model is not None:
+                alone = {"planner_us_alone": total(own, "us_alone"), "us_alone": total(best, "us_alone")}
+                times |= {**alone, "model": model}
+            entries[subject] = choice.tuning, times
     try:
         with writing(table, "--table"):
-            tuned.write(table, device, sms, entries)
+            by = None if model is None else f"by version {model} of the model, not measured"
+            tuned.write(table, device, sms, entries, by)
     except tuned.Refused as reason:
         raise Refusal(f"{table} {reason}: remove it, or name another with --table") from reason
     return f"{table} has {len(entries)} entries for {device}.{said}"
@@ -345,7 +396,7 @@ def summary(tasks: Sequence[Task], choices: dict[Subject, Choice], sweep: Sweep)
     rows = []
     for task in tasks:
         choice = choices[task.subject]
-        row = task.row(choice.tuning or UNTUNED) | {name: sweep.facts[name] for name in VERSIONS}
+        row = task.row(choice.tuning or UNTUNED) | {name: sweep.facts[name] for name in VERSIONS if name in sweep.facts}
         row |= {"why": choice.why, "candidates": len(task.plans)}
         row["failed"] = sum("error" in (sweep.has(task, tuning) or {}) for tuning in task.plans)
         if task.name in choice.rows:
@@ -355,8 +406,10 @@ def summary(tasks: Sequence[Task], choices: dict[Subject, Choice], sweep: Sweep)
     return rows
 
 
-def _table(rows: Sequence[Row], machine: str) -> None:
+def _table(rows: Sequence[Row], machine: str, predicted: bool) -> None:
     note = "A cold L2. Failed: candidates that say why in their rows."
+    if predicted:
+        note = f"Predicted by a model, not measured: candidates were compiled, and not run.\n{note}"
     heads = ("case", "layout", "dtype", "direction", "planner, µs", "tuned, µs", "gain", "tuning", "why", "failed")
     show(
         f"What tuning gains over the planner's own choice, {machine}",
@@ -375,6 +428,68 @@ def _table(rows: Sequence[Row], machine: str) -> None:
     )
 
 
+class Aim(NamedTuple):
+    """What is tuned for, and where times come from.
+
+    Attributes:
+        name: the device as tables name it.
+        device: what is planned for.
+        facts: what every row says.
+        run: gives a sweep what it lacks of some tasks.
+        model: the version of the model that predicts; None where times are measured.
+    """
+
+    name: str
+    device: Device
+    facts: dict[str, Any]
+    run: Callable[[Sweep, Sequence[Task], Callable[[str], None]], None]
+    model: str | None = None
+
+
+def measuring() -> Aim:
+    """Tune for the GPU that is here, by its clock."""
+    where = gpu.find()
+    facts = gpu.facts(where) | {"instrument": "autotune", "kernels": tuned.kernels_version()}
+
+    def run(sweep: Sweep, tasks: Sequence[Task], done: Callable[[str], None]) -> None:
+        with gpu.working(where):
+            sweep.run(tasks, where, done)
+
+    index = torch.empty(0, device=where).get_device()
+    return Aim(tuned.device_name(index), Device(facts["sms"], facts["clusters"] == "used"), facts, run)
+
+
+def predicting(name: str, processes: int) -> Aim:
+    """Tune for a GPU of a kind, by a model of it."""
+    one = predict.GPUS[name]
+    device, model = predict.device_of(one), instrument_version("model")
+    facts = {"instrument": PREDICTED, "machine": name, "sms": one.sms, "model": model, "normtriton": __version__}
+    facts |= {"clusters": "used" if device.clusters else "not supported", "torch": torch.__version__}
+    facts |= {"triton": triton.__version__, "kernels": tuned.kernels_version()}
+
+    def run(sweep: Sweep, tasks: Sequence[Task], done: Callable[[str], None]) -> None:
+        sweep.predict(tasks, processes, done)
+
+    return Aim(f"{name}, {one.target}", device, facts, run, model)
+
+
+def table_of(named: Path | None, predicted: bool) -> Path:
+    """The table to write: the one that is named, or that is read.
+
+    Raises:
+        Refusal: predicted times for the table of measured ones, or the other way round.
+    """
+    setting = tuned.setting()
+    table = named or (tuned.default_file() if setting in ("", "off") else Path(setting))
+    if predicted and table.resolve() == tuned.default_file().resolve():
+        raise Refusal(f"{table} is for measured times: name another table for predicted ones with --table")
+    try:
+        tuned.apart(table, predicted)
+    except tuned.Refused as reason:
+        raise Refusal(f"{table} {reason}: remove it, or name another with --table") from reason
+    return table
+
+
 @click.command()
 @shapes_option("reports")
 @names_option("--dtypes", "dtypes", FLOATING, ",".join(DTYPES), "Dtypes of x")
@@ -391,6 +506,15 @@ def _table(rows: Sequence[Row], machine: str) -> None:
     help="Keep the rows there, as JSON lines; by default in autotune.jsonl beside the table.",
 )
 @click.option("--fresh", is_flag=True, help="Measure what is there already, too.")
+@click.option(
+    "--predict",
+    "model",
+    type=click.Choice(list(predict.GPUS)),
+    help="Rank by times that a model of this GPU predicts, without a GPU; needs --table. Candidates are not run.",
+)
+@click.option(
+    "--jobs", "processes", type=click.IntRange(1), default=os.cpu_count() or 1, help="Processes that predict."
+)
 @json_option
 def command(
     cases: tuple[Case, ...],
@@ -400,6 +524,8 @@ def command(
     table: Path | None,
     out: Path | None,
     fresh: bool,
+    model: str | None,
+    processes: int,
     as_json: bool,
 ) -> None:
     """Measure what else the planner could choose on this GPU, and keep what is faster.
@@ -413,20 +539,22 @@ def command(
 
     A run that is stopped goes on where it was. A candidate that fails is noted, and the others are measured.
 
+    With --predict a model of a GPU predicts the times, and no GPU is needed. Nothing is measured, and no candidate is
+    run or compared with float64. An entry must be predicted to be faster by more than the model's error (4 % forward,
+    7 % backward) if multiprocessors share the memory bus, and not slower if each has its share of it alone. Its table
+    has no measured times, and is used only where NORMTRITON_TUNED names it, on every GPU of that kind.
+
     \b
     Examples:
       python -m normtriton.perf autotune --shapes llm --dtypes bfloat16
       python -m normtriton.perf autotune --shapes layer-8192x4096,layer-64x4096 --directions backward
       python -m normtriton.perf autotune --shapes unet --layouts channels_last --table tuned.json --json
+      python -m normtriton.perf autotune --shapes llm --predict H100 --table predicted.json
     """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
-    where = gpu.find()
-    facts = gpu.facts(where) | {"kernels": tuned.kernels_version()}
-    index = torch.empty(0, device=where).get_device()
-    device = Device(facts["sms"], facts["clusters"] == "used")
-    if table is None:
-        named = tuned.setting()
-        table = tuned.default_file() if named in ("", "off") else Path(named)
-    sweep = Sweep(Lines(table.with_name("autotune.jsonl") if out is None else out, resume=True), facts, fresh)
+    aim = measuring() if model is None else predicting(model, processes)
+    table = table_of(table, aim.model is not None)
+    rows_file = table.with_name(f"{aim.facts['instrument']}.jsonl") if out is None else out
+    sweep = Sweep(Lines(rows_file, resume=True), aim.facts, fresh)
 
     def kept() -> str:
         return f"{len(sweep.found)} rows are kept: the same command goes on from there. {table} is as it was"
@@ -438,17 +566,17 @@ def command(
         tasks = []
         with progress("planning", len(pairs)) as done:
             for cell, direction in pairs:
-                tasks.append(Task.of(cell, direction, device))
+                tasks.append(Task.of(cell, direction, aim.device))
                 done(tasks[-1].name)
         missing = sum(sweep.has(task, tuning) is None for task in tasks for tuning in task.plans)
-        with gpu.working(where), progress("autotune", missing) as done:
-            sweep.run(tasks, where, done)
+        with progress("autotune", missing) as done:
+            aim.run(sweep, tasks, done)
     choices = chosen([*tasks, *sweep.earlier(tasks)], sweep)
-    note = keep(table, tuned.device_name(index), facts["sms"], choices)
+    note = keep(table, aim.name, aim.device.sms, choices, aim.model)
     rows = summary(tasks, choices, sweep)
     if as_json:
         for row in rows:
             click.echo(json.dumps(row, sort_keys=True))
     else:
-        _table(rows, facts["machine"])
+        _table(rows, aim.facts["machine"], aim.model is not None)
     click.echo(note, err=True)

@@ -150,13 +150,14 @@ def command(old: Path, new: Path, threshold: float, out: Path | None, as_json: b
     """Compare two sets of results cell by cell; exit with status 1 if anything became worse.
 
     OLD and NEW are folders of JSON lines or single files, of any of the instruments: perf/results, what --out of
-    `traffic` and `codegen` names, what `bench` wrote.
+    `traffic`, `codegen` and `time` names, what `bench` wrote.
 
     Launches, spilled bytes and cluster barriers are worse if there is one more. Bytes moved, registers, shared memory,
     instructions and barriers are worse if they grow by more than the threshold; thread blocks, bytes in flight and the
-    narrowest access to a big tensor, if they shrink. A time is worse if it grows by more than the threshold, and out of
-    the range of quantiles that OLD has for it; a predicted time, above the threshold. A cell that could be measured and
-    no longer can is worse; one that OLD lacks is only counted.
+    narrowest access to a big tensor, if they shrink. A time that was measured is worse if it grows by more than the
+    threshold, and out of the range of quantiles that OLD has for it. A predicted time, of either bound, is worse if it
+    grows by more than the threshold. A cell that could be measured and no longer can is worse; one that OLD lacks is
+    only counted.
 
     \b
     Examples:

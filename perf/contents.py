@@ -10,11 +10,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from . import render
-from .codegen import PLANNED_FOR
-from .parts import Cell, Chart, Column, Head, Line, Metric, Report, Roof, Section, Table, Verdict
+from .parts import Cell, Chart, Column, Head, Line, Metric, Report, Section, Table, Verdict
+from .predict import MARGIN
 from .render import LIBRARY, Row
-from .roofline import GPUS, Gpu, estimate
-from .rows import FIGURES, by_library, dtypes, flat, of, ordered, result, versions
+from .rows import FIGURES, HOW, PREDICTED, by_library, dtypes, flat, of, ordered, result, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,12 +63,27 @@ BY_TARGET = (
     Metric("cluster barriers", "barriers of a cluster, the most of any launch",
            lambda row: render.most(row, "cluster_barriers")),
 )  # fmt: skip
-TIME = Metric("time", "µs on the GPU", lambda row: row["us"], ",.1f", log=True, between=("us_low", "us_high"))
+TIME = Metric(
+    "time", "µs on the GPU", lambda row: row["us"], ",.1f", log=True,
+    between=(lambda row: row.get("us_low"), lambda row: row.get("us_high")), ends="20th to 80th percentile",
+)  # fmt: skip
 TIMED = (
     Metric("of the ceiling", "compulsory bytes moved, % of the measured ceiling",
            lambda row: None if row.get("of_ceiling") is None else 100 * row["of_ceiling"], ".0f"),
     TIME,
     Metric("host", "µs on the host for a call", lambda row: row.get("host_us"), ",.1f", True),
+)  # fmt: skip
+
+#: Between what a predicted figure lies: see `normtriton.perf.predict`.
+BOUNDS = "multiprocessors that share the bus, to each alone with its share"
+OF_A_COPY = Metric(
+    "of a copy", "predicted % of the rate of a large copy", lambda row: 100 * row["of_ceiling"], ".0f",
+    between=(lambda row: 100 * row["of_ceiling"], lambda row: 100 * row["of_ceiling_alone"]), ends=BOUNDS,
+)  # fmt: skip
+MODELLED = (
+    OF_A_COPY,
+    Metric("predicted time", "µs on the GPU, predicted", lambda row: row["us"], ",.1f", log=True,
+           between=(lambda row: row["us"], lambda row: row["us_alone"]), ends=BOUNDS),
 )  # fmt: skip
 
 CELL_HEADS = [Head("shape"), Head("layout"), Head("dtype"), Head("direction")]
@@ -93,11 +107,12 @@ TARGETS = (
     " has 16 times fewer samples, on a machine with 16 times fewer multiprocessors and bytes of L2. Accesses are to"
     " tensors of x's size; on gfx942 the widest load of all."
 )
-ROOFLINE = (
-    "Estimates, not measurements: a pass takes as long as the slowest of memory, L2 and latency, and its launches"
-    " besides (normtriton.perf.roofline). The curve is the roof: one launch that moves each compulsory byte once, at"
-    " the peak bandwidth of memory. How far a mark is below it is what more traffic, more launches or latency are"
-    " estimated to cost. What binds is the largest term."
+PREDICTIONS = (
+    "Predicted by a model, not measured: the compiled kernels of a pass run on a model of the GPU, from a cold L2"
+    " (normtriton.perf.predict). Each pass is predicted twice. A mark stands where all multiprocessors share the"
+    " memory bus; its bar ends where each has its own share of it and no more. Of a copy: the compulsory bytes over"
+    " the time, against the rate of a large copy. Warps: what those of the longest launch wait for, in parts of their"
+    " time."
 )
 
 
@@ -182,6 +197,7 @@ def facts(rows: list[Row]) -> Iterator[tuple[str, str]]:
         "traffic": "{n} simulated for {machines}: addresses from Triton's interpreter, bytes from a model of"
         " the L2 (strict LRU), empty when a pass starts. {versions}.",
         "code": "{n} compiled for {machines} by Triton's compiler, and read from the code. {versions}.",
+        "model": "{n} predicted for {machines} by a model that runs the compiled kernels, not measured. {versions}.",
     }
     for instrument, sentence in said.items():
         machines = of(rows, instrument)
@@ -200,20 +216,24 @@ def gpu(rows: list[Row]) -> str:
 
 
 def from_a_machine(rows: list[Row]) -> list[str]:
-    """The instruments that neither simulate nor compile."""
-    return sorted({row["instrument"] for row in rows} - {"traffic", "code"})
+    """The instruments that neither simulate nor compile nor predict."""
+    return sorted({row["instrument"] for row in rows} - HOW.keys())
 
 
 def caution(rows: list[Row]) -> str:
     """What the figures are not."""
+    predicted = any(HOW.get(row["instrument"]) == PREDICTED for row in rows)
     if measured := from_a_machine(rows):
-        return (
+        said = (
             f"Figures of {listed(measured)} are from the machine that they name."
-            " All others are simulated or compiled, not run on a GPU."
+            f" All others are simulated{', predicted' * predicted} or compiled, not run on a GPU."
         )
-    return (
-        "Nothing here was timed on a GPU: no kernel has run on one for this report, and no figure is a measured time."
-    )
+    else:
+        said = (
+            "Nothing here was timed on a GPU: no kernel has run on one for this report, and no figure is a measured"
+            " time."
+        )
+    return said + f" Some times are {PREDICTED}." * predicted
 
 
 def counted(number: int, what: str) -> str:
@@ -224,10 +244,8 @@ def counted(number: int, what: str) -> str:
 def verdicts(rows: list[Row]) -> Iterator[Verdict]:
     """How ours compare with each other library's, in what was simulated and compiled."""
     for machine, found in of(rows, "traffic").items():
-        measured = by_library(row for row in found if "error" not in row)
-        ours = {result(row): row for row in measured.pop(LIBRARY, [])}
-        for library, theirs in measured.items():
-            pairs = [(ours[result(row)], row) for row in theirs if result(row) in ours]
+        for library in [name for name in by_library(found) if name != LIBRARY]:
+            pairs = paired(found, library)
             if not pairs:
                 continue
             ratio = [DRAM.of(b) / DRAM.of(a) for a, b in pairs]  # type: ignore[operator]  # it is always known
@@ -235,18 +253,35 @@ def verdicts(rows: list[Row]) -> Iterator[Verdict]:
             said = [compare("launches, median", pairs, lambda row: row["launches"], median, "g")]
             said += [compare("DRAM over compulsory, most", pairs, DRAM.of, max, ".2f")]
             for target, compiled in of(rows, "code").items():
-                mine = {(row["library"], result(row)): row for row in compiled if "error" not in row}
-                both = [
-                    (mine[LIBRARY, cell], mine[library, cell])
-                    for _library, cell in mine
-                    if _library == library and (LIBRARY, cell) in mine
-                ]
-                if both:
+                if both := paired(compiled, library):
                     said.append(compare(f"results that spill, {target}", both, spills, sum, "d"))
-            version = {row["version"] for row in theirs if "version" in row}
+            for name, modelled in of(rows, "model").items():
+                if both := paired(modelled, library):
+                    said.append(compare(f"% of a copy, predicted, {name}, median", both, OF_A_COPY.of, median, ".0f"))
+                    said.append(wins(f"predicted faster, {name}", both))
+            version = {row["version"] for _ours, row in pairs if "version" in row}
             name = " ".join((library, *sorted(version)))
             kinds = listed(dtypes(row for row, _theirs in pairs))
             yield Verdict(name, machine, kinds, fewer, len(pairs) - fewer - more, more, said)
+
+
+def paired(rows: list[Row], library: str) -> list[tuple[Row, Row]]:
+    """The results that both we and another library have: our row, and theirs."""
+    ours, theirs = (
+        {result(row): row for row in rows if row["library"] == name and "error" not in row}
+        for name in (LIBRARY, library)
+    )
+    return [(ours[cell], theirs[cell]) for cell in ours.keys() & theirs.keys()]
+
+
+def faster(row: Row, than: Row) -> bool:
+    """Whether a pass is predicted to be faster by more than the model's error."""
+    return bool(row["us"] < than["us"] * (1 - MARGIN[row["direction"]]))
+
+
+def wins(what: str, pairs: list[tuple[Row, Row]]) -> tuple[str, str, str]:
+    """How often ours is predicted to be faster, and how often theirs is."""
+    return what, *(str(sum(faster(*pair[::step]) for pair in pairs)) for step in (1, -1))  # type: ignore[return-value]
 
 
 def spills(row: Row) -> bool:
@@ -275,7 +310,7 @@ def beside_sections(rows: list[Row]) -> Iterator[Section]:
         ("traffic", "bytes", "Bytes moved", BYTES, MOVED, moved),
         ("code", "code", "Registers and spills", CODE, COMPILED, made),
     ):
-        charts: list[Chart | Roof] = []
+        charts: list[Chart] = []
         tables = []
         for machine, found in of(rows, instrument).items():
             libraries = by_library(found)
@@ -288,12 +323,17 @@ def beside_sections(rows: list[Row]) -> Iterator[Section]:
             yield Section(name, title, f"{title}, beside other libraries", words, charts, tables)
 
 
+def identifier(name: str) -> str:
+    """A name as a part of an id."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
 def times(rows: list[Row]) -> Iterator[Section]:
     """What was timed."""
-    charts: list[Chart | Roof] = []
+    charts: list[Chart] = []
     tables = []
     for machine, found in of(rows, "bench").items():
-        name = "".join(letter if letter.isalnum() else "-" for letter in machine)
+        name = identifier(machine)
         note = f"Timed on {gpu(found)}. {versions(found)}."
         charts += charted(f"times-{name}", f"Times, {machine}", note, TIMED, by_library(found))
         columns = [Column(metric.name, cell_of(metric), less=metric is TIME) for metric in TIMED]
@@ -306,7 +346,7 @@ def targets(rows: list[Row]) -> Iterator[Section]:
     """Ours, by target."""
     own = [row for row in rows if row["library"] == LIBRARY]
     code, traffic = of(own, "code"), of(own, "traffic")
-    charts: list[Chart | Roof] = []
+    charts: list[Chart] = []
     tables = []
     if code:
         every = [row for found in code.values() for row in found]
@@ -349,40 +389,24 @@ def moved_line(row: Row) -> Line:
     return Line(row["dtype"], shown + figures + [cell_of(metric)(row) for metric in MOVED[:3]])
 
 
-def estimated(traffic: list[Row], code: list[Row], gpu: Gpu) -> list[Row]:
-    """Rows of traffic with an estimate: ``us``, ``binds``, ``terms``, and compulsory ``bytes`` of the whole shape."""
-    made = {(row["library"], result(row)): row for row in code if "error" not in row}
-    found = []
-    for row in traffic:
-        if "error" not in row:
-            guess = estimate(row, made.get((row["library"], result(row))), gpu)
-            size = row["compulsory"] * row["part"]
-            found.append(row | {"us": guess.us, "binds": guess.binds, "terms": guess.terms, "bytes": size})
-    return found
-
-
-def rooflines(rows: list[Row]) -> Iterator[Section]:
-    """What passes are estimated to take, on each GPU whose traffic was simulated."""
-    target = {machine: name for name, (machine, _device) in PLANNED_FOR.items()}
-    charts: list[Chart | Roof] = []
+def predictions(rows: list[Row]) -> Iterator[Section]:
+    """What passes are predicted to take, on each GPU that there is a model of."""
+    charts: list[Chart] = []
     tables = []
-    for machine, found in of(rows, "traffic").items():
-        if machine not in GPUS:
-            continue
-        guesses = estimated(found, of(rows, "code").get(target.get(machine, ""), []), GPUS[machine])
-        if not guesses:
-            continue
-        note = f"Estimated for {machine} from what was simulated and compiled; not timed. {versions(found)}."
-        title = f"Roofline, {machine}, estimated"
-        charts.append(Roof(f"roofline-{machine}", title, note, GPUS[machine], by_library(guesses)))
-        columns = [Column("estimated µs", lambda row: number(row["us"], ",.1f"), less=True)]
-        columns += [
-            Column("TB/s", lambda row: number(row["bytes"] / row["us"] / 1e6, ".2f")),
-            Column("binds", lambda row: text(row["binds"]), numeric=False),
+    for machine, found in of(rows, "model").items():
+        note = f"{machine}, {PREDICTED}. {versions(found)}."
+        title = f"Predicted times, {machine}"
+        charts += charted(f"predicted-{identifier(machine)}", title, note, MODELLED, by_library(found))
+        columns = [
+            Column("predicted µs", lambda row: number(row["us"], ",.1f"), less=True),
+            Column("alone, µs", lambda row: number(row["us_alone"], ",.1f"), less=True),
+            Column("GB/s", lambda row: number(row["compulsory"] / row["us"] / 1e3)),
+            Column("% of a copy", cell_of(OF_A_COPY)),
+            Column("warps wait for", lambda row: text(render.waits(render.longest(row))), numeric=False),
         ]
-        tables.append(beside(f"table-roofline-{machine}", title, guesses, columns))
+        tables.append(beside(f"table-predicted-{identifier(machine)}", f"{title}, {PREDICTED}", found, columns))
     if tables:
-        yield Section("roofline", "Roofline", "Roofline estimates", ROOFLINE, charts, tables)
+        yield Section("predicted", "Predicted times", f"Times {PREDICTED}", PREDICTIONS, charts, tables)
 
 
 def failed(rows: list[Row]) -> Section:
@@ -421,6 +445,6 @@ def other(rows: list[Row]) -> Iterator[Section]:
 def gather(rows: list[Row], title: str) -> Report:
     """All that a report says of rows."""
     known = [row for row in rows if row["instrument"] in FIGURES]
-    sections = [*times(known), *beside_sections(known), *targets(known), *rooflines(known), failed(known)]
+    sections = [*times(known), *beside_sections(known), *targets(known), *predictions(known), failed(known)]
     sections += other([row for row in rows if row["instrument"] not in FIGURES])
     return Report(title, [*facts(rows)], bool(from_a_machine(rows)), caution(rows), [*verdicts(known)], sections)

@@ -14,8 +14,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from .parts import Chart, Metric, Point, Roof
-from .render import LIBRARY
+from .render import LIBRARY, launch_words
 from .shapes import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from .render import Row
+    from .parts import Chart, Metric, Point
 
 
 class Mark(NamedTuple):
@@ -54,7 +53,7 @@ MARKS = (
 LIBRARIES = (LIBRARY, "liger-kernel", "flag-gems", "torch", "torch.compile", "quack", "apex")
 
 #: Colors of all else on white paper.
-INK, MUTED, GRID, BAND = "#1d2229", "#5b6572", "#e3e7ec", "#f3f5f8"
+MUTED, GRID, BAND = "#5b6572", "#e3e7ec", "#f3f5f8"
 
 #: Height of a place: in pixels for each of its marks and besides, and in inches.
 MARK, MARGIN, INCHES = 7.5, 6, 0.27
@@ -115,17 +114,12 @@ class Axis(NamedTuple):
         zero = min(values) <= 0
         low = 1 if zero else min(*values, metric.floor or inf)
         high = max(*values, 1.3 * low)
-        return cls.logarithmic(metric.label, low / (high / low) ** 0.04, high * (high / low) ** 0.06, zero=zero)
-
-    @classmethod
-    def logarithmic(cls, title: str, low: float, high: float, *, zero: bool = False) -> Axis:
-        """A logarithmic axis with round numbers; with ``zero``, what is drawn at 1 is 0."""
-        ratio = high / low
-        steps = next(steps for most, steps in STEPS if ratio < most)
+        low, high = low / (high / low) ** 0.04, high * (high / low) ** 0.06
+        steps = next(steps for most, steps in STEPS if high / low < most)
         powers = range(floor(log10(low)), floor(log10(high)) + 1)
         found = [step * 10.0**power for power in powers for step in steps]
         ticks = {value: short(value) for value in found if low <= value <= high}
-        return cls(title, low, high, log=True, ticks=ticks | {1: "0"} if zero else ticks)
+        return cls(metric.label, low, high, log=True, ticks=ticks | {1: "0"} if zero else ticks)
 
     def plotly(self) -> dict[str, Any]:
         """As plotly takes it."""
@@ -136,13 +130,13 @@ class Axis(NamedTuple):
             found |= {"tickvals": list(self.ticks), "ticktext": list(self.ticks.values())}
         return found
 
-    def matplotlib(self, ax: Axes, which: str) -> None:
-        """Make it the "x" or the "y" of a panel."""
-        ax.set(**{f"{which}scale": "log" if self.log else "linear", f"{which}lim": (self.low, self.high)})
+    def matplotlib(self, ax: Axes) -> None:
+        """Make it that of a panel."""
+        ax.set(xscale="log" if self.log else "linear", xlim=(self.low, self.high))
+        ax.set_xlabel(self.title, fontsize=8)
         if self.ticks is not None:
-            axis = getattr(ax, f"{which}axis")
-            axis.set_ticks(list(self.ticks), list(self.ticks.values()))
-            axis.set_minor_locator(NullLocator())
+            ax.xaxis.set_ticks(list(self.ticks), list(self.ticks.values()))
+            ax.xaxis.set_minor_locator(NullLocator())
 
 
 def short(value: float) -> str:
@@ -177,32 +171,31 @@ def bytes_text(size: float) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def told(name: str, row: Row, lines: Sequence[str]) -> str:
+def told(name: str, metric: Metric, point: Point) -> str:
     """What hovering over a mark shows."""
-    first = f"<b>{label(row['case'], row['layout'])}</b> {row['dtype']} {row['direction']}"
-    return "<br>".join((first, name, *lines))
-
-
-def point_told(name: str, metric: Metric, point: Point) -> str:
-    """What hovering over a figure shows."""
     row = point.row
-    lines = [f"{metric.name}: <b>{format(point.value, metric.form)}</b>"]
+    lines = [f"<b>{label(row['case'], row['layout'])}</b> {row['dtype']} {row['direction']}", name]
+    lines.append(f"{metric.name}: <b>{format(point.value, metric.form)}</b>")
     if point.low is not None and point.high is not None:
-        lines.append(f"20th to 80th percentile: {format(point.low, metric.form)} to {format(point.high, metric.form)}")
+        lines.append(f"{metric.ends}: {format(point.low, metric.form)} to {format(point.high, metric.form)}")
     if "method" in row:
         lines.append(f"timed by {row['method']}")
     if "strategy" in row:
         lines.append(f"strategy: {row['strategy']}")
-    if "compulsory" in row:
+    if row["instrument"] == "traffic":
         lines.append(f"DRAM {bytes_text(row['dram'])}, compulsory {bytes_text(row['compulsory'])}")
-        lines += [f"of 1/{row['part']} of the shape"] * (row.get("part", 1) > 1)
-    return told(name, row, lines)
+        lines += [f"of 1/{row['part']} of the shape"] * (row["part"] > 1)
+    if row["instrument"] == "model":
+        lines.append("predicted by a model, not measured")
+        for kernel in row["kernels"]:
+            words = launch_words(kernel)
+            lines.append(f"<b>{kernel['kernel']}</b>: {words[0]}")
+            lines += [f"  {', '.join(some)}" for some in (words[1:3], words[3:5], words[5:])]
+    return "<br>".join(lines)
 
 
-def figures(chart: Chart | Roof) -> dict[str, dict[str, dict[str, Any]]]:
+def figures(chart: Chart) -> dict[str, dict[str, dict[str, Any]]]:
     """A chart for plotly: by what is shown, dtype and direction."""
-    if isinstance(chart, Roof):
-        return {"": {t: {d: roof(chart, t, d).to_plotly_json() for d in DIRECTIONS} for t in chart.dtypes}}
     return {
         metric.name: {t: {d: dots(chart, metric, t, d).to_plotly_json() for d in DIRECTIONS} for t in chart.dtypes}
         for metric in chart.metrics
@@ -214,14 +207,19 @@ def dots(chart: Chart, metric: Metric, dtype: str, direction: str) -> go.Figure:
     series, looks = chart.points(metric, dtype, direction), marks(chart.series)
     figure = go.Figure(layout={"template": None})
     for at, (name, points) in enumerate(series.items()):
+        mark = looks[name]
         figure.add_trace(
             go.Scatter(
+                name=name,
+                mode="markers",
+                marker={"symbol": mark.symbol, "size": 8, "color": mark.light},
+                meta={"color": mark.color},
                 x=[drawn(metric, point.value) for point in points],
                 y=[point.place + shift(at, len(series)) for point in points],
                 customdata=[point.value for point in points],
-                text=[point_told(name, metric, point) for point in points],
+                text=[told(name, metric, point) for point in points],
+                hovertemplate="%{text}<extra></extra>",
                 error_x=spread(points),
-                **marked(name, looks[name], 8),
             )
         )
     for low, high in bands(chart):
@@ -234,105 +232,24 @@ def dots(chart: Chart, metric: Metric, dtype: str, direction: str) -> go.Figure:
     )
 
 
-def marked(name: str, mark: Mark, size: float) -> dict[str, Any]:
-    """A series of marks, as plotly takes it: what they look like, and that hovering shows their text."""
-    look = {"symbol": mark.symbol, "size": size, "color": mark.light}
-    shown = {"mode": "markers", "hovertemplate": "%{text}<extra></extra>"}
-    return {"name": name, "marker": look, "meta": {"color": mark.color}, **shown}
-
-
 def spread(points: list[Point]) -> dict[str, Any] | None:
-    """Between what timed points lay, as plotly takes it."""
-    if all(point.low is None or point.high is None for point in points):
+    """Between what points lie, as plotly takes it."""
+    ends = [[end for end in (point.low, point.value, point.high) if end is not None] for point in points]
+    if all(len(some) == 1 for some in ends):
         return None
-    plus = [0 if point.high is None else point.high - point.value for point in points]
-    minus = [0 if point.low is None else point.value - point.low for point in points]
+    plus = [max(some) - point.value for some, point in zip(ends, points, strict=True)]
+    minus = [point.value - min(some) for some, point in zip(ends, points, strict=True)]
     return {"type": "data", "array": plus, "arrayminus": minus, "symmetric": False, "thickness": 1.2, "width": 0}
 
 
-def roof_points(chart: Roof, dtype: str, direction: str) -> dict[str, list[Row]]:
-    """The rows of one panel of a roofline."""
-    return {
-        name: [row for row in rows if (row["dtype"], row["direction"]) == (dtype, direction)]
-        for name, rows in chart.series.items()
-    }
-
-
-def roof_axes(chart: Roof) -> tuple[Axis, Axis]:
-    """Compulsory MB, and TB/s."""
-    rows = [row for found in chart.series.values() for row in found]
-    sizes, rates = [row["bytes"] / 1e6 for row in rows], [rate(row) for row in rows]
-    return (
-        Axis.logarithmic("compulsory bytes, MB", min(sizes) / 1.6, max(sizes) * 1.6),
-        Axis.logarithmic("over the estimated time, TB/s", min(rates) / 1.4, chart.gpu.dram * 1.25 / 1e6),
-    )
-
-
-def rate(row: Row) -> float:
-    """Compulsory bytes over the estimated time, TB/s."""
-    return float(row["bytes"] / row["us"] / 1e6)
-
-
-def roof_curve(chart: Roof) -> tuple[list[float], list[float]]:
-    """The roof: MB, and TB/s."""
-    axis, _rates = roof_axes(chart)
-    sizes = [axis.low * (axis.high / axis.low) ** (step / 60) for step in range(61)]
-    return sizes, [chart.limit(size * 1e6) / 1e6 for size in sizes]
-
-
-def peak(chart: Roof) -> tuple[float, str]:
-    """The peak bandwidth of memory, TB/s, and in words."""
-    value = chart.gpu.dram / 1e6
-    return value, f"peak of memory, {chart.gpu.name}: {value:g} TB/s"
-
-
-def roof(chart: Roof, dtype: str, direction: str) -> go.Figure:
-    """One panel of a roofline. Later series have larger marks, below those of earlier ones, so that equal ones show."""
-    figure = go.Figure(layout={"template": None})
-    x, y = roof_curve(chart)
-    top, words = peak(chart)
-    for name, heights, line, color in (
-        ("roof", y, {"width": 2}, "var(--ink)"),
-        ("peak", [top] * len(x), {"width": 1, "dash": "dot"}, "var(--muted)"),
-    ):
-        meta = {"color": color}
-        figure.add_trace(go.Scatter(name=name, x=x, y=heights, mode="lines", hoverinfo="skip", line=line, meta=meta))
-    looks = marks(chart.series)
-    for at, (name, rows) in reversed(list(enumerate(roof_points(chart, dtype, direction).items()))):
-        figure.add_trace(
-            go.Scatter(
-                x=[row["bytes"] / 1e6 for row in rows],
-                y=[rate(row) for row in rows],
-                customdata=[row["us"] for row in rows],
-                text=[told(name, row, roof_told(chart, row)) for row in rows],
-                **marked(name, looks[name], 8 + 2 * at),
-            )
-        )
-    place = {"x": log10(x[0] * 1.1), "y": log10(top), "xanchor": "left", "yanchor": "bottom"}
-    figure.add_annotation(text=words, showarrow=False, **place)
-    xaxis, yaxis = roof_axes(chart)
-    return figure.update_layout(xaxis=xaxis.plotly(), yaxis=yaxis.plotly(), height=440)
-
-
-def roof_told(chart: Roof, row: Row) -> list[str]:
-    """What hovering over a mark of a roofline shows."""
-    terms = ", ".join(f"{name} {us:.1f}" for name, us in row["terms"].items())
-    share = rate(row) * 1e6 / chart.limit(row["bytes"])
-    return [f"estimated <b>{row['us']:,.1f} µs</b>, {share:.0%} of the roof", f"{row['binds']} binds; µs: {terms}"]
-
-
-def pictures(chart: Chart | Roof) -> Iterator[tuple[str, Callable[[], Figure]]]:
+def pictures(chart: Chart) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """A chart for matplotlib: names of files without an ending, and what draws them."""
     for dtype in chart.dtypes:
-        if isinstance(chart, Roof):
-            yield f"{chart.name}-{dtype}", partial(roof_picture, chart, dtype)
-        else:
-            for metric in chart.metrics:
-                name = f"{chart.name}-{metric.name.replace(' ', '-')}-{dtype}"
-                yield name, partial(dots_picture, chart, metric, dtype)
+        for metric in chart.metrics:
+            yield f"{chart.name}-{metric.name.replace(' ', '-')}-{dtype}", partial(picture, chart, metric, dtype)
 
 
-def dots_picture(chart: Chart, metric: Metric, dtype: str) -> Figure:
+def picture(chart: Chart, metric: Metric, dtype: str) -> Figure:
     """A chart's figure, both directions."""
     looks, places = marks(chart.series), [label(*place) for place in chart.places]
     figure, axes = panels(f"{chart.title}: {metric.name}, {dtype}", chart.note, 1.5 + INCHES * len(places))
@@ -346,31 +263,9 @@ def dots_picture(chart: Chart, metric: Metric, dtype: str) -> Figure:
                     ax.hlines(height, point.low, point.high, color=mark.light, lw=1)
             x = [drawn(metric, point.value) for point in points]
             ax.scatter(x, y, s=22, color=mark.light, marker=mark.marker, label=name, lw=0, zorder=3)
-        Axis.of(chart, metric).matplotlib(ax, "x")
+        Axis.of(chart, metric).matplotlib(ax)
         ax.set(yticks=range(len(places)), yticklabels=places, ylim=(len(places) - 0.5, -0.5))
-        ax.set_xlabel(metric.label, fontsize=8)
         ax.set_title(direction, loc="left", fontsize=9)
-    legend(figure, axes[0])
-    return figure
-
-
-def roof_picture(chart: Roof, dtype: str) -> Figure:
-    """A roofline, both directions."""
-    figure, axes = panels(f"{chart.title}, {dtype}", chart.note, 4.2)
-    looks, (xaxis, yaxis), (top, words) = marks(chart.series), roof_axes(chart), peak(chart)
-    for direction, ax in zip(DIRECTIONS, axes, strict=True):
-        ax.plot(*roof_curve(chart), color=INK, lw=1.4)
-        ax.axhline(top, color=MUTED, lw=0.8, ls=":")
-        ax.text(xaxis.low * 1.1, top * 1.03, words, color=MUTED, fontsize=6.5)
-        for at, (name, rows) in enumerate(roof_points(chart, dtype, direction).items()):
-            x, y = [row["bytes"] / 1e6 for row in rows], [rate(row) for row in rows]
-            mark, size = looks[name], 22 + 14 * at
-            ax.scatter(x, y, size, mark.light, marker=mark.marker, label=name, ec="white", lw=0.6, zorder=9 - at)
-        xaxis.matplotlib(ax, "x")
-        yaxis.matplotlib(ax, "y")
-        ax.set_xlabel(xaxis.title, fontsize=8)
-        ax.set_title(direction, loc="left", fontsize=9)
-    axes[0].set_ylabel(yaxis.title, fontsize=8)
     legend(figure, axes[0])
     return figure
 

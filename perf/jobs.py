@@ -23,6 +23,7 @@ import torch
 import triton
 
 from normtriton import kernels, launch  # type: ignore[attr-defined]  # kernels: not for mypy, see pyproject.toml
+from normtriton.plan import UNTUNED, Tuning, Tunings
 
 from . import predict, render, rivals
 from .codegen import PLANNED_FOR, compile_launch, facts
@@ -59,6 +60,7 @@ class Job(NamedTuple):
         library: whose norm.
         cell: which.
         directions: "forward", "backward" or both.
+        tuning: what our plans of instrument "model" are made with.
     """
 
     instrument: str
@@ -66,6 +68,7 @@ class Job(NamedTuple):
     library: str
     cell: Cell
     directions: tuple[str, ...] = DIRECTIONS
+    tuning: Tuning = UNTUNED
 
     @property
     def file(self) -> str:
@@ -99,7 +102,8 @@ def device_of(job: Job) -> Device:
     if job.instrument == "traffic":
         return MACHINES[job.machine].device
     if job.instrument == "model":
-        return predict.device_of(predict.GPUS[job.machine])
+        device = predict.device_of(predict.GPUS[job.machine])
+        return device if job.tuning == UNTUNED else device._replace(tuned=Tunings({}, job.tuning))
     return PLANNED_FOR[job.machine][1]
 
 
@@ -112,6 +116,14 @@ def _source(*files: Path) -> str:
         if isinstance(body := getattr(node, "body", None), list):
             body[:] = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
     return "\n".join([*map(ast.dump, trees), *others])
+
+
+@lru_cache
+def instrument_version(instrument: str) -> str:
+    """A short name for what an instrument does."""
+    here = Path(__file__).parent
+    sources = [file for pattern in SOURCES[instrument] for file in sorted(here.glob(pattern))]
+    return sha256(_source(*sources).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=4096)

@@ -240,27 +240,6 @@ def codegen(
     _run(_jobs("code", targets, cases, **chosen), out, processes, as_json, table)
 
 
-def waits(kernel: Row) -> str:
-    """What the warps of a kernel wait for, most first, as parts of their time."""
-    most = sorted(kernel["stalls"].items(), key=lambda item: -item[1])[:4]
-    return ", ".join(f"{reason} {part:.0%}" for reason, part in most if part >= 0.02)
-
-
-def told(kernel: Row) -> list[str]:
-    """A launch in words, for a line below its pass: what it is, how busy it keeps the GPU, what its warps wait for."""
-    cluster = f" in clusters of {kernel['cluster']}" if kernel["cluster"] > 1 else ""
-    moved = (kernel["dram_read"] + kernel["dram_write"]) / 1e6
-    return [
-        f"{kernel['us']:.1f} µs",
-        f"{kernel['blocks']} blocks of {kernel['warps']} warps{cluster}, {kernel['resident']} resident",
-        f"{kernel['registers']} registers" + (f", {kernel['spills']} bytes spilled" if kernel["spills"] else ""),
-        f"DRAM {moved:.1f} MB, busy {kernel['dram_busy']:.0%}",
-        f"issue slots {kernel['issue_busy']:.0%}, load/store queue {kernel['queue_busy']:.0%}",
-        f"warps wait: {waits(kernel)}",
-        *([f"{kernel['guessed']} addresses or branches guessed"] if kernel["guessed"] else []),
-    ]
-
-
 def _program(file: Path, gpu: Gpu, as_json: bool) -> None:
     """Predict the launches of a user's program; its kernels do not run, so that its results are garbage."""
     refuse_interpreter()
@@ -268,7 +247,7 @@ def _program(file: Path, gpu: Gpu, as_json: bool) -> None:
     runpy.run_path(str(file), run_name="__main__")
     for timed in device.timed:
         kernel = rounded(timed._asdict())
-        click.echo(json.dumps(kernel) if as_json else f"{kernel['kernel']}: {'; '.join(told(kernel))}")
+        click.echo(json.dumps(kernel) if as_json else f"{kernel['kernel']}: {'; '.join(render.launch_words(kernel))}")
     if not as_json:
         total = sum(timed.us for timed in device.timed)
         click.echo(f"{len(device.timed)} launches, {total:.1f} µs on {gpu.name}. Predicted by a model, not measured.")
@@ -314,10 +293,10 @@ def predicted_time(
 
     def table(rows: Sequence[Row]) -> None:
         def columns(row: Row) -> list[object]:
-            longest = max(row["kernels"], key=lambda kernel: kernel["us"])
             return [
                 row.get("strategy", "-"), len(row["kernels"]), f"{row['us']:.1f}", f"{row['us_alone']:.1f}",
-                f"{row['gbps']:,.0f}", f"{row['of_ceiling']:.0%}", f"{row['of_ceiling_alone']:.0%}", waits(longest),
+                f"{row['gbps']:,.0f}", f"{row['of_ceiling']:.0%}", f"{row['of_ceiling_alone']:.0%}",
+                render.waits(render.longest(row)),
             ]  # fmt: skip
 
         heads = ["strategy", "launches", "µs", "alone, µs", "GB/s", "of a copy", "alone", "warps wait for"]
@@ -326,6 +305,6 @@ def predicted_time(
         for row in rows if each else ():
             click.echo(f"{_name(row)} {row['direction']}")
             for kernel in row.get("kernels", ()):
-                click.echo(f"  {kernel['kernel']}: {'; '.join(told(kernel))}")
+                click.echo(f"  {kernel['kernel']}: {'; '.join(render.launch_words(kernel))}")
 
     _run(_jobs("model", gpus, cases, **chosen), out, processes, as_json, table)

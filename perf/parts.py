@@ -1,4 +1,4 @@
-"""What a report is made of, whatever it is written as: tables, charts of cells, rooflines, sections."""
+"""What a report is made of, whatever it is written as: tables, charts of cells, sections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .render import Row
-    from .roofline import Gpu
 
 
 class Cell(NamedTuple):
@@ -81,7 +80,8 @@ class Metric(NamedTuple):
         form: a format specification.
         log: whether its axis is logarithmic; what is 0 stands at 1 then.
         floor: where its axis begins, unless a figure is less.
-        between: the names of what it lay between, where a row has them.
+        between: reads from a row what it lies between, both None where it does not say.
+        ends: what it lies between, in words.
     """
 
     name: str
@@ -90,11 +90,12 @@ class Metric(NamedTuple):
     form: str = ",.0f"
     log: bool = False
     floor: float = 0
-    between: tuple[str, ...] = ()
+    between: tuple[Callable[[Row], float | None], ...] = ()
+    ends: str = ""
 
 
 class Point(NamedTuple):
-    """A figure to be drawn: which place of the chart, its value, and between what it lay when it was timed."""
+    """A figure to be drawn: which place of the chart, its value, and between what it lies."""
 
     place: int
     value: float
@@ -140,35 +141,9 @@ class Chart(NamedTuple):
                     continue
                 value = metric.of(row)
                 if value is not None:
-                    points.append(Point(places[place(row)], value, row, *map(row.get, metric.between)))
+                    points.append(Point(places[place(row)], value, row, *(end(row) for end in metric.between)))
             found[name] = sorted(points, key=lambda point: point.place)
         return found
-
-
-class Roof(NamedTuple):
-    """The roofline of a GPU for passes that move bytes: the rate of compulsory bytes, by how many there are.
-
-    Attributes:
-        name: its id.
-        title, note: what is seen, and what produced it.
-        gpu: whose roof: one launch that moves each compulsory byte once, at peak bandwidth.
-        series: rows with an estimate, see `estimated`, by name.
-    """
-
-    name: str
-    title: str
-    note: str
-    gpu: Gpu
-    series: dict[str, list[Row]]
-
-    @property
-    def dtypes(self) -> list[str]:
-        """Of all its rows, in the order of the tables."""
-        return dtypes(row for rows in self.series.values() for row in rows)
-
-    def limit(self, size: float) -> float:
-        """The roof over so many compulsory bytes, bytes a µs."""
-        return size / (self.gpu.launch + size / self.gpu.dram)
 
 
 class Verdict(NamedTuple):
@@ -203,7 +178,7 @@ class Section(NamedTuple):
     short: str
     title: str
     text: str
-    charts: list[Chart | Roof]
+    charts: list[Chart]
     tables: list[Table]
 
 
@@ -227,6 +202,6 @@ class Report(NamedTuple):
     sections: list[Section]
 
     @property
-    def charts(self) -> list[Chart | Roof]:
+    def charts(self) -> list[Chart]:
         """Of all sections."""
         return [chart for section in self.sections for chart in section.charts]

@@ -82,6 +82,33 @@ def code(row: Row) -> list[str]:
     return [str(most(row, "registers")), str(most(row, "stack")), access(row)]
 
 
+def waits(kernel: Row) -> str:
+    """What the warps of a kernel wait for, most first, as parts of their time."""
+    most = sorted(kernel["stalls"].items(), key=lambda item: -item[1])[:4]
+    return ", ".join(f"{reason} {part:.0%}" for reason, part in most if part >= 0.02)
+
+
+def longest(row: Row) -> Row:
+    """The launch of a pass that is predicted to take the most of its time."""
+    launch: Row = max(row["kernels"], key=lambda kernel: kernel["us"])
+    return launch
+
+
+def launch_words(kernel: Row) -> list[str]:
+    """A launch in words, for a line below its pass: what it is, how busy it keeps the GPU, what its warps wait for."""
+    cluster = f" in clusters of {kernel['cluster']}" if kernel["cluster"] > 1 else ""
+    moved = (kernel["dram_read"] + kernel["dram_write"]) / 1e6
+    return [
+        f"{kernel['us']:.1f} µs",
+        f"{kernel['blocks']} blocks of {kernel['warps']} warps{cluster}, {kernel['resident']} resident",
+        f"{kernel['registers']} registers" + (f", {kernel['spills']} bytes spilled" if kernel["spills"] else ""),
+        f"DRAM {moved:.1f} MB, busy {kernel['dram_busy']:.0%}",
+        f"issue slots {kernel['issue_busy']:.0%}, load/store queue {kernel['queue_busy']:.0%}",
+        f"warps wait: {waits(kernel)}",
+        *([f"{kernel['guessed']} addresses or branches guessed"] if kernel["guessed"] else []),
+    ]
+
+
 def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table."""
     heads = list(heads)

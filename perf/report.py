@@ -18,8 +18,7 @@ from normtriton import __version__
 from . import cli, render
 from .contents import counted, gather
 from .draw import figures, marks, pictures
-from .parts import Report, Roof
-from .rows import DamagedError, flat, read
+from .rows import HOW, DamagedError, flat, read
 from .shapes import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+    from .parts import Report
     from .render import Row
 
 FORMATS = ("html", "png", "md", "csv")
@@ -57,7 +57,6 @@ def page(report: Report) -> str:
         dtypes=list(dict.fromkeys(dtype for chart in report.charts for dtype in chart.dtypes)),
         directions=DIRECTIONS,
         marks=marks,
-        is_roof=lambda chart: isinstance(chart, Roof),
         version=__version__,
     )
 
@@ -84,8 +83,8 @@ def markdown(report: Report) -> str:
 
 
 def comma_separated(rows: list[Row]) -> str:
-    """All rows, flat."""
-    found = [flat(row) for row in rows]
+    """All rows, flat, each with how it came about."""
+    found = [{"how": HOW.get(row["instrument"], "from the machine it names"), **flat(row)} for row in rows]
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(name for row in found for name in row)), lineterminator="\n")
     writer.writeheader()
@@ -175,8 +174,8 @@ Examples:
 def command(results: tuple[Path, ...], out: Path, formats: tuple[str, ...] | None, title: str, as_json: bool) -> None:
     """Turn results into a page, pictures, Markdown tables or CSV.
 
-    RESULTS are files of JSON lines and folders of them, [default: perf/results]. What was timed on a GPU, simulated
-    and compiled stands apart, and each says so. Of two rows of one result the later counts.
+    RESULTS are files of JSON lines and folders of them, [default: perf/results]. What was timed on a GPU, predicted,
+    simulated and compiled stands apart, and each says so. Of two rows of one result the later counts.
 
     The page needs no network: plots to hover, tables to sort by their heads.
     """

@@ -29,6 +29,11 @@ FIGURES = {
     "bench": ("us", "torch", "triton"),
 }
 
+#: What is said of a time that nobody measured.
+PREDICTED = "predicted by a model, not measured"
+#: How the figures of instruments that need no GPU came about.
+HOW = {"traffic": "simulated", "code": "compiled", "model": PREDICTED, "autotune-predicted": PREDICTED}
+
 
 class DamagedError(ValueError):
     """A line of a file that is no result: where, and why."""

@@ -185,7 +185,7 @@ def test_a_candidate_that_fails_is_noted(fake, tmp_path):
 def test_a_planner_that_fails_leaves_nothing_to_compare(fake, tmp_path):
     """Whatever else was faster is no gain over it."""
     fake.raises[UNTUNED] = RuntimeError("no luck")
-    assert "the planner's own choice was not measured" in run(*ROWS).output
+    assert "the planner's own choice has no time" in run(*ROWS).output
     assert tuned.read(tmp_path / "tuned.json", INTERPRETER, 2) == {}
 
 
@@ -346,3 +346,93 @@ def test_without_a_gpu():
     """It says so."""
     result = CliRunner().invoke(main, ["autotune"])
     assert result.exit_code == 1 and "TRITON_INTERPRET=1" in result.output
+
+
+# Without a GPU: times that a model predicts.
+
+
+@pytest.fixture
+def modelled(monkeypatch, tmp_path):
+    """Predictions that are made up, few tunings, and a cache folder of its own; what was asked for, and the times."""
+    asked, us = [], {UNTUNED: (100.0, 110.0), FASTER: (90.0, 105.0)}
+
+    def predicted(jobs, _processes):
+        for job in jobs:
+            asked.append(job)
+            both = us.get(job.tuning, (200.0, 200.0))
+            yield job, job.rows({job.directions[0]: dict(zip(("us", "us_alone"), both, strict=True)) | {"kernels": []}})
+
+    monkeypatch.setattr(schedule, "tunings", lambda: (UNTUNED, SLOWER, FASTER))
+    monkeypatch.setattr(autotune, "measured", predicted)
+    monkeypatch.setenv("NORMTRITON_CACHE", str(tmp_path / "cache"))
+    before = tuned.setting()
+    tuned.use("")
+    yield SimpleNamespace(asked=asked, us=us)
+    tuned.use(before)
+
+
+MODEL = (*ROWS, "--predict", "H100")
+
+
+def test_a_predicted_table_says_so(modelled, tmp_path):
+    """In its section, its entries, its rows and what is printed: by which model, and that nothing ran."""
+    table = tmp_path / "h100.json"
+    text = " ".join(run(*MODEL, "--table", str(table)).output.split())
+    assert "Predicted by a model, not measured: candidates were compiled, and not run." in text
+    assert "faster by more than the model's error" in text and "1 entries for H100, sm_90" in text
+    kept = rows(tmp_path / "autotune-predicted.jsonl")
+    assert {(row["instrument"], row["machine"], row["clusters"]) for row in kept} == {
+        ("autotune-predicted", "H100", "used")
+    }
+    assert [row["us_alone"] for row in kept] == [110.0, 200.0, 105.0] and "us_low" not in kept[0]
+    (section,) = json.loads(table.read_text())["devices"].values()
+    (entry,) = section["entries"]
+    model = kept[0]["model"]
+    assert section["predicted"] == f"by version {model} of the model, not measured" and "measured" not in entry
+    times = {"planner_us": 100.0, "us": 90.0, "planner_us_alone": 110.0, "us_alone": 105.0, "model": model}
+    assert entry["predicted"] == times | {"cases": ["layer-2x600 contiguous float32 forward"]}
+    assert len(modelled.asked) == 3
+    run(*MODEL, "--table", str(table))
+    assert len(modelled.asked) == 3  # what is there is not predicted again
+
+
+@pytest.mark.parametrize(
+    ("direction", "us", "chosen"),
+    [
+        ("forward", (95.9, 110.0), FASTER),
+        ("forward", (96.1, 110.0), UNTUNED),
+        ("forward", (50.0, 110.1), UNTUNED),
+        ("backward", (95.9, 110.0), UNTUNED),
+        ("backward", (92.9, 110.0), FASTER),
+    ],
+)
+def test_a_prediction_is_chosen_beyond_the_error_of_the_model(direction, us, chosen, modelled, tmp_path):
+    """4 % forward and 7 % backward if multiprocessors share the bus, and not slower if each has its share alone."""
+    modelled.us[FASTER] = us
+    asked = ("--shapes", "layer-2x600", "--dtypes", "float32", "--directions", direction, "--json")
+    (line,) = run(*asked, "--predict", "H100", "--table", str(tmp_path / "h100.json")).stdout.splitlines()
+    assert Tuning.of(json.loads(line)["tuning"]) == chosen
+
+
+@pytest.mark.usefixtures("modelled", "fake")
+def test_predicted_and_measured_times_stay_apart(tmp_path):
+    """Never in one table, and never in the one that is read without being named."""
+    text = run(*MODEL, status=1).output
+    assert "is for measured times: name another table for predicted ones with --table" in text
+    predicted, measured = (str(tmp_path / name) for name in ("predicted.json", "measured.json"))
+    run(*MODEL, "--table", predicted)
+    run(*ROWS, "--table", measured)
+    before = [(tmp_path / name).read_text() for name in ("predicted.json", "measured.json")]
+    assert "has predicted times, and is no place for measured ones" in run(*ROWS, "--table", predicted, status=1).output
+    assert "has measured times, and is no place for predicted" in run(*MODEL, "--table", measured, status=1).output
+    assert [(tmp_path / name).read_text() for name in ("predicted.json", "measured.json")] == before
+
+
+def test_a_real_prediction(monkeypatch, tmp_path):
+    """Two candidates of a tiny cell, compiled and run on the model of a GPU, in a process that compiles."""
+    monkeypatch.setattr(schedule, "tunings", lambda: (UNTUNED, FASTER))
+    run(*MODEL, "--jobs", "1", "--table", str(tmp_path / "h100.json"))
+    kept = rows(tmp_path / "autotune-predicted.jsonl")
+    assert [row["tuning"] for row in kept] == [{}, {"per_thread": 8}]
+    assert all(1 < row["us"] <= row["us_alone"] * 1.1 < 20 for row in kept), kept
+    assert kept[0]["us"] != kept[1]["us"]  # the tuning reaches the plan

@@ -133,6 +133,33 @@ def test_times(tmp_path, us, status):
     assert compare(before, after, "--threshold", "0.2")[0] == 0
 
 
+#: No prediction: made up, for these tests.
+PREDICTED = TIMED | {"instrument": "model", "us_alone": 55.0, "kernels": [{"us": 50.0}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "worse"),
+    [
+        ({"us": 50.4}, []),
+        ({"us": 50.6}, ["predicted us"]),
+        ({"us": 40.0}, []),
+        ({"us_alone": 55.6}, ["predicted us alone"]),
+        ({"kernels": [{"us": 25.0}] * 2}, ["launches"]),
+        ({"error": "OutOfResources"}, ["measured"]),
+    ],
+    ids=["within the threshold", "above it", "faster", "alone", "one more launch", "failed"],
+)
+def test_predicted_times(tmp_path, change, worse):
+    """A predicted time is worse above the threshold, whatever it lies between: predictions do not scatter."""
+    before, after = tmp_path / "before.jsonl", tmp_path / "after.jsonl"
+    before.write_text(json.dumps(PREDICTED))
+    after.write_text(json.dumps(PREDICTED | change))
+    status, text = compare(before, after, "--json")
+    assert [c["figure"] for c in map(json.loads, text.splitlines()) if c["worse"]] == worse
+    assert status == (1 if worse else 0)
+    assert compare(before, after, "--threshold", "0.2")[0] == (1 if worse and "us" not in worse[0] else 0)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [("", "make results"), ("{}\n", "no row of results"), (json.dumps(TIMED), "no cell in common")],

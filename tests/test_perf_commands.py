@@ -16,12 +16,12 @@ from normtriton.perf.cli import COMMANDS, main
 from normtriton.perf.codegen import PLANNED_FOR, TARGETS, TensorAccess, loaded_at_once
 from normtriton.perf.jobs import Job, failed
 from normtriton.perf.occupancy import LIMITS, resident_blocks
+from normtriton.perf.predict import GPUS, device_of
 from normtriton.perf.render import LIBRARY
-from normtriton.perf.roofline import GPUS, Gpu, bytes_in_flight, estimate
 from normtriton.perf.shapes import SETS, Case, Cell, cells, make
 
 TINY = "layer-64x256"
-INSTRUMENTS = ("traffic", "codegen")
+INSTRUMENTS = ("traffic", "codegen", "time")
 
 
 def run(*arguments):
@@ -114,7 +114,7 @@ def test_a_cell_that_fails(monkeypatch, tmp_path):
 
 
 def test_a_cell_through_both(monkeypatch, tmp_path):
-    """JSON lines that parse; what is kept is not measured again; the estimate then knows what is in flight."""
+    """JSON lines that parse; what is kept is not measured again."""
     asked = ("--shapes", TINY, "--dtypes", "float16", "--directions", "forward", "--jobs", "1", "--out", tmp_path)
     status, text, _said = run("codegen", *asked, "--targets", "gfx942,sm_90", "--json")
     assert status == 0
@@ -131,9 +131,7 @@ def test_a_cell_through_both(monkeypatch, tmp_path):
     monkeypatch.setattr(offline, "measured", lambda wanted, _processes: iter(pairwise(wanted)))
     status, text, _said = run("traffic", *asked)
     assert status == 0
-    guess = estimate(row, nvidia, GPUS["H100"])
-    assert "latency" in guess.terms
-    assert f" {guess.us:.1f} " in text and f" {guess.binds} " in text
+    assert f" {row['dram'] / row['compulsory']:.2f} " in text
 
 
 def test_volumes():
@@ -173,41 +171,12 @@ def test_loops_count_once():
     assert loaded_at_once([]) == 0
 
 
-TOY = Gpu("toy", sms=10, dram=1000, l2=2000, latency=1.0, launch=2.0)
-#: Made up, for arithmetic by hand: the half of a shape moves 40 and requests 60 kB; the shape's result has 40 kB.
-HALF = {"shape": [100, 100], "dtype": "float32", "part": 2, "launches": 3, "dram": 40_000, "request": 60_000}
-
-
-def test_a_roofline():
-    """80 kB of DRAM traffic take 80 µs, 120 kB of the L2's 60, three launches 6."""
-    guess = estimate(HALF, None, TOY)
-    assert guess == (86.0, "dram", {"dram": 80.0, "l2": 60.0, "launch": 6.0})
-    assert estimate(HALF | {"request": 100_000}, None, TOY)[:2] == (106.0, "l2")
-    assert estimate(HALF | {"launches": 41}, None, TOY)[:2] == (162.0, "launch")
-
-
-@pytest.mark.parametrize(
-    ("blocks", "in_flight", "us", "binds"),
-    [
-        (40, 2000, 20.0, "dram"),  # two waves of the 20 that there is room for
-        (21, 1050, 40_000 / 1050, "dram"),  # two waves, one of them nearly empty
-        (4, 400, 100.0, "latency"),  # too few
-    ],
-)
-def test_latency(blocks, in_flight, us, binds):
-    """40 kB are fetched, 100 bytes at once by each thread block."""
-    kernel = {"blocks": blocks, "resident_blocks": 2, "in_flight": 200}
-    assert bytes_in_flight(kernel, TOY) == in_flight
-    small = {"blocks": 1, "resident_blocks": 1, "in_flight": 0}  # loads no tensor of x's size: does not count
-    guess = estimate(HALF, {"kernels": [kernel, small]}, TOY)
-    assert guess.terms["latency"] == pytest.approx(us)
-    assert (guess.us, guess.binds) == (max(us, 80) + 6, binds)
-
-
 def test_every_target_has_its_gpu():
-    """Limits for each target, and for the GPU that it is planned for a roofline with as many multiprocessors."""
+    """Limits for each target; a GPU whose times are predicted is planned for as its target is, where that names it."""
     assert set(LIMITS) == set(TARGETS) == set(PLANNED_FOR)
-    assert {gpu: device.sms for gpu, device in PLANNED_FOR.values()} == {gpu.name: gpu.sms for gpu in GPUS.values()}
+    modelled = {GPUS[name].target: device_of(GPUS[name]) for name, _device in PLANNED_FOR.values() if name in GPUS}
+    assert modelled == {target: device for target, (name, device) in PLANNED_FOR.items() if name in GPUS}
+    assert len(modelled) == 2
     assert all(LIMITS[name].lanes == target.warp_size for name, target in TARGETS.items())
 
 

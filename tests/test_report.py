@@ -18,6 +18,7 @@ from normtriton.perf.shapes import cells
 ROOT = Path(__file__).parents[1]
 MADE_UP = "Imaginary GPU"
 TITLE = "Ours & <i>theirs</i>"
+PREDICTED = "predicted by a model, not measured"
 
 
 def report(*arguments):
@@ -46,6 +47,30 @@ def bench_rows():
     figures = set(found[-1]) - set(rows.NAMED)
     found[-1] = {name: value for name, value in found[-1].items() if name not in figures} | {"error": "OutOfMemory"}
     return found
+
+
+def kernel(name, us, **more):
+    """A launch as a model might have seen it; figures are made up."""
+    found = {"kernel": name, "us": us, "blocks": 132, "warps": 8, "resident": 2, "registers": 96, "spills": 0}
+    found |= {"cluster": 1, "dram_read": 3e7, "dram_write": 1e7, "dram_busy": 0.9, "issue_busy": 0.3}
+    return found | {"queue_busy": 0.2, "guessed": 0, "stalls": {"load": 0.61, "barrier": 0.2, "pipe": 0.01}} | more
+
+
+def model_rows():
+    """Times that no model predicted, of two libraries and two dtypes; one failed."""
+    shared = {"instrument": "model", "machine": MADE_UP, "norm": "layer", "groups": 0, "layout": "contiguous"}
+    shared |= {"torch": "2.13.0", "triton": "3.9.0", "compulsory": 40_000_000}
+    found = []
+    for at, (dtype, direction, library) in enumerate(
+        product(("bfloat16", "float32"), ("forward", "backward"), ("normtriton", "liger-kernel"))
+    ):
+        us = 20.0 + at**2
+        row = {"case": "layer-8192x4096", "shape": [8192, 4096], "dtype": dtype, "direction": direction}
+        row |= {"us": us, "us_alone": us + 4, "gbps": 4e4 / us, "of_ceiling": 16 / us}
+        row |= {"of_ceiling_alone": 16 / (us + 4), "kernels": [kernel("sums", 3.0), kernel("main", us - 3)]}
+        found.append(shared | {"library": library} | row)
+    failed = {name: value for name, value in found[-1].items() if name in (*rows.NAMED, "torch", "triton")}
+    return [*found[:-1], failed | {"error": "OutOfMemory"}]
 
 
 def write(file, found):
@@ -84,7 +109,7 @@ def test_every_format_is_written(tmp_path, few):
     assert {line["format"] for line in said} == {"html", "md", "csv", "png"}
     pictures = [Path(line["file"]) for line in said if line["format"] == "png"]
     made = contents.gather(rows.read(given), "")
-    metrics = [len(getattr(chart, "metrics", "1")) * len(chart.dtypes) for chart in made.charts]
+    metrics = [len(chart.metrics) * len(chart.dtypes) for chart in made.charts]
     assert len(pictures) == sum(metrics)
     for picture in pictures:
         assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -107,12 +132,13 @@ def test_csv_has_every_row_and_figure(tmp_path):
         lines = list(csv.DictReader(file))
     assert len(lines) == len(found)
     for line, row in zip(lines, found, strict=True):
-        flat = rows.flat(row)
+        flat = {"how": {"traffic": "simulated", "code": "compiled", "model": PREDICTED}[row["instrument"]]}
+        flat |= rows.flat(row)
         assert {name: text for name, text in line.items() if text} == {n: str(v) for n, v in flat.items() if v != ""}
         assert flat["shape"] == "x".join(map(str, row["shape"]))
         for at, kernel in enumerate(row.get("kernels", ())):
             assert flat[f"kernels.{at}.registers"] == kernel["registers"]
-            assert all(flat[f"kernels.{at}.loads.{width}"] == count for width, count in kernel["loads"].items())
+            assert all(flat[f"kernels.{at}.loads.{width}"] == n for width, n in kernel.get("loads", {}).items())
 
 
 def markdown_tables(text):
@@ -167,20 +193,74 @@ def test_times_are_shown_where_there_are_any(few, tmp_path):
     assert next(table for table in tables if "best.warps" in table[0])[0]["best.warps"] == "4"
 
 
-def test_an_estimate_says_what_binds(few, tmp_path):
-    """The estimate of the roofline, as its module makes it of the same rows."""
-    from normtriton.perf.roofline import GPUS, estimate
+def test_predicted_times_are_called_predicted(few, tmp_path):
+    """In the caution, the facts, the heads and every row of a CSV; times that were measured are told from them."""
+    write(few / "model.jsonl", model_rows())
+    report(few / "model.jsonl", "--out", tmp_path / "alone.md")
+    text = (tmp_path / "alone.md").read_text()
+    assert f"no figure is a measured time. Some times are {PREDICTED}.**" in text
+    assert f"- model: 8 results predicted for {MADE_UP} by a model" in text
+    assert f"### Times {PREDICTED}" in text
+    report(few, "--out", tmp_path / "both.md")
+    text = (tmp_path / "both.md").read_text()
+    assert "Figures of autotune and bench are from the machine that they name." in text
+    assert "All others are simulated, predicted or compiled, not run on a GPU." in text
+    report(few, "--out", tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open() as file:
+        how = {(line["instrument"], line["how"]) for line in csv.DictReader(file)}
+    machine = "from the machine it names"
+    assert how == {
+        ("bench", machine), ("autotune", machine), ("traffic", "simulated"), ("code", "compiled"), ("model", PREDICTED)
+    }  # fmt: skip
 
-    report(few, "--out", tmp_path / "results.md")
+
+def test_predicted_times_equal_the_rows(few, tmp_path):
+    """Both bounds, rates, and what the warps of the longest launch wait for; the faster is marked on the page."""
+    file = write(few / "model.jsonl", model_rows())
+    report(file, "--out", tmp_path / "results.md")
     tables = markdown_tables((tmp_path / "results.md").read_text())
-    lines = next(table for table in tables if "estimated µs, normtriton" in table[0])
-    code = {rows.result(row): row for row in committed("code-sm_90.jsonl")}
-    for row in committed("traffic-H100.jsonl"):
-        if row["case"] == "layer-8192x4096":
-            guess = estimate(row, code[rows.result(row)], GPUS["H100"])
-            shown = {"dtype": row["dtype"], "direction": row["direction"], "binds, normtriton": guess.binds}
-            shown["estimated µs, normtriton"] = f"{guess.us:,.1f}"
-            assert any(shown.items() <= line.items() for line in lines)
+    lines = next(table for table in tables if "predicted µs, normtriton" in table[0])
+    shown = {(line["dtype"], line["direction"]): line for line in lines}
+    for row in model_rows()[:-1]:
+        line, library = shown[row["dtype"], row["direction"]], row["library"]
+        assert line[f"predicted µs, {library}"] == f"{row['us']:.1f}"
+        assert line[f"alone, µs, {library}"] == f"{row['us_alone']:.1f}"
+        assert line[f"GB/s, {library}"] == f"{row['gbps']:,.0f}"
+        assert line[f"% of a copy, {library}"] == f"{100 * row['of_ceiling']:.0f}"
+        assert line[f"warps wait for, {library}"] == "load 61%, barrier 20%"
+    made = contents.gather(rows.read([file]), "")
+    (table,) = next(section for section in made.sections if section.name == "predicted").tables
+    heads = [head.full for head in table.heads]
+    best = [[head for head, cell in zip(heads, line.cells, strict=True) if cell.best] for line in table.lines]
+    assert best == [["predicted µs, normtriton", "alone, µs, normtriton"]] * 3 + [[]]
+
+
+def test_a_predicted_time_is_drawn_between_its_bounds(few):
+    """The bar of a mark ends at the other bound; hovering says both, that it is predicted, and what is launched."""
+    from normtriton.perf.draw import figures
+
+    (chart,) = contents.gather(rows.read([write(few / "model.jsonl", model_rows())]), "").charts
+    drawn = figures(chart)
+    ours = drawn["predicted time"]["bfloat16"]["forward"]["data"][0]
+    assert (ours["x"], ours["error_x"]["array"], ours["error_x"]["arrayminus"]) == ([20.0], [4.0], [0.0])
+    rate = drawn["of a copy"]["bfloat16"]["forward"]["data"][0]
+    assert rate["x"] == [pytest.approx(80)] and rate["error_x"]["array"] == [0]
+    assert rate["error_x"]["arrayminus"] == [pytest.approx(80 - 16 / 0.24)]
+    for part in (": 20.0 to 24.0", PREDICTED, "<b>main</b>: 17.0 µs", "132 blocks of 8 warps, 2 resident", "load 61%"):
+        assert part in ours["text"][0]
+
+
+def test_verdicts_count_what_is_predicted_faster(few):
+    """By more than the model's error: 4 % forward, 7 % backward; beside the bytes of the same library."""
+    write(few / "model.jsonl", model_rows())
+    (liger,) = (v for v in contents.gather(rows.read(few.glob("*.jsonl")), "").verdicts if "liger" in v.library)
+    facts = {what: (ours, theirs) for what, ours, theirs in liger.facts}
+    assert facts[f"predicted faster, {MADE_UP}"] == ("3", "0")  # 20 µs against 21, 24 against 29, 36 against 45
+    assert facts[f"% of a copy, predicted, {MADE_UP}, median"] == ("67", "55")
+    for direction, least in (("forward", 96), ("backward", 93)):
+        theirs = {"us": 100.0, "direction": direction}
+        assert contents.faster(theirs | {"us": least - 0.1}, theirs)
+        assert not contents.faster(theirs | {"us": least + 0.1}, theirs)
 
 
 def test_every_series_has_its_own_mark():
@@ -273,9 +353,10 @@ in_browser = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of the committed results, open."""
-    file = tmp_path_factory.mktemp("page") / "report.html"
-    ran = report("--out", file, "--title", TITLE)
+    """The page of the committed results and of made-up predictions, open."""
+    folder = tmp_path_factory.mktemp("page")
+    file = folder / "report.html"
+    ran = report(render.RESULTS, write(folder / "model.jsonl", model_rows()), "--out", file, "--title", TITLE)
     assert ran.exit_code == 0, ran.output
     with headless(1280, 900) as opened:
         opened.get(file.as_uri())
