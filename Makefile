@@ -50,8 +50,8 @@ test-emulated: .venv/test
 # All of it: every branch, layout, dtype and target, running statistics, real shapes, and the project's own tests.
 EMULATED_TESTS := tests/test_norms.py tests/test_exactness.py tests/test_running.py tests/test_clusters.py
 emulated: .venv/test $(addprefix emulated-,sm_80 sm_90 sm_100)
-	$(PYTEST) --compiled sm_90 $(EMULATED_TESTS)
-	$(PYTEST) --compiled sm_80 $(EMULATED_TESTS)
+	$(PYTEST) --compiled sm_90 --chaos $(EMULATED_TESTS)
+	$(PYTEST) --compiled sm_80 --chaos --seed 2 $(EMULATED_TESTS)
 
 emulated-%: .venv/test
 	$(BIN)/python -m normtriton.perf emulate --target $* --kinds branches,layouts,running,real

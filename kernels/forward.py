@@ -109,7 +109,8 @@ def update_running(running, index, mean, variance, count, mask):
     store(running.mean, mean_at, mean, mask)
     store(running.var, var_at, unbiased, mask)
     if len(running.batches) > 0:  # one program counts
-        tl.store(running.batches[0], tl.load(running.batches[0]) + 1, mask=tl.program_id(0) == 0)
+        first = tl.program_id(0) == 0
+        tl.store(running.batches[0], tl.load(running.batches[0], mask=first, other=0) + 1, mask=first)
 
 
 @triton.jit

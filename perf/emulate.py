@@ -104,8 +104,11 @@ def run(check: Check, device: Device, seeds: Sequence[int], approx: bool = False
 
 def own(given: Operands, device: Device) -> Operands:
     """The operands in memory of their own, so that an access beside one hits nothing else."""
-    tensors = {name: getattr(given, name) for name in ("x", "weight", "bias", "dy")}
-    return given._replace(**{n: device.own(t) for n, t in tensors.items() if t is not None and not _has_gaps(t)})
+    tensors = (given.x, given.weight, given.bias, given.dy)
+    x, weight, bias, dy = (t if t is None or _has_gaps(t) else device.own(t) for t in tensors)
+    assert x is not None
+    assert dy is not None
+    return given._replace(x=x, weight=weight, bias=bias, dy=dy)
 
 
 def _has_gaps(tensor: torch.Tensor) -> bool:
