@@ -6,6 +6,7 @@ TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -348,25 +349,31 @@ def _tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
-def _read_nvidia(kernel: Any) -> Code:
+@functools.cache
+def _disassemble(cubin: bytes) -> tuple[dict[str, int], Counter[str]]:
+    """Resources by name, and how often each instruction occurs. Calls share kernels, and the tools take most time."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(cubin)
         file.flush()
         usage, sass = (
             subprocess.run([_tool("cuobjdump"), flag, file.name], check=True, capture_output=True, text=True).stdout
             for flag in ("-res-usage", "-sass")
         )
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", sass)
+    return numbers, Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", sass))
+
+
+def _read_nvidia(kernel: Any) -> Code:
+    numbers, names = _disassemble(kernel.asm["cubin"])
 
     def widths(opcode: str) -> Counter[int]:
         found: Counter[int] = Counter()
-        for name in lines:
+        for name, count in names.items():
             if name.split(".")[0] == opcode:
                 parts = name.split(".")
                 bits = next((int(p) for p in parts if p in ("64", "128")), 32)
                 bits = next((int(p[1:]) for p in parts if p in ("U8", "S8", "U16", "S16")), bits)
-                found[bits // 8] += 1
+                found[bits // 8] += count
         return found
 
     return Code(
@@ -375,9 +382,9 @@ def _read_nvidia(kernel: Any) -> Code:
         shared=kernel.metadata.shared,
         loads=widths("LDG"),
         stores=widths("STG"),
-        barriers=sum(name.startswith("BAR.") for name in lines),
+        barriers=sum(count for name, count in names.items() if name.startswith("BAR.")),
         cluster_barriers=kernel.asm["ptx"].count("barrier.cluster.wait"),
-        instructions=len(lines),
+        instructions=names.total(),
     )
 
 
