@@ -21,9 +21,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from normtriton.perf import l2
-from normtriton.perf.codegen import PLANNED_FOR
-from normtriton.perf.occupancy import LIMITS
+
+from .. import l2
+from ..codegen import PLANNED_FOR
+from ..occupancy import LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
