@@ -61,8 +61,8 @@ def resident_blocks(target: str, warps: int, registers: int, shared: int) -> int
     return min(fits)
 
 
-#: NVIDIA's L1 and shared memory are one memory: KiB of it, and what shared memory may take of them. CUDA C++ Programming
-#: Guide, "Compute Capabilities", section "Shared Memory" of each.
+#: NVIDIA's L1 and shared memory are one memory: KiB of it, and what shared memory may take of them. CUDA C++
+#: Programming Guide, "Compute Capabilities", section "Shared Memory" of each.
 _UNIFIED = {
     "sm_80": (192, (0, 8, 16, 32, 64, 100, 132, 164)),
     "sm_90": (256, (0, 8, 16, 32, 64, 100, 132, 164, 196, 228)),

@@ -311,7 +311,10 @@ _TABLE = {
     ("EXIT", "BRANCH"): "EXIT",
     ("CALL", "BRANCH"): "CALL",
     ("RET", "BRANCH"): "RET",
-    ("NOP", "NONE"): "NOP BSSY BSYNC ERRBAR CGAERRBAR CCTL WARPSYNC YIELD BREAK NANOSLEEP BMOV BPT ACQBULK PREEXIT FENCE",
+    (
+        "NOP",
+        "NONE",
+    ): "NOP BSSY BSYNC ERRBAR CGAERRBAR CCTL WARPSYNC YIELD BREAK NANOSLEEP BMOV BPT ACQBULK PREEXIT FENCE",
 }
 _BY_NAME = {name: key for key, names in _TABLE.items() for name in names.split()}
 #: Jumps whose target is no label.

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: What warps wait for, in the order of `Reason` in cpp/model/parameters.hpp: the compiler's own stalls; global and local
-#: loads; shared memory and shuffles; other scoreboards; barriers of a block, and of a cluster; other warps that were picked,
-#: or a busy pipe; the load/store unit's queue; instructions that come the first time.
+#: loads; shared memory and shuffles; other scoreboards; barriers of a block, and of a cluster; other warps that were
+#: picked, or a busy pipe; the load/store unit's queue; instructions that come the first time.
 REASONS = ("fixed", "load", "shared", "other", "barrier", "cluster", "pick", "queue", "fetch")
 _PIPES = tuple(name.lower() for name in sass.PIPES if name != "PIPES")
 _SCHEDULERS = 4
 #: Shares of stalls and pipes below this are not told.
 _LEAST = 0.005
-#: Bytes of constant bank 0 that the compiler's code reads besides parameters: the block's and the grid's sizes, and where a
-#: thread's stack begins.
+#: Bytes of constant bank 0 that the compiler's code reads besides parameters: the block's and the grid's sizes, and
+#: where a thread's stack begins.
 _SIZES, _STACK = slice(0, 24), slice(0x28, 0x2C)
 #: Registers a thread that an address may be read from beyond those a kernel has: pairs, and vectors of four.
 _SPARE_REGISTERS = 8
@@ -130,7 +130,10 @@ def _results() -> list[str]:
 class Timer:
     """A GPU whose L2 remembers what launches before have touched; `flush` forgets it."""
 
+    _free: weakref.finalize[..., Timer] | None = None
+
     def __init__(self, gpu: str | Gpu = "H100") -> None:
+        """Make one of a GPU, or of a name in `GPUS`."""
         self.gpu = GPUS[gpu] if isinstance(gpu, str) else gpu
         self._codes: dict[bytes, sass.Code] = {}
         self.flush()
@@ -140,7 +143,7 @@ class Timer:
         model = _model()
         names: bytes = model.model_parameters()
         values = np.array([float(getattr(self.gpu, name)) for name in names.decode().split()])
-        if hasattr(self, "_free"):
+        if self._free is not None:
             self._free()
         self._state = model.model_new(values.ctypes.data)
         self._free = weakref.finalize(self, model.model_free, self._state)
@@ -179,8 +182,8 @@ class Timer:
         resident = occupancy.resident_blocks(self.gpu.target, warps, code.registers, shared)
         if not resident:
             raise ModelError(
-                f"{name}: a block of {warps} warps with {code.registers} registers a thread and {shared} bytes of shared"
-                f" memory does not fit on a multiprocessor"
+                f"{name}: a block of {warps} warps with {code.registers} registers a thread and {shared} bytes of"
+                f" shared memory does not fit on a multiprocessor"
             )
         x, y, z = (*grid, 1, 1)[:3]
         shape = _Shape((x, y, z), warps * 32, cluster, shared, max(code.registers, 1) + _SPARE_REGISTERS, code.local)
@@ -257,7 +260,7 @@ def pack(ptx: str, values: Sequence[float]) -> bytes:
         letter, size = kind[0], int(kind[1]) // 8
         out += bytes(-len(out) % size)
         if letter == "f":
-            out += _FLOATS[size](value).tobytes()
+            out += np.array(value, dtype=_FLOATS[size]).tobytes()
         else:
             out += (int(value) & ((1 << 8 * size) - 1)).to_bytes(size, "little")
     return bytes(out)
@@ -270,6 +273,7 @@ class Space:
     _FIRST, _PAGE = 0x7F0000000000, 4096
 
     def __init__(self) -> None:
+        """Begin with no tensor."""
         self._next = self._FIRST
         self._known: dict[int, tuple[int, torch.UntypedStorage]] = {}  # kept alive: a key is a storage's address
 
@@ -281,4 +285,4 @@ class Space:
         if storage._cdata not in self._known:
             self._known[storage._cdata] = self._next, storage
             self._next += math.ceil((storage.nbytes() + 512) / self._PAGE) * self._PAGE
-        return self._known[storage._cdata][0] + tensor.storage_offset() * tensor.element_size()
+        return self._known[storage._cdata][0] + int(tensor.storage_offset()) * tensor.element_size()
