@@ -1,4 +1,7 @@
-"""Facts of the model of time, on small launches. No GPU needed; in a process without TRITON_INTERPRET=1, see conftest.py."""
+"""Facts of the model of time, on small launches. No GPU needed.
+
+Runs in a process of its own, without TRITON_INTERPRET=1; see conftest.py.
+"""
 
 from dataclasses import replace
 from functools import cache
@@ -7,11 +10,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.compiler import ASTSource
+
 from normtriton.perf import codegen, shapes
 from normtriton.perf.emulator import sass
 from normtriton.perf.emulator.gpus import GPUS
 from normtriton.perf.emulator.timer import Space, Timer, pack
-from triton.compiler import ASTSource
 
 BLOCK = 1024
 #: Addresses of x, of indices and of y.
@@ -19,13 +23,13 @@ X, INDICES, Y = 1 << 40, 1 << 41, 1 << 42
 
 
 @triton.jit
-def copy(x, indices, y, n, BLOCK: tl.constexpr):
+def copy(x, indices, y, n, BLOCK: tl.constexpr):  # noqa: ARG001, N803  one signature for both
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(y + i, tl.load(x + i, mask=i < n), mask=i < n)
 
 
 @triton.jit
-def gather(x, indices, y, n, BLOCK: tl.constexpr):
+def gather(x, indices, y, n, BLOCK: tl.constexpr):  # noqa: N803
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     j = tl.load(indices + i, mask=i < n, other=0)
     tl.store(y + i, tl.load(x + j, mask=i < n), mask=i < n)
@@ -38,7 +42,9 @@ def compiled(kernel, target):
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(4)}
     with codegen.pretending(target):
         source = ASTSource(kernel, signature, {(4,): BLOCK}, aligned)
-        made = triton.compile(source, target=codegen.TARGETS[target], options={"num_warps": 4})
+        made = triton.compile(
+            source, target=codegen.TARGETS[target], options={"num_warps": 4, "enable_fp_fusion": True}
+        )
     return made.asm["cubin"], made.asm["ptx"], made.metadata.shared
 
 

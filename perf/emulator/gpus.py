@@ -3,12 +3,12 @@
 Sources by letter:
 
     S  NVIDIA's data sheets and architecture whitepapers (A100 2020, H100 2022, H200 2023)
-    P  CUDA C++ Programming Guide: "Technical Specifications per Compute Capability", and the table "Throughput of Native
-       Arithmetic Instructions", from which the cycles of a warp on a scheduler's quarter of the lanes follow
+    P  CUDA C++ Programming Guide: "Technical Specifications per Compute Capability", and the table "Throughput of
+       Native Arithmetic Instructions", from which the cycles of a warp on a scheduler's quarter of the lanes follow
     L  Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", 2024, arXiv:2402.13499
     J  Jia et al., "Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking", 2018, arXiv:1804.06826
-    F  fitted to published times of copies and norms (Liger-Kernel's benchmark data on A100 and H100, cudnn-frontend's on
-       H200): these say nothing of how well the model predicts them
+    F  fitted to published times of copies and norms (Liger-Kernel's benchmark data on A100 and H100, cudnn-frontend's
+       on H200): these say nothing of how well the model predicts them
     C  chosen: no publication says it, and no published time was fitted
 
 Latencies of L and J are those of a pointer chase, from one load to the next. The model's are less by what it counts

@@ -1,7 +1,7 @@
 """Which values the model must compute: those that addresses, guards and branches need. Liveness, backwards, from them.
 
-A kernel's floats decide nothing about its time, so most of its instructions are only counted. What loads and stores move
-through shared or local memory is followed as well: a store there is needed as soon as a load there is.
+A kernel's floats decide nothing about its time, so most of its instructions are only counted. What loads and stores
+move through shared or local memory is followed as well: a store there is needed as soon as a load there is.
 
 A set of values is an integer, a bit for each: 256 registers, 64 uniform ones, 8 predicates, 8 uniform ones, and the
 words of a thread's stack, which hold what was spilled.

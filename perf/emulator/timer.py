@@ -1,7 +1,8 @@
 """Predicted times of launches: the model runs a kernel's SASS on a GPU's multiprocessors, L2 and DRAM.
 
-cpp/model.cpp says how. `Timer` is a GPU that launches are made on, `Space` gives tensors that need no memory an address,
-`pack` lays a kernel's parameters out. A predicted time is no measurement; README and docs say what it was compared with.
+cpp/model.cpp says how. `Timer` is a GPU that launches are made on, `Space` gives tensors that need no memory an
+address, `pack` lays a kernel's parameters out. A predicted time is no measurement; README and docs say what it was
+compared with.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-#: What warps wait for, in the order of `Reason` in cpp/model/parameters.hpp: the compiler's own stalls; global and local
-#: loads; shared memory and shuffles; other scoreboards; barriers of a block, and of a cluster; other warps that were
-#: picked, or a busy pipe; the load/store unit's queue; instructions that come the first time.
+#: What warps wait for, in the order of `Reason` in cpp/model/parameters.hpp: the compiler's own stalls; global and
+#: local loads; shared memory and shuffles; other scoreboards; barriers of a block, and of a cluster; other warps that
+#: were picked, or a busy pipe; the load/store unit's queue; instructions that come the first time.
 REASONS = ("fixed", "load", "shared", "other", "barrier", "cluster", "pick", "queue", "fetch")
 _PIPES = tuple(name.lower() for name in sass.PIPES if name != "PIPES")
 _SCHEDULERS = 4
