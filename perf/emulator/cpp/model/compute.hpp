@@ -1,8 +1,7 @@
 // What instructions compute, for the values that addresses, guards and branches need: integers, predicates, and those
 // floats that integer division is made of.
 //
-// What each does is named in "CUDA Binary Utilities", section "Instruction Set Reference", and was found by comparing
-// the addresses that kernels touch with those of their PTX (tests/test_model.py).
+// What each is called: "CUDA Binary Utilities", section "Instruction Set Reference".
 #pragma once
 
 #include "values.hpp"

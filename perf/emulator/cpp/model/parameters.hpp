@@ -19,20 +19,18 @@ enum Reason {
   REASONS,
 };
 
-#define PARAMETERS(X)                                                                                              \
-  X(sms)                                                                                                           \
-  X(gpc_sms)                                                                                                       \
-  X(clock) X(dram) X(l2) X(l2_ways) X(l2_rate) X(port) X(store_port) X(atomic) X(latency_dram) X(latency_l2)       \
-      X(latency_l1) X(latency_shared) X(latency_shuffle) X(latency_xu) X(latency_special) X(latency_constant)      \
-          X(latency_barrier) X(latency_cluster_barrier) X(latency_remote_shared) X(latency_fence) X(latency_block) \
-              X(block_gap) X(queue_depth) X(alu) X(fma) X(fma_heavy) X(xu) X(fp64) X(uniform) X(shuffle) X(jitter) \
-                  X(fetch) X(skew) X(seed) X(share)
+// clang-format off
+#define PARAMETERS(X)                                                                                          \
+  X(sms) X(gpc_sms) X(clock) X(dram) X(l2) X(l2_ways) X(l2_rate) X(port) X(store_port) X(atomic)               \
+  X(latency_dram) X(latency_l2) X(latency_l1) X(latency_shared) X(latency_shuffle) X(latency_xu)               \
+  X(latency_special) X(latency_constant) X(latency_barrier) X(latency_cluster_barrier)                         \
+  X(latency_remote_shared) X(latency_fence) X(latency_block) X(block_gap) X(queue_depth)                       \
+  X(alu) X(fma) X(fma_heavy) X(xu) X(fp64) X(uniform) X(shuffle) X(jitter) X(fetch) X(skew) X(seed) X(share)
 
-#define RESULTS(X)                                                                                                     \
-  X(cycles)                                                                                                            \
-  X(issued)                                                                                                            \
-  X(dram_read) X(dram_write) X(dram_busy) X(port_busy) X(queue_busy) X(l1_hits) X(l1_sectors) X(l2_hits) X(l2_sectors) \
-      X(used_sms) X(part) X(guessed)
+#define RESULTS(X)                                                                                             \
+  X(cycles) X(issued) X(dram_read) X(dram_write) X(dram_busy) X(port_busy) X(queue_busy) X(l1_hits)            \
+  X(l1_sectors) X(l2_hits) X(l2_sectors) X(used_sms) X(part) X(guessed)
+// clang-format on
 
 namespace {
 
