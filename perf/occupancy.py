@@ -1,4 +1,4 @@
-"""How many thread blocks a multiprocessor has room for, from what one of them takes. Pure integers."""
+"""How many thread blocks a multiprocessor has room for, and how much L1 that leaves. Pure integers."""
 
 from __future__ import annotations
 
@@ -59,3 +59,27 @@ def resident_blocks(target: str, warps: int, registers: int, shared: int) -> int
     if a_block:
         fits.append(limits.shared // a_block)
     return min(fits)
+
+
+#: NVIDIA's L1 and shared memory are one memory: KiB of it, and what shared memory may take of them. CUDA C++
+#: Programming Guide, "Compute Capabilities", section "Shared Memory" of each.
+_UNIFIED = {
+    "sm_80": (192, (0, 8, 16, 32, 64, 100, 132, 164)),
+    "sm_90": (256, (0, 8, 16, 32, 64, 100, 132, 164, 196, 228)),
+    "sm_100": (256, (0, 8, 16, 32, 64, 100, 132, 164, 196, 228)),
+}
+
+
+def l1_bytes(target: str, blocks: int, shared: int) -> int:
+    """Bytes of a multiprocessor's L1 beside the shared memory of its resident thread blocks.
+
+    The driver gives shared memory the smallest share that holds them.
+
+    Args:
+        target: of NVIDIA's.
+        blocks: resident.
+        shared: bytes of a thread block.
+    """
+    kib, shares = _UNIFIED[target]
+    needed = min(blocks * (shared + LIMITS[target].reserved), shares[-1] << 10)
+    return (kib - next(share for share in shares if share << 10 >= needed)) << 10

@@ -1,104 +1,50 @@
-"""Predicted times of launches: a model of a GPU's multiprocessors runs each kernel's SASS (timing.cpp, sass.py).
+"""Predicted times of launches: the model runs a kernel's SASS on a GPU's multiprocessors, L2 and DRAM.
 
-    python -m normtriton.perf time --shapes layer-8192x4096 --dtypes bfloat16 --directions backward --gpu H100
-
-or, of any launch that Triton makes, with `device.enable("sm_90", timing="H100")`: see README.md.
+cpp/model.cpp says how. `Timer` is a GPU that launches are made on, `Space` gives tensors that need no memory an
+address, `pack` lays a kernel's parameters out. A predicted time is no measurement; README and docs say what it was
+compared with.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import re
-import subprocess
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+import weakref
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from normtriton.perf import occupancy
+
 from . import build, sass
+from .gpus import GPUS, Gpu
 
-HERE = Path(__file__).parent
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
+    import torch
+    from numpy.typing import NDArray
 
-@dataclass(frozen=True)
-class Gpu:
-    """Parameters of a GPU. Times are in cycles of its multiprocessors, rates in bytes a second unless they say a cycle.
-
-    From data sheets and the CUDA C++ Programming Guide (multiprocessors, sizes, rates of the pipes: table "Throughput of
-    Native Arithmetic Instructions"); latencies from "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via
-    Microbenchmarking" (2024) and Jia et al. (2018). Fitted to published times, and marked so: `dram`, `start`, `atomic`.
-    """
-
-    name: str
-    target: str
-    sms: int
-    clock: float
-    dram: float  # fitted: what a large copy reaches, read and written
-    l2: int
-    l1: int  # with shared memory
-    shared: int  # of which at most
-    gpc: int = 0  # multiprocessors that a cluster may lie in
-    l2_rate: float = 5.5e12
-    port: float = 64  # bytes a cycle from the L2 to a multiprocessor
-    port_store: float = 64
-    ways: int = 16
-    lat_dram: float = 340  # after the L2's
-    lat_l2: float = 262
-    lat_l1: float = 33
-    lat_shared: float = 23
-    lat_shuffle: float = 23
-    lat_xu: float = 22
-    lat_sreg: float = 25
-    lat_const: float = 30
-    lat_bar: float = 16
-    lat_cluster: float = 190
-    lat_dsmem: float = 180
-    lat_membar: float = 20
-    lat_cta: float = 400  # from the last exit of a block until the next begins
-    cta_gap: float = 16
-    mio_depth: float = 48  # cycles of work queued before the load/store unit
-    alu: float = 2  # cycles that a warp instruction takes of a scheduler's pipe
-    fma: float = 1
-    fmah: float = 2
-    xu: float = 8
-    fp64: float = 2
-    uniform: float = 2
-    shuffle: float = 1
-    jitter: float = 200
-    fetch: float = 30  # the first time that a line of instructions is come to
-    seed: float = 1
-    share: float = 1  # only so many-th of the multiprocessors are run, with their share of the L2 and of the DRAM
-    skew: float = 300  # of the first blocks
-    read_write: float = 1.0  # what writing costs of the DRAM's time beside reading
-    atomic: float = 16.2  # fitted: sectors a cycle that the L2 adds to
-    start: float = 1.5e-6  # fitted: of a kernel before its first and after its last instruction
+#: What warps wait for, in the order of `Reason` in cpp/model/parameters.hpp: the compiler's own stalls; global and
+#: local loads; shared memory and shuffles; other scoreboards; barriers of a block, and of a cluster; other warps that
+#: were picked, or a busy pipe; the load/store unit's queue; instructions that come the first time.
+REASONS = ("fixed", "load", "shared", "other", "barrier", "cluster", "pick", "queue", "fetch")
+_PIPES = tuple(name.lower() for name in sass.PIPES if name != "PIPES")
+_SCHEDULERS = 4
+#: Shares of stalls and pipes below this are not told.
+_LEAST = 0.005
+#: Bytes of constant bank 0 that the compiler's code reads besides parameters: the block's and the grid's sizes, and
+#: where a thread's stack begins.
+_SIZES, _STACK = slice(0, 24), slice(0x28, 0x2C)
+#: Registers a thread that an address may be read from beyond those a kernel has: pairs, and vectors of four.
+_SPARE_REGISTERS = 8
 
 
-GPUS = {
-    "H100": Gpu("H100 SXM", "sm_90", 132, 1.755e9, 3.0e12, 50 << 20, 256 << 10, 228 << 10, gpc=16),
-    "H200": Gpu("H200 SXM", "sm_90", 132, 1.755e9, 4.3e12, 50 << 20, 256 << 10, 228 << 10, gpc=16),
-    "A100": Gpu(
-        "A100 SXM 80 GB",
-        "sm_80",
-        108,
-        1.41e9,
-        1.73e12,
-        40 << 20,
-        192 << 10,
-        164 << 10,
-        l2_rate=4.0e12,
-        fma=2,
-        fp64=4,
-        lat_l2=212,
-        lat_dram=260,
-    ),
-}
-#: What warps wait for: the compiler's stalls, global and local loads, shared memory and shuffles, other scoreboards, barriers of a
-#: block, of a cluster, other warps that were picked, a busy pipe, the load/store unit's queue, instructions that come the first time.
-_REASONS = ("fixed", "load", "shared", "other", "barrier", "cluster", "pick", "pipe", "queue", "fetch")
-_PIPES = tuple(sass.PIPES)[:-1]
+class ModelError(RuntimeError):
+    """The model cannot run a launch to its end."""
 
 
 class Timed(NamedTuple):
@@ -108,14 +54,18 @@ class Timed(NamedTuple):
         kernel: its name.
         us: microseconds, those before the first and after the last instruction included.
         cycles: of the multiprocessors, without those.
-        blocks, warps, resident, registers, spills, cluster: of the launch; resident blocks a multiprocessor.
+        blocks, warps, cluster: of the launch, of a block, and blocks of a cluster.
+        resident: blocks that a multiprocessor has room for.
+        registers: a thread.
+        spills: bytes of local memory a thread.
+        instructions: of warps.
         dram_read, dram_write: bytes.
-        issue_busy, dram_busy, port_busy, queue_busy: the share of the time (of all multiprocessors' schedulers).
+        issue_busy, dram_busy, port_busy, queue_busy: the share of the time that they were; of all multiprocessors.
         l1_hit, l2_hit: of the sectors that came to them.
-        stalls: what warps waited for, as a share of their time: loads, shared memory and shuffles, barriers and so on.
+        stalls: what warps waited for, of `REASONS`, as a share of their time.
         pipes: the share of the time that each pipe of a scheduler was busy.
         guessed: accesses and branches that depend on what the model does not compute: data, or an unknown instruction.
-        sectors: of 32 bytes that global accesses touched.
+        sectors: of 32 bytes that global accesses touched, request by request.
     """
 
     kernel: str
@@ -142,187 +92,198 @@ class Timed(NamedTuple):
     sectors: int
 
 
-_lib = None
+class _Shape(ctypes.Structure):
+    """What a launch is besides its GPU and its code, as model.cpp has it."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint32 * 3),
+        ("threads", ctypes.c_uint32),
+        ("cluster", ctypes.c_uint32),
+        ("shared", ctypes.c_uint32),
+        ("registers", ctypes.c_uint32),
+        ("local", ctypes.c_uint32),
+        ("resident", ctypes.c_uint32),
+        ("l1", ctypes.c_uint32),
+    )
 
 
-def _library() -> Any:
-    global _lib
-    if _lib is None:
-        _lib = ctypes.CDLL(str(build.library("model.cpp", "libmodel.so")))
-        _lib.timing_names.restype = ctypes.c_char_p
-        _lib.timing_new.restype = ctypes.c_void_p
-    return _lib
+@cache
+def _model() -> ctypes.CDLL:
+    """The compiled model."""
+    lib = ctypes.CDLL(str(build.library("model.cpp", "libmodel.so")))
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    lib.model_parameters.restype = lib.model_results.restype = ctypes.c_char_p
+    lib.model_new.restype, lib.model_new.argtypes = pointer, [pointer]
+    lib.model_free.restype, lib.model_free.argtypes = None, [pointer]
+    lib.model_launch.restype = ctypes.c_bool
+    lib.model_launch.argtypes = [
+        pointer, pointer, integer, ctypes.POINTER(_Shape), pointer, integer, pointer, ctypes.c_char_p, integer
+    ]  # fmt: skip
+    return lib
 
 
-def resident_blocks(gpu: Gpu, warps: int, registers: int, shared: int) -> int:
-    """Blocks that a multiprocessor has room for."""
-    a_warp = max(-(-registers // 8), 1) * 8 * 32
-    a_block = -(-(shared + 1024) // 128) * 128
-    return max(1, min(32, 64 // warps, 4 * (16384 // a_warp) // warps, gpu.shared // a_block))
-
-
-def _l1(gpu: Gpu, shared: int) -> int:
-    """What is left of the L1 beside the shared memory that the resident blocks need."""
-    sizes = [k << 10 for k in (0, 8, 16, 32, 64, 100, 132, 164, 196, 228)]
-    return gpu.l1 - next(s for s in sizes if s >= min(shared, gpu.shared))
+@cache
+def _results() -> list[str]:
+    names: bytes = _model().model_results()
+    return names.decode().split()
 
 
 class Timer:
     """A GPU whose L2 remembers what launches before have touched; `flush` forgets it."""
 
+    _free: weakref.finalize[..., Timer] | None = None
+
     def __init__(self, gpu: str | Gpu = "H100") -> None:
+        """Make one of a GPU, or of a name in `GPUS`."""
         self.gpu = GPUS[gpu] if isinstance(gpu, str) else gpu
         self._codes: dict[bytes, sass.Code] = {}
-        self._state = None
         self.flush()
 
     def flush(self) -> None:
         """Begin with an L2 that holds nothing of use."""
-        lib = _library()
-        if self._state is not None:
-            lib.timing_free(ctypes.c_void_p(self._state))
-        values = np.array([float(getattr(self.gpu, n)) for n in lib.timing_names().decode().split()])
-        self._state = lib.timing_new(ctypes.c_void_p(values.ctypes.data))
-
-    def __del__(self) -> None:
-        if self._state is not None and _lib is not None:
-            _lib.timing_free(ctypes.c_void_p(self._state))
+        model = _model()
+        names: bytes = model.model_parameters()
+        values = np.array([float(getattr(self.gpu, name)) for name in names.decode().split()])
+        if self._free is not None:
+            self._free()
+        self._state = model.model_new(values.ctypes.data)
+        self._free = weakref.finalize(self, model.model_free, self._state)
 
     def code(self, cubin: bytes) -> sass.Code:
-        key = hashlib.sha1(cubin).digest()
+        """A cubin's decoded kernel; each is read once."""
+        key = hashlib.sha256(cubin).digest()
         if key not in self._codes:
             self._codes[key] = sass.read(cubin)
         return self._codes[key]
 
     def launch(
-        self, name: str, cubin: bytes, grid: tuple[int, ...], warps: int, cluster: int, shared: int, params: bytes
+        self, name: str, cubin: bytes, grid: Sequence[int], warps: int, cluster: int, shared: int, params: bytes
     ) -> Timed:
-        """Time a launch. ``params`` is what the driver copies into constant bank 0; ``grid`` counts blocks."""
-        gpu, code, lib = self.gpu, self.code(cubin), _library()
-        grid = (*grid, 1, 1)[:3]
-        bank = np.zeros(code.params + len(params) + 64, dtype=np.uint8)
-        bank[:24] = np.array([warps * 32, 1, 1, *grid], dtype=np.uint32).view(np.uint8)
-        bank[0x28:0x2C] = np.array([code.local], dtype=np.uint32).view(np.uint8)  # where the stack begins
-        bank[code.params : code.params + len(params)] = np.frombuffer(params, dtype=np.uint8)
-        resident = resident_blocks(gpu, warps, code.registers, shared)
-        l1 = _l1(gpu, resident * (shared + 1024))
-        result = np.zeros(lib.timing_result_size())
-        text = ctypes.create_string_buffer(256)
-        g = np.array(grid, dtype=np.uint32)
+        """Time a launch.
 
-        def at(a: np.ndarray) -> ctypes.c_void_p:
-            return ctypes.c_void_p(a.ctypes.data)
+        Args:
+            name: for the result.
+            cubin: the kernel.
+            grid: blocks along each axis, those of clusters counted singly.
+            warps: of a block.
+            cluster: blocks of a cluster, along x.
+            shared: bytes of a block.
+            params: what the driver copies into constant bank 0; see `pack`.
 
-        if lib.timing_run(
-            ctypes.c_void_p(self._state),
-            at(code.rows),
-            len(code.rows),
-            at(g),
-            warps * 32,
-            cluster,
-            shared,
-            max(code.registers, 1) + 8,
-            code.local,
-            resident,
-            ctypes.c_uint64(l1),
-            at(bank),
-            len(bank),
-            at(result),
-            text,
-            256,
-        ):
-            raise RuntimeError(f"{name}: {text.value.decode()}")
-        r = dict(
-            zip(
-                (
-                    "cycles",
-                    "issued",
-                    "dram_read",
-                    "dram_write",
-                    "dram_busy",
-                    "l2_bytes",
-                    "l1_hits",
-                    "l1_sectors",
-                    "l2_hits",
-                    "l2_sectors",
-                    "warps",
-                    "ctas",
-                    "resident",
-                    "used",
-                    "port_busy",
-                ),
-                result,
-                strict=False,
+        Raises:
+            ModelError: a block does not fit on a multiprocessor, or the kernel comes to no end.
+            UnknownSassError: the kernel cannot be followed.
+        """
+        return self.run(name, self.code(cubin), grid, warps, cluster, shared, params)
+
+    def run(
+        self, name: str, code: sass.Code, grid: Sequence[int], warps: int, cluster: int, shared: int, params: bytes
+    ) -> Timed:
+        """Time a launch of a decoded kernel; as `launch`."""
+        resident = occupancy.resident_blocks(self.gpu.target, warps, code.registers, shared)
+        if not resident:
+            raise ModelError(
+                f"{name}: a block of {warps} warps with {code.registers} registers a thread and {shared} bytes of"
+                f" shared memory does not fit on a multiprocessor"
             )
-        )
-        rest = result[15:]
-        reasons, pipes, mio = (
-            rest[: len(_REASONS)],
-            rest[len(_REASONS) : len(_REASONS) + len(_PIPES)],
-            rest[len(_REASONS) + len(_PIPES)],
-        )
-        cycles, part = max(r["cycles"], 1), rest[len(_REASONS) + len(_PIPES) + 3]
-        slots = cycles * r["used"] * 4
-        total = max(reasons.sum(), 1)
+        x, y, z = (*grid, 1, 1)[:3]
+        shape = _Shape((x, y, z), warps * 32, cluster, shared, max(code.registers, 1) + _SPARE_REGISTERS, code.local)
+        shape.resident, shape.l1 = resident, occupancy.l1_bytes(self.gpu.target, resident, shared)
+        constants = _constant_bank(code, warps, (x, y, z), params)
+        count = len(_results())
+        result = np.zeros(count + len(REASONS) + len(_PIPES))
+        error = ctypes.create_string_buffer(256)
+        if not _model().model_launch(
+            self._state, code.rows.ctypes.data, len(code.rows), shape, constants.ctypes.data, len(constants),
+            result.ctypes.data, error, len(error),
+        ):  # fmt: skip
+            raise ModelError(f"{name}: {error.value.decode()}")
+        numbers = dict(zip(_results(), map(float, result), strict=False))
+        cycles, part, used = max(numbers["cycles"], 1), numbers["part"], numbers["used_sms"]
+        slots = cycles * used * _SCHEDULERS
+        waited = result[count : count + len(REASONS)]
         return Timed(
-            name,
-            cycles / gpu.clock * 1e6 + gpu.start * 1e6,
-            cycles,
-            int(np.prod(grid)),
-            warps,
-            int(r["resident"]),
-            code.registers,
-            code.local,
-            cluster,
-            r["issued"] / part,
-            r["dram_read"] / part,
-            r["dram_write"] / part,
-            r["issued"] / slots,
-            r["dram_busy"] / cycles,
-            r["port_busy"] / (cycles * r["used"]),
-            mio / (cycles * r["used"]),
-            r["l1_hits"] / max(r["l1_sectors"], 1),
-            r["l2_hits"] / max(r["l2_sectors"], 1),
-            {k: float(v / total) for k, v in zip(_REASONS, reasons, strict=True) if v / total >= 0.005},
-            {k.lower(): float(v / slots) for k, v in zip(_PIPES, pipes, strict=True) if v / slots >= 0.005},
-            int(rest[len(_REASONS) + len(_PIPES) + 1]),
-            int(r["l1_sectors"]),
+            kernel=name,
+            us=cycles / self.gpu.clock * 1e6 + self.gpu.start * 1e6,
+            cycles=cycles,
+            blocks=x * y * z,
+            warps=warps,
+            resident=resident,
+            registers=code.registers,
+            spills=code.local,
+            cluster=cluster,
+            instructions=numbers["issued"] / part,
+            dram_read=numbers["dram_read"] / part,
+            dram_write=numbers["dram_write"] / part,
+            issue_busy=numbers["issued"] / slots,
+            dram_busy=numbers["dram_busy"] / cycles,
+            port_busy=numbers["port_busy"] / (cycles * used),
+            queue_busy=numbers["queue_busy"] / (cycles * used),
+            l1_hit=numbers["l1_hits"] / max(numbers["l1_sectors"], 1),
+            l2_hit=numbers["l2_hits"] / max(numbers["l2_sectors"], 1),
+            stalls=_shares(REASONS, waited, max(float(waited.sum()), 1)),
+            pipes=_shares(_PIPES, result[count + len(REASONS) :], slots),
+            guessed=int(numbers["guessed"]),
+            sectors=int(numbers["l1_sectors"]),
         )
 
 
-# ---------------------------------------------------------------------------------------------------------- parameters
-def pack(ptx: str, values: list[int | float | bool]) -> bytes:
-    """The parameters of a kernel as the driver lays them out; addresses and numbers in order, the rest 0."""
-    entry = re.search(r"\.visible\s+\.entry\s+[\w$]+\s*\((.*?)\)", ptx, re.S)[1]
-    sizes = {"8": 1, "16": 2, "32": 4, "64": 8}
-    out, at = bytearray(), 0
-    for i, item in enumerate(x for x in entry.split(",") if x.strip()):
-        kind = re.search(r"\.param\s+(?:\.align\s+\d+\s+)?\.([a-z]+)(\d+)", item)
-        size = sizes[kind[2]]
-        at = -(-at // size) * size
-        out.extend(bytes(at - len(out)))
-        v = values[i] if i < len(values) else 0
-        if kind[1] == "f":
-            out += {4: np.float32, 8: np.float64, 2: np.float16}[size](v).tobytes()
+def _constant_bank(code: sass.Code, warps: int, grid: tuple[int, int, int], params: bytes) -> NDArray[np.uint8]:
+    """Constant bank 0 as the driver fills it."""
+    bank = np.zeros(code.parameters + len(params) + 64, dtype=np.uint8)  # an instruction may read 8 bytes at its end
+    bank[_SIZES] = np.array([warps * 32, 1, 1, *grid], dtype=np.uint32).view(np.uint8)
+    bank[_STACK] = np.array([code.local], dtype=np.uint32).view(np.uint8)
+    bank[code.parameters : code.parameters + len(params)] = np.frombuffer(params, dtype=np.uint8)
+    return bank
+
+
+def _shares(names: Sequence[str], values: NDArray[np.float64], total: float) -> dict[str, float]:
+    shares = {name: float(value) / total for name, value in zip(names, values, strict=True)}
+    return {name: share for name, share in shares.items() if share >= _LEAST}
+
+
+# ------------------------------------------------------------------------------------------------------- parameters
+_FLOATS = {2: np.float16, 4: np.float32, 8: np.float64}
+
+
+def pack(ptx: str, values: Sequence[float]) -> bytes:
+    """The parameters of a kernel as the driver lays them out.
+
+    Args:
+        ptx: the kernel's text, whose entry says how wide each parameter is.
+        values: addresses and numbers in order. Triton's own parameters come after them and are 0.
+    """
+    entry = re.search(r"\.visible\s+\.entry\s+[\w$]+\s*\((.*?)\)", ptx, re.DOTALL)
+    assert entry is not None, "no kernel in the PTX"
+    kinds = re.findall(r"\.param\s+(?:\.align\s+\d+\s+)?\.([a-z]+)(\d+)", entry[1])
+    out = bytearray()
+    for kind, value in zip(kinds, [*values, *[0] * (len(kinds) - len(values))], strict=True):
+        letter, size = kind[0], int(kind[1]) // 8
+        out += bytes(-len(out) % size)
+        if letter == "f":
+            out += np.array(value, dtype=_FLOATS[size]).tobytes()
         else:
-            out += (int(v) & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-        at += size
+            out += (int(value) & ((1 << 8 * size) - 1)).to_bytes(size, "little")
     return bytes(out)
 
 
 class Space:
-    """Addresses for tensors that need no memory: meta tensors get some of their own."""
+    """Addresses of tensors that need no memory: those on the meta device get some of their own."""
+
+    #: As high as cudaMalloc's are, pages apart.
+    _FIRST, _PAGE = 0x7F0000000000, 4096
 
     def __init__(self) -> None:
-        self.next, self.known, self.kept = 0x7F0000000000, {}, []
+        """Begin with no tensor."""
+        self._next = self._FIRST
+        self._known: dict[int, tuple[int, torch.UntypedStorage]] = {}  # kept alive: a key is a storage's address
 
-    def address(self, t: Any) -> int:
-        if t.device.type != "meta":
-            return t.data_ptr()
-        storage = t.untyped_storage()
-        key = storage._cdata
-        if key not in self.known:
-            self.known[key] = self.next
-            self.kept.append(storage)
-            self.next += -(-(storage.nbytes() + 512) // 4096) * 4096
-        return self.known[key] + t.storage_offset() * t.element_size()
+    def address(self, tensor: torch.Tensor) -> int:
+        """Where a tensor's first element is."""
+        if tensor.device.type != "meta":
+            return tensor.data_ptr()
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._known:
+            self._known[storage._cdata] = self._next, storage
+            self._next += math.ceil((storage.nbytes() + 512) / self._PAGE) * self._PAGE
+        return self._known[storage._cdata][0] + int(tensor.storage_offset()) * tensor.element_size()
