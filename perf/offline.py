@@ -25,7 +25,7 @@ from .shapes import DIRECTIONS, DTYPES, LAYOUTS, OFFERED, Case, cells
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .emulator.timer import Gpu
+    from .emulator.gpus import Gpu
     from .render import Row
 
 #: What the command line takes beside `DTYPES`.

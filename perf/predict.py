@@ -23,14 +23,16 @@ from normtriton import launch
 from normtriton.plan import Device
 
 from .codegen import compile_launch, flat
-from .emulator.timer import GPUS, Space, Timer, pack
+from .emulator.gpus import GPUS
+from .emulator.timer import Space, Timer, pack
 from .traffic import compulsory_bytes, distinct_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .codegen import Recorded
-    from .emulator.timer import Gpu, Timed
+    from .emulator.gpus import Gpu
+    from .emulator.timer import Timed
     from .shapes import Planned
 
 #: Of tensors of more elements a quarter of the multiprocessors is run, with a quarter of the L2 and of the bus.
@@ -101,7 +103,7 @@ def timer(gpu: Gpu, share: float) -> Timer:
 
 def device_of(gpu: Gpu, clusters: bool = True) -> Device:
     """What plans are made for."""
-    return Device(gpu.sms, clusters=clusters and gpu.gpc > 0)
+    return Device(gpu.sms, clusters=clusters and gpu.gpc_sms > 0)
 
 
 class Predicted(NamedTuple):

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from normtriton.perf import occupancy
-
+from .. import occupancy
 from . import build, sass
 from .gpus import GPUS, Gpu
 

@@ -1,7 +1,7 @@
 // When a warp may issue next, barriers, and how blocks and clusters come and go.
 //
 // A warp waits for what the compiler wrote into its instructions: cycles after the one before, and six scoreboards that
-// results of a variable time clear (Jia et al. 2018, arXiv:1804.06826, section 2.1). A block goes where room is, a
+// results of a variable time clear (Jia et al. 2018, arXiv:1804.06826). A block goes where room is, a
 // cluster where all of its blocks have a multiprocessor of their own in one GPC (CUDA C++ Programming Guide, "Thread
 // Block Clusters").
 #pragma once

@@ -1,5 +1,5 @@
 // A cache of lines of 128 bytes in sectors of 32, which are fetched one by one (Jia et al. 2018, arXiv:1804.06826,
-// section 3). The line that was used longest ago makes room. Which set a line falls into is a hash, as on GPUs, where
+// ). The line that was used longest ago makes room. Which set a line falls into is a hash, as on GPUs, where
 // power-of-two strides do not collide.
 #pragma once
 

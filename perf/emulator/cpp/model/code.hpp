@@ -3,7 +3,7 @@
 // sass.py decodes a cubin into these rows. It reads the names and the order of every enumeration and of Row's fields
 // out of this file, so that each has one home. What a row says of time is the compiler's own schedule: bits 105 to 121
 // of an instruction hold the cycles to stall, the scoreboards that it sets and those that it waits for (Jia et al.,
-// "Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking", 2018, arXiv:1804.06826, section 2.1).
+// "Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking", 2018, arXiv:1804.06826).
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // The issue of one warp instruction: its lanes, its pipe, what it does, its scoreboards, where the warp goes on.
 //
 // A scheduler issues one warp instruction a cycle, in the order of the warp's program (Huerta et al., "Analyzing Modern
-// NVIDIA GPU Cores", 2025, arXiv:2503.20481, section 5.1). A pipe with 16 lanes takes two cycles for a warp, one with 4
+// NVIDIA GPU Cores", 2025, arXiv:2503.20481). A pipe with 16 lanes takes two cycles for a warp, one with 4
 // eight: CUDA C++ Programming Guide, table "Throughput of Native Arithmetic Instructions".
 #pragma once
 

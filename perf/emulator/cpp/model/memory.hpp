@@ -13,7 +13,7 @@ namespace {
 // How many cycles after its issue an access comes to the load/store unit: the operands are read first.
 constexpr int OPERAND_READ = 2;
 // How many cycles after an access is served the registers that it read may be written. Both are chosen, not published;
-// Huerta et al., "Analyzing Modern NVIDIA GPU Cores", 2025, arXiv:2503.20481, table 2, has latencies of this size.
+// Huerta et al., "Analyzing Modern NVIDIA GPU Cores", 2025, arXiv:2503.20481, has latencies of this size.
 constexpr int OPERANDS_FREE = 8;
 // Atomics wait in the L2; where so many cycles of them do, the multiprocessors' load/store units stand still.
 constexpr double ATOMIC_BACKLOG = 4000;
