@@ -34,12 +34,16 @@ def library(source: str, name: str, *flags: str) -> Path:
     if file.exists():
         return file
     if shutil.which(compiler) is None:
-        raise CompilerMissingError(f"the emulator needs a C++17 compiler, and there is no {compiler}: apt-get install g++, or set CXX")
+        raise CompilerMissingError(
+            f"the emulator needs a C++17 compiler, and there is no {compiler}: apt-get install g++, or set CXX"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     made = file.with_suffix(f".{os.getpid()}")
     result = subprocess.run([*command, "-o", made, SOURCES / source], check=False, capture_output=True, text=True)
     if result.returncode:
-        raise CompilerMissingError(f"{compiler} does not compile {source}: it takes C++17, x86-64 and _Float16 (g++ 12 does)\n{result.stderr[:2000]}")
+        raise CompilerMissingError(
+            f"{compiler} does not compile {source}: it takes C++17, x86-64 and _Float16 (g++ 12 does)\n{result.stderr[:2000]}"
+        )
     made.replace(file)
     return file
 
