@@ -1,7 +1,7 @@
 """Rows of integers, as the executor takes instructions, and the operands in them.
 
-cpp/executor/program.hpp says what the integers mean and has the enumerations, which are read from it here. An operand is
-8 * index + file: a register, a constant from a pool, or a special register; -1 is none.
+cpp/executor/program.hpp says what the integers mean and has the enumerations, which are read from it here. An operand
+is 8 * index + file: a register, a constant from a pool, or a special register; -1 is none.
 """
 
 from __future__ import annotations
@@ -31,9 +31,22 @@ REGISTER32, REGISTER64, PREDICATE = (FILES[n] for n in ("REGISTER32", "REGISTER6
 
 #: Bytes of a type; values of 8 and 16 bits stand in registers of 32.
 SIZES = {
-    **{"PRED": 0, "U8": 1, "S8": 1, "U16": 2, "S16": 2, "F16": 2, "BF16": 2},
-    **{"U32": 4, "S32": 4, "F32": 4, "F16X2": 4, "BF16X2": 4},
-    **{"U64": 8, "S64": 8, "F64": 8, "F32X2": 8},
+    "PRED": 0,
+    "U8": 1,
+    "S8": 1,
+    "U16": 2,
+    "S16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "S32": 4,
+    "F32": 4,
+    "F16X2": 4,
+    "BF16X2": 4,
+    "U64": 8,
+    "S64": 8,
+    "F64": 8,
+    "F32X2": 8,
 }
 _UNTYPED = {"b8": "U8", "b16": "U16", "b32": "U32", "b64": "U64"}
 
@@ -85,17 +98,22 @@ class Scope:
     """Names of registers and labels between two braces."""
 
     def __init__(self, parent: Scope | None = None) -> None:
+        """A scope inside of its parent."""
         self.parent = parent
         self.names: dict[str, int] = {}
         self.labels: dict[str, int] = {}
 
     def find(self, name: str) -> int | None:
         """The register of a name, here or outside."""
-        return self.names[name] if name in self.names else self.parent and self.parent.find(name)
+        if name in self.names or self.parent is None:
+            return self.names.get(name)
+        return self.parent.find(name)
 
     def find_label(self, name: str) -> int | None:
         """The row that a label stands before."""
-        return self.labels[name] if name in self.labels else self.parent and self.parent.find_label(name)
+        if name in self.labels or self.parent is None:
+            return self.labels.get(name)
+        return self.parent.find_label(name)
 
 
 class Operands:
@@ -109,6 +127,7 @@ class Operands:
     """
 
     def __init__(self) -> None:
+        """Nothing is declared yet."""
         self.counts = {REGISTER32: 0, REGISTER64: 0, PREDICATE: 0}
         self.constants32: dict[int, int] = {}
         self.constants64: dict[int, int] = {}

@@ -47,7 +47,7 @@ class Report(NamedTuple):
     kernel: str
     ptx: str
     source: str
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's method of that name is not used
     text: str
 
     @property
@@ -64,6 +64,7 @@ class Executor:
     """The library, loaded where Triton finds it as the CUDA driver."""
 
     def __init__(self) -> None:
+        """Build the library if it is not there, and load it."""
         library = build.library("executor/executor.cpp", "libcuda.so.1", "-Wl,-soname,libcuda.so.1")
         os.environ["TRITON_LIBCUDA_PATH"] = str(library.parent)
         self.lib = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
@@ -134,7 +135,7 @@ class Executor:
         self.lib.emulator_memory(len(regions), *(_pointer(column) for column in (base, size, shift, flags)))
 
     def noted(self) -> tuple[list[int], bytes]:
-        """The last launch that was not run: grid, threads of a block, blocks of a cluster, shared bytes; and its parameters."""
+        """The last launch that was not run: grid, threads of a block, blocks of a cluster, shared bytes; parameters."""
         launch, parameters = np.zeros(6, dtype=np.uint32), np.zeros(4096, dtype=np.uint8)
         length: int = self.lib.emulator_noted(_pointer(launch), _pointer(parameters), len(parameters))
         return [int(value) for value in launch], parameters[:length].tobytes()

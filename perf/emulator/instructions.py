@@ -1,7 +1,7 @@
 """Encode instructions of PTX as rows of integers: what their words and operands mean.
 
-`SIGNATURES` has the instructions that need no more than the types of their operands; each of the others has a function in
-`ENCODERS`. Sections are those of the PTX ISA, version 8.7.
+`SIGNATURES` has the instructions that need no more than the types of their operands; each of the others has a function
+in `ENCODERS`. Sections are those of the PTX ISA, version 8.7.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _MODIFIERS = {name: 1 << value for name, value in enumeration("Modifier").items(
 #: Bits of the modifiers that change a result; others are only allowed.
 MODIFIER_BITS = {
     **{word: _MODIFIERS[word.upper()] for word in ("ftz", "sat", "relu", "hi", "satfinite")},
-    **{"NaN": _MODIFIERS["NaN"], "approx": _MODIFIERS["APPROX"], "full": _MODIFIERS["APPROX"]},
+    "NaN": _MODIFIERS["NaN"],
+    "approx": _MODIFIERS["APPROX"],
+    "full": _MODIFIERS["APPROX"],
 }
 
 
@@ -110,8 +112,8 @@ def encode(name: str, texts: list[str], operands: Operands) -> list[Row]:
 _ROUNDED = {"rn", "ftz", "sat"}
 _APPROXIMATE = _ROUNDED | {"approx", "full"}
 _INTEGER = {"lo", "hi", "wide"}
-#: Types of the operands, and the modifiers there may be. "d", "s": destination and source of the instruction's type; "w":
-#: the destination's; "D", "i": 32 bits; "p": a predicate.
+#: Types of the operands, and the modifiers there may be. "d", "s": destination and source of the instruction's type;
+#: "w": the destination's; "D", "i": 32 bits; "p": a predicate.
 SIGNATURES: dict[str, tuple[str, set[str]]] = {
     **dict.fromkeys(("add", "sub"), ("dss", _ROUNDED)),
     "mul": ("dss", _ROUNDED | _INTEGER),
@@ -299,7 +301,7 @@ _MATRICES = {"x1": 1, "x2": 2, "x4": 4}
 
 
 def _matrix(i: Instruction) -> list[Row]:
-    """ldmatrix and stmatrix (9.7.14.5)."""
+    """Matrices of 8 x 8 values of 16 bits: ldmatrix and stmatrix (9.7.14.5)."""
     i.allow({*_MATRICES, "trans", "sync", "aligned", "m8n8", "shared", "shared::cta"})
     count = next(_MATRICES[word] for word in i.modifiers if word in _MATRICES)
     loads = i.words[0] == "ldmatrix"
@@ -335,7 +337,7 @@ def _reduce(i: Instruction) -> list[Row]:
     return [Row("REDUX", i.type, [i.register(0, i.type)], i.sources(1, i.type, "U32"), mode=_COMBINE[i.words[2]])]
 
 
-# ------------------------------------------------------------------------------------- barriers, control (9.7.12, 9.7.13)
+# ------------------------------------------------------------ barriers, control (9.7.12, 9.7.13)
 def _barrier(i: Instruction) -> list[Row]:
     if i.words[1] == "cluster":
         return _cluster_barrier(i)
@@ -414,17 +416,33 @@ def _convert(i: Instruction) -> list[Row]:
     return [Row(name, to, [i.register(0, to)], sources, TYPES[of], mode, _ROUNDING[rounding])]
 
 
-#: Instructions with functions of their own. A call is of something that is not part of the text: an assertion or printing.
+#: Instructions with functions of their own. A call is of what is not part of the text: an assertion, or printing.
 ENCODERS: dict[str, Callable[[Instruction], list[Row]]] = {
-    **{"mov": _move, "cvta": _convert_address, "mapa": _map_address, "createpolicy": _policy},
-    **{"ld": _load, "st": _store, "cp": _copy, "atom": _atomic, "red": _atomic},
-    **{"ldmatrix": _matrix, "stmatrix": _matrix},
-    **{"shfl": _shuffle, "vote": _vote, "elect": _elect, "redux": _reduce},
-    **{"bar": _barrier, "barrier": _barrier, "bra": _branch},
+    "mov": _move,
+    "cvta": _convert_address,
+    "mapa": _map_address,
+    "createpolicy": _policy,
+    "ld": _load,
+    "st": _store,
+    "cp": _copy,
+    "atom": _atomic,
+    "red": _atomic,
+    "ldmatrix": _matrix,
+    "stmatrix": _matrix,
+    "shfl": _shuffle,
+    "vote": _vote,
+    "elect": _elect,
+    "redux": _reduce,
+    "bar": _barrier,
+    "barrier": _barrier,
+    "bra": _branch,
     **dict.fromkeys(("fence", "membar"), _plain("FENCE")),
     **dict.fromkeys(("ret", "exit"), _plain("EXIT")),
     **dict.fromkeys(("trap", "call"), _plain("TRAP")),
     **dict.fromkeys(("nanosleep", "griddepcontrol", "discard", "prefetch"), _plain("NOP")),
-    **{"setp": _compare, "lop3": _look_up_logic, "shf": _shift_pair, "cvt": _convert},
+    "setp": _compare,
+    "lop3": _look_up_logic,
+    "shf": _shift_pair,
+    "cvt": _convert,
     **dict.fromkeys(("addc", "subc", "madc"), _with_carry),
 }

@@ -133,19 +133,20 @@ class _Reader:
     # ------------------------------------------------------------------------------------------------ the head
     def _read_parameters(self, text: str) -> None:
         for item in filter(None, (part.strip() for part in text.split(","))):
-            pattern = r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(\.ptr\s+\S+\s+(?:\.align\s+\d+\s+)?)?([\w$]+)(?:\[(\d+)\])?"
+            pointer = r"(\.ptr\s+\S+\s+(?:\.align\s+\d+\s+)?)?"
+            pattern = rf"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+{pointer}([\w$]+)(?:\[(\d+)\])?"
             found = re.match(pattern, item)
             if found is None:
                 raise UnknownError(f"parameter {item!r}")
-            alignment, kind, pointer, name, count = found.groups()
+            alignment, kind, points, name, count = found.groups()
             unit = SIZES[type_of(kind)] or 1
             offset = _align(self.param_bytes, int(alignment or unit))
-            self.params.append(Parameter(name, unit * int(count or 1), offset, bool(pointer)))
+            self.params.append(Parameter(name, unit * int(count or 1), offset, bool(points)))
             self.operands.symbols[f"param {name}"] = offset
             self.param_bytes = offset + unit * int(count or 1)
 
     def _read_variables(self, text: str) -> None:
-        """Shared memory of a fixed size, then the extern array, which is what a launch gives beyond; constant tables."""
+        """Shared memory of a fixed size, then the extern array, which a launch gives beyond; constant tables."""
         symbols = self.operands.symbols
         for alignment, name, size in re.findall(r"\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$.]+)\[(\d+)\]", text):
             symbols[name] = _align(self.static_shared, int(alignment))
@@ -204,10 +205,7 @@ class _Reader:
                 self._declare_registers(text)
             elif text.startswith(".local"):
                 self._declare_local(text)
-            elif text.startswith("."):
-                if not text.startswith((".pragma", ".param")):
-                    raise UnknownError("directive")
-            elif text:
+            elif text and not text.startswith((".pragma", ".param")):
                 self._add_instruction(text, number)
         except UnknownError as error:
             raise UnknownError(f"line {number}: {text} ({error})") from None
