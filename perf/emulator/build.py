@@ -12,8 +12,10 @@ from normtriton import cache
 
 SOURCES = Path(__file__).parent / "cpp"
 #: x * y + z is rounded twice, as PTX has it rounded: only `fma` is rounded once.
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-         "-fno-strict-aliasing", "-fwrapv", "-w")  # fmt: skip
+FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing", "-fwrapv"),
+)
 
 
 class CompilerMissingError(RuntimeError):
@@ -35,14 +37,14 @@ def library(source: str, name: str, *flags: str) -> Path:
         return file
     if shutil.which(compiler) is None:
         raise CompilerMissingError(
-            f"the emulator needs a C++17 compiler, and there is no {compiler}: apt-get install g++, or set CXX"
+            f"the emulator needs a C++17 compiler; there is no {compiler}: install g++ or set CXX"
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     made = file.with_suffix(f".{os.getpid()}")
     result = subprocess.run([*command, "-o", made, SOURCES / source], check=False, capture_output=True, text=True)
     if result.returncode:
         raise CompilerMissingError(
-            f"{compiler} does not compile {source}: it takes C++17, x86-64 and _Float16 (g++ 12 does)\n{result.stderr[:2000]}"
+            f"{compiler} does not compile {source}: it takes C++17, x86-64, _Float16 (g++ 12)\n{result.stderr[:2000]}"
         )
     made.replace(file)
     return file

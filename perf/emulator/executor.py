@@ -1,33 +1,33 @@
-"""Builds cpp/executor.cpp once, and speaks with it through ctypes."""
+"""The executor: a library of C++ that runs PTX where Triton finds the CUDA driver, built once and called by ctypes."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import subprocess
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from . import build, ptx
+from .encoding import enumeration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy.typing as npt
 
 #: What a launch is checked for; memory accesses outside of any tensor are never made, checked or not.
 CHECKS = {"memory": 1, "init": 2, "shared": 4, "global": 8}
+#: Bytes that a lane loads or stores at once.
 WIDTHS = (1, 2, 4, 8, 16, 32)
-_CLASS_NAMES = [c.removeprefix("K_").lower() for c in ptx.CLASSES if c != "K_COUNT"]
-_REST = [
-    "ld_requests",
-    "ld_sectors",
-    "st_requests",
-    "st_sectors",
-    "lanes",
-    "warps",
-    "ctas",
-    "clusters_run",
-    "clusters",
-    "total",
+#: Classes of instructions, in the executor's order.
+CLASS_NAMES = [name.lower() for name in enumeration("Class")]
+#: `Counts` of cpp/executor/findings.hpp.
+_COUNTS = [
+    *CLASS_NAMES,
+    *(f"{kind}_{width}" for kind in ("ld", "st") for width in WIDTHS),
+    *("ld_requests", "ld_sectors", "st_requests", "st_sectors"),
+    *("lanes", "warps", "ctas", "clusters_run", "clusters", "total"),
 ]
 
 
@@ -47,11 +47,12 @@ class Report(NamedTuple):
     kernel: str
     ptx: str
     source: str
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's method of that name is not used
     text: str
 
     @property
     def error(self) -> bool:
+        """Whether it is more than a note."""
         return not self.kind.startswith("note")
 
     def __str__(self) -> str:
@@ -63,31 +64,25 @@ class Executor:
     """The library, loaded where Triton finds it as the CUDA driver."""
 
     def __init__(self) -> None:
-        library = build.library("executor.cpp", "libcuda.so.1", "-Wl,-soname,libcuda.so.1")
+        """Build the library if it is not there, and load it."""
+        library = build.library("executor/executor.cpp", "libcuda.so.1", "-Wl,-soname,libcuda.so.1")
         os.environ["TRITON_LIBCUDA_PATH"] = str(library.parent)
-        self.lib = lib = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        lib.emulator_load.restype = lib.emulator_last.restype = ctypes.c_void_p
-        lib.emulator_kind.restype = ctypes.c_char_p
-        lib.emulator_launches.restype = ctypes.c_long
-        lib.emulator_configure.argtypes = [
-            ctypes.c_uint64,
-            ctypes.c_int,
-            ctypes.c_int,
-            ctypes.c_int,
-            ctypes.c_long,
-            ctypes.c_int,
-            ctypes.c_int,
-        ]
+        self.lib = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        self.lib.emulator_load.restype = self.lib.emulator_last.restype = ctypes.c_void_p
+        self.lib.emulator_kind.restype = ctypes.c_char_p
+        self.lib.emulator_launches.restype = ctypes.c_long
+        integer = ctypes.c_int
+        self.lib.emulator_configure.argtypes = [ctypes.c_uint64, *[integer] * 3, ctypes.c_long, *[integer] * 2]
         self.programs: dict[int, ptx.Program] = {}
-        self.kinds = []
-        while (name := lib.emulator_kind(len(self.kinds))) is not None:
+        self.kinds: list[str] = []
+        while (name := self.lib.emulator_kind(len(self.kinds))) is not None:
             self.kinds.append(name.decode())
         self.configure()
 
     def configure(
         self,
         seed: int = 1,
-        checks: tuple[str, ...] | None = None,
+        checks: Iterable[str] = tuple(CHECKS),
         approx: bool = False,
         resident: int = 2,
         max_clusters: int = 0,
@@ -98,65 +93,52 @@ class Executor:
 
         Args:
             seed: of the scheduler; 0 runs one warp after the other, blocks in order.
-            checks: of `CHECKS`, None for all.
+            checks: of `CHECKS`.
             approx: perturb approximate instructions by as many units in the last place as PTX allows them.
             resident: clusters (or blocks) that run at a time.
             max_clusters: run so many clusters of a launch, chosen by the seed; 0 for all.
             quantum: instructions a warp runs at most before another is picked.
             chaos: loads that race in global memory give 0xFF..., so that results show whether they are used.
         """
-        mask = sum(CHECKS[c] for c in (CHECKS if checks is None else checks))
+        mask = sum(CHECKS[check] for check in checks)
         self.lib.emulator_configure(seed, mask, int(approx), resident, max_clusters, quantum, int(chaos))
 
     def load(self, text: str, body: bool = True) -> int:
-        """Parse PTX; the handle, which the next cuModuleLoadData hands out. Without its body for launches that are not run."""
-        p = ptx.read(text, body)
-        psize = np.array([x.size for x in p.params] or [0], dtype=np.int32)
-        poff = np.array([x.offset for x in p.params] or [0], dtype=np.int32)
+        """Parse PTX; the handle, which the next cuModuleLoadData hands out.
 
-        def at(a: np.ndarray) -> ctypes.c_void_p:
-            return ctypes.c_void_p(a.ctypes.data)
-
-        handle = self.lib.emulator_load(
-            p.name.encode(),
-            at(p.code),
-            len(p.code),
-            at(p.const32),
-            len(p.const32),
-            at(p.const64),
-            len(p.const64),
-            *p.registers,
-            at(psize),
-            at(poff),
-            len(p.params),
-            p.param_bytes,
-            p.static_shared,
-            p.local,
-            p.threads,
-            p.cluster,
+        Args:
+            text: a module with one kernel.
+            body: False for launches that are not run, which need no more than the kernel's parameters.
+        """
+        program = ptx.read(text, body)
+        parameters = np.array([(p.size, p.offset) for p in program.params] or [(0, 0)], dtype=np.int32)
+        sizes = (program.param_bytes, program.static_shared, program.local, program.threads, program.cluster)
+        handle: int = self.lib.emulator_load(
+            program.name.encode(),
+            *(_pointer(program.code), len(program.code)),
+            *(_pointer(program.const32), len(program.const32)),
+            *(_pointer(program.const64), len(program.const64)),
+            (ctypes.c_int32 * 3)(*program.registers),
+            *(_pointer(parameters), len(program.params)),
+            (ctypes.c_int32 * len(sizes))(*sizes),
         )
-        for table in p.data:
-            self.lib.emulator_data(
-                ctypes.c_void_p(handle), ctypes.c_uint64(table.ctypes.data), ctypes.c_uint64(len(table))
-            )
-        self.programs[handle] = p
+        for table in program.data:
+            self.lib.emulator_table(ctypes.c_void_p(handle), _pointer(table), ctypes.c_uint64(len(table)))
+        self.programs[handle] = program
         return handle
 
     def memory(self, regions: list[tuple[int, int, int, int]]) -> None:
         """What the next launch may access: (address, bytes, log2 of bytes a granule, address of a flag a granule)."""
-        columns = list(zip(*regions, strict=True)) or [(), (), (), ()]
-        arrays = [
-            np.array(c, dtype=t) for c, t in zip(columns, (np.uint64, np.uint64, np.uint32, np.uint64), strict=True)
-        ]
-        self.lib.emulator_memory(len(regions), *(ctypes.c_void_p(a.ctypes.data) for a in arrays))
+        table = np.array(regions, dtype=np.uint64).reshape(-1, 4)
+        base, size, shift, flags = (np.ascontiguousarray(column) for column in table.T)
+        shift = shift.astype(np.uint32)
+        self.lib.emulator_memory(len(regions), *(_pointer(column) for column in (base, size, shift, flags)))
 
     def noted(self) -> tuple[list[int], bytes]:
-        """The last launch that was not run: grid, threads of a block, blocks of a cluster, shared bytes; and its parameters."""
-        launch, params = np.zeros(6, dtype=np.uint32), np.zeros(4096, dtype=np.uint8)
-        n = self.lib.emulator_noted(
-            ctypes.c_void_p(launch.ctypes.data), ctypes.c_void_p(params.ctypes.data), len(params)
-        )
-        return [int(v) for v in launch], params[:n].tobytes()
+        """The last launch that was not run: grid, threads of a block, blocks of a cluster, shared bytes; parameters."""
+        launch, parameters = np.zeros(6, dtype=np.uint32), np.zeros(4096, dtype=np.uint8)
+        length: int = self.lib.emulator_noted(_pointer(launch), _pointer(parameters), len(parameters))
+        return [int(value) for value in launch], parameters[:length].tobytes()
 
     def last(self) -> ptx.Program | None:
         """The program that ran last."""
@@ -164,36 +146,24 @@ class Executor:
 
     def reports(self) -> list[Report]:
         """What the last launch was found to do."""
-        out, program = [], self.last()
+        program, reports = self.last(), list[Report]()
         kind, line, source, count = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_uint64()
         text = ctypes.create_string_buffer(1024)
-        while self.lib.emulator_report(len(out), *map(ctypes.byref, (kind, line, source, count)), text, 1024):
+        values = [ctypes.byref(value) for value in (kind, line, source, count)]
+        while self.lib.emulator_report(len(reports), *values, text, len(text)):
+            assert program is not None
             there = line.value >= 0
-            out.append(
-                Report(
-                    self.kinds[kind.value],
-                    program.name,
-                    program.lines[line.value] if there else "",
-                    program.places[source.value] if there else "",
-                    count.value,
-                    text.value.decode(),
-                )
-            )
-        return out
+            where = (program.lines[line.value], program.places[source.value]) if there else ("", "")
+            report = Report(self.kinds[kind.value], program.name, *where, count.value, text.value.decode())
+            reports.append(report)
+        return reports
 
     def counts(self) -> dict[str, int]:
         """Executed warp instructions of the last launch, by class, and global accesses by bytes a lane."""
         raw = np.zeros(self.lib.emulator_counts_size(), dtype=np.uint64)
-        self.lib.emulator_counts(ctypes.c_void_p(raw.ctypes.data))
-        names = _CLASS_NAMES + [f"ld_{w}" for w in WIDTHS] + [f"st_{w}" for w in WIDTHS] + _REST
-        assert len(names) == len(raw)
-        return {n: int(v) for n, v in zip(names, raw, strict=True)}
-
-    def line_counts(self) -> np.ndarray:
-        """How often each instruction of the last program was executed by a warp."""
-        out = np.zeros(len(self.last().code), dtype=np.uint64)
-        self.lib.emulator_lines(ctypes.c_void_p(out.ctypes.data), len(out))
-        return out
+        self.lib.emulator_counts(_pointer(raw))
+        return {name: int(value) for name, value in zip(_COUNTS, raw, strict=True)}
 
 
-CLASS_NAMES = _CLASS_NAMES
+def _pointer(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
