@@ -370,7 +370,7 @@ def sum_tiles(a, b, plan: tl.constexpr):
 
 @triton.jit
 def with_squares(values, plan: tl.constexpr):
-    """(values, values * values) of a tile, to be summed; of one group, neighbours that a thread holds are added already.
+    """(values, values * values) of a tile, to be summed; of one group, a thread's neighbours are added already.
 
     The first of two squares is rounded, the second one fused with the addition. That takes the instructions that
     squaring and adding one by one would take if the compiler fused them, and its registers: compiled, 16384 elements

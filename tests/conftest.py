@@ -22,6 +22,7 @@ WAYS = {
     "test_ptx.py": ("compiled",),
     "test_model.py": ("compiled",),
     "test_emulator.py": ("emulated",),
+    "test_emulator_async.py": ("emulated",),
     "test_emulated.py": ("emulated",),
     "test_norms.py": ("emulated", "interpreted"),
     "test_exactness.py": ("emulated", "interpreted"),

@@ -36,7 +36,7 @@ def launch(device, seed, salt, edit=None):
     device.executor.configure(seed=seed)
     try:
         with device.watching() as seen:
-            multiply[(1,)](a, b, c, 256, block=16, salt=salt)
+            multiply[(1,)](a, b, c, 256, block=16, salt=salt, enable_fp_fusion=True)
     finally:
         device.edit = None
         device.executor.configure()

@@ -10,12 +10,11 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from triton.compiler import ASTSource
-
 from normtriton.perf import codegen, shapes
 from normtriton.perf.emulator import sass
 from normtriton.perf.emulator.gpus import GPUS
 from normtriton.perf.emulator.timer import Space, Timer, pack
+from triton.compiler import ASTSource
 
 BLOCK = 1024
 #: Addresses of x, of indices and of y.

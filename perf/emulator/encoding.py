@@ -199,7 +199,7 @@ class Operands:
 
 
 def literal(text: str, kind: str) -> int | None:
-    """The bits of a literal as a value of a type; None if it is no literal (PTX ISA 4.5)."""
+    """The bits of a literal as a value of a type; None if it is no literal (PTX ISA)."""
     sign, digits = text.startswith("-"), text.removeprefix("-")
     if found := re.fullmatch(r"0[fF]([0-9A-Fa-f]{8})", digits):
         bits = int(found[1], 16) ^ sign << 31

@@ -1,7 +1,7 @@
 """Encode instructions of PTX as rows of integers: what their words and operands mean.
 
 `SIGNATURES` has the instructions that need no more than the types of their operands; each of the others has a function
-in `ENCODERS`. Sections are those of the PTX ISA, version 8.7.
+in `ENCODERS`. What they do is in the PTX ISA, version 8.8.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ def encode(name: str, texts: list[str], operands: Operands) -> list[Row]:
             return _with_carry(instruction)
         if operation in ("add", "sub", "fma") and instruction.words[-2] == "f32" and instruction.type != "F32":
             return _mixed(instruction)
+        if operation in ("min", "max") and len(texts) == 4:
+            return _of_three(instruction)
         if operation in SIGNATURES:
             return _by_signature(instruction)
     except (KeyError, IndexError, ValueError, TypeError) as error:
@@ -108,7 +110,7 @@ def encode(name: str, texts: list[str], operands: Operands) -> list[Row]:
     raise UnknownError(f"operation {operation}")
 
 
-# --------------------------------------------------------------------------------- by signature (9.7.1, 9.7.3, 9.7.8)
+# --------------------------------------------------------------------------------------------------------- by signature
 _ROUNDED = {"rn", "ftz", "sat"}
 _APPROXIMATE = _ROUNDED | {"approx", "full"}
 _INTEGER = {"lo", "hi", "wide"}
@@ -149,8 +151,21 @@ def _by_signature(i: Instruction) -> list[Row]:
     return [Row(name, i.type, [i.register(0, kinds[0])], i.sources(1, *kinds[1:]), mode=mode)]
 
 
+def _of_three(i: Instruction) -> list[Row]:
+    """The least or greatest of three, which sm_100 has: of two first, then of that and the third."""
+    i.allow(SIGNATURES[i.words[0]][1])
+    mode = sum({MODIFIER_BITS.get(word, 0) for word in i.modifiers})
+    two = i.operands.new_register(REGISTER32)
+    first, second, third = i.sources(1, i.type, i.type, i.type)
+    name = i.words[0].upper()
+    return [
+        Row(name, i.type, [two], [first, second], mode=mode),
+        Row(name, i.type, [i.register(0, i.type)], [two, third], mode=mode),
+    ]
+
+
 def _mixed(i: Instruction) -> list[Row]:
-    """Arithmetic in f32 whose operands but the last are of half precision: those are converted first (9.7.5)."""
+    """Arithmetic in f32 whose operands but the last are of half precision: those are converted first."""
     if set(i.words[1:-2]) - {"rn"}:
         raise UnknownError("modifier")
     rows = []
@@ -163,7 +178,7 @@ def _mixed(i: Instruction) -> list[Row]:
 
 
 def _with_carry(i: Instruction) -> list[Row]:
-    """Arithmetic on numbers of several registers (9.7.2)."""
+    """Arithmetic on numbers of several registers."""
     operation = i.words[0]
     takes = operation in ("addc", "subc", "madc")
     kind = (operation[:-1] if takes else operation).upper()
@@ -177,7 +192,7 @@ def _with_carry(i: Instruction) -> list[Row]:
     return [Row("CARRY", i.type, [i.register(0, i.type)], sources, mode=_CARRY[kind], mode2=mode2)]
 
 
-# ------------------------------------------------------------------------------------------ moves, addresses (9.7.9)
+# ----------------------------------------------------------------------------------------------------- moves, addresses
 def _elements(text: str) -> list[str]:
     """The texts in braces, or the one that has none."""
     return [part.strip() for part in text.strip("{} \t\n").split(",")] if text.startswith("{") else [text]
@@ -222,7 +237,7 @@ def _policy(i: Instruction) -> list[Row]:
     return [Row("MOV", "U64", [i.register(0, "U64")], [i.operands.constant(0, wide=True)])]
 
 
-# ----------------------------------------------------------------------------------------------- memory (9.7.9, 9.7.13)
+# --------------------------------------------------------------------------------------------------------------- memory
 _ORDER = {"relaxed", "acquire", "release", "acq_rel", "volatile", "weak", "gpu", "sys", "cta", "cluster"}
 _CACHE = {
     *("nc", "ca", "cg", "cs", "cv", "wb", "wt", "lu"),
@@ -267,7 +282,7 @@ def _store(i: Instruction) -> list[Row]:
 
 
 def _copy(i: Instruction) -> list[Row]:
-    """cp.async and its groups (9.7.9.25.3); bulk copies, which tensor memory has, are not known."""
+    """cp.async and its groups; bulk copies, which tensor memory has, are not known."""
     kind = i.words[2]
     if i.words[1] != "async" or "bulk" in i.words or "mbarrier" in i.words:
         raise UnknownError("copy")
@@ -301,7 +316,7 @@ _MATRICES = {"x1": 1, "x2": 2, "x4": 4}
 
 
 def _matrix(i: Instruction) -> list[Row]:
-    """Matrices of 8 x 8 values of 16 bits: ldmatrix and stmatrix (9.7.14.5)."""
+    """Matrices of 8 x 8 values of 16 bits: ldmatrix and stmatrix."""
     i.allow({*_MATRICES, "trans", "sync", "aligned", "m8n8", "shared", "shared::cta"})
     count = next(_MATRICES[word] for word in i.modifiers if word in _MATRICES)
     loads = i.words[0] == "ldmatrix"
@@ -311,7 +326,7 @@ def _matrix(i: Instruction) -> list[Row]:
     return [Row(i.words[0].upper(), "U16", to, sources, int("trans" in i.modifiers), offset, count)]
 
 
-# --------------------------------------------------------------------------------------------- lanes of a warp (9.7.9)
+# ------------------------------------------------------------------------------------------------------ lanes of a warp
 def _shuffle(i: Instruction) -> list[Row]:
     if i.words[1] != "sync" or i.words[3] != "b32":
         raise UnknownError("shuffle")
@@ -331,13 +346,15 @@ def _elect(i: Instruction) -> list[Row]:
 
 
 def _reduce(i: Instruction) -> list[Row]:
-    """redux.sync, of integers."""
-    if i.type == "F32":
-        raise UnknownError("redux of floats")
-    return [Row("REDUX", i.type, [i.register(0, i.type)], i.sources(1, i.type, "U32"), mode=_COMBINE[i.words[2]])]
+    """redux.sync, of integers, and the least or greatest of floats."""
+    known = ["redux", "sync", i.words[2], *["NaN"] * ("NaN" in i.words), i.words[-1]]
+    if i.words != known or (i.type == "F32" and i.words[2] not in ("min", "max")):
+        raise UnknownError("redux")
+    mode, nan = _COMBINE[i.words[2]], int("NaN" in i.words)
+    return [Row("REDUX", i.type, [i.register(0, i.type)], i.sources(1, i.type, "U32"), mode=mode, mode2=nan)]
 
 
-# ------------------------------------------------------------ barriers, control (9.7.12, 9.7.13)
+# ---------------------------------------------------------------------------------------------------- barriers, control
 def _barrier(i: Instruction) -> list[Row]:
     if i.words[1] == "cluster":
         return _cluster_barrier(i)
@@ -368,7 +385,7 @@ def _plain(operation: str) -> Callable[[Instruction], list[Row]]:
     return lambda _: [Row(operation)]
 
 
-# -------------------------------------------------------------------------------------- comparison, bits (9.7.6, 9.7.8)
+# ----------------------------------------------------------------------------------------------------- comparison, bits
 def _compare(i: Instruction) -> list[Row]:
     comparison, *rest = i.modifiers
     if set(rest) - {"and", "or", "xor", "ftz"} or i.type in ("F16X2", "BF16X2"):
@@ -392,7 +409,7 @@ def _shift_pair(i: Instruction) -> list[Row]:
     return [Row("SHF", "U32", [i.register(0, "U32")], i.sources(1, *["U32"] * 3), mode=int(right), mode2=int(wrap))]
 
 
-# ------------------------------------------------------------------------------------------------ conversion (9.7.9.21)
+# ----------------------------------------------------------------------------------------------------------- conversion
 _FLOATS = {"F16", "BF16", "F32", "F64", "F16X2", "BF16X2"}
 
 

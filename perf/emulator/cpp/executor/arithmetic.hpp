@@ -133,7 +133,7 @@ inline void compute_floats(Step& step) {
   bool approximate = step.in.has(Modifier::APPROX), propagate_nan = step.in.has(Modifier::NaN);
   auto off = [&](float value, int ulps) { return perturb(value, ulps, step.launch.config); };
   auto each = [&](auto function) { step.each([&](int lane) { to[lane] = canonical(function(lane)); }); };
-  // Of exact instructions and approximate ones; the errors are those of PTX ISA 9.7.3.
+  // Of exact instructions and approximate ones; the errors are those of the PTX ISA.
   auto each_off = [&](int ulps, bool perturbed, auto function) {
     step.each([&](int lane) { to[lane] = canonical((float)function(lane)); });
     if (perturbed) step.each([&](int lane) { to[lane] = off(to[lane], ulps); });

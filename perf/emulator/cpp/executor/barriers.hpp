@@ -29,7 +29,7 @@ inline void release_if_full(Block& block) {
     std::fill(barrier.seen.begin(), barrier.seen.end(), 0);
   }
 }
-// bar.sync and bar.arrive: PTX ISA 9.7.13.1.
+// bar.sync and bar.arrive: PTX ISA.
 inline void arrive_at_barrier(Step& step) {
   Warp& warp = step.warp;
   bool aligned = step.in.mode, wait = step.in.op == Op::BAR_SYNC;
@@ -77,7 +77,7 @@ inline void check_whole_at_cluster_barrier(Step& step) {
   if (step.lanes != step.warp.alive)
     report(step, Kind::BARRIER, "divergent cluster barrier: lanes 0x%x of 0x%x", step.lanes, step.warp.alive);
 }
-// barrier.cluster.arrive: PTX ISA 9.7.13.4. A relaxed one publishes what the last fence did.
+// barrier.cluster.arrive: PTX ISA. A relaxed one publishes what the last fence did.
 inline void arrive_at_cluster_barrier(Step& step) {
   Warp& warp = step.warp;
   Cluster& cluster = *warp.block->cluster;

@@ -49,7 +49,7 @@ inline void shift_pair(Step& step) {
     to[lane] = right ? (u32)(pair >> count) : (u32)(pair << count >> 32);
   });
 }
-// bfe: PTX ISA 9.7.1.19. Beyond the register, and beyond the field, are zeros, or the sign: the field's last bit.
+// bfe: PTX ISA. Beyond the register, and beyond the field, are zeros, or the sign: the field's last bit.
 template <class Register>
 inline void extract_field(Step& step) {
   constexpr u32 BITS = 8 * sizeof(Register);

@@ -1,4 +1,4 @@
-// cvt: conversions between the types of numbers (PTX ISA 9.7.9.21), a lane at a time, and of two floats into a pair of
+// cvt: conversions between the types of numbers (PTX ISA), a lane at a time, and of two floats into a pair of
 // half precision. Rounding itself stands in numbers.hpp.
 #pragma once
 

@@ -210,7 +210,7 @@ inline void load_parameter(Step& step) {
 }
 
 // ---------------------------------------------------------------------------------------------- asynchronous copies
-// PTX ISA 9.7.9.25.3: cp.async. The bytes are there at once, but count as not yet written until the thread waits for
+// PTX ISA: cp.async. The bytes are there at once, but count as not yet written until the thread waits for
 // their group: a read before that, and before a barrier that follows the wait, is a race.
 inline void copy_async(Step& step) {
   u32 bytes = step.in.mode2;
@@ -304,7 +304,7 @@ inline void atomic(Step& step) {
 }
 
 // -------------------------------------------------------------------------------------------------------- matrices
-// PTX ISA 9.7.14.5.15: matrices of 8 rows of 8 values of 16 bits. Lane 8 k + i has the address of row i of matrix k;
+// PTX ISA: matrices of 8 rows of 8 values of 16 bits. Lane 8 k + i has the address of row i of matrix k;
 // register k of a lane has two values, neighbours in a row, or in a column of a transposed matrix.
 typedef u8 Rows[LANES][16];
 inline u8* find_value(Rows& rows, int matrix, int lane, int which, bool transposed) {

@@ -71,7 +71,7 @@ inline void map_address(Step& step) {
 }
 
 // ------------------------------------------------------------------------------------------------- lanes of a warp
-// The lane that a shuffle reads, and whether it is one of the lane's segment: PTX ISA 9.7.9.6.
+// The lane that a shuffle reads, and whether it is one of the lane's segment: PTX ISA.
 inline bool find_lane(Shuffle how, int lane, u32 b, u32 c, int& from) {
   int segment = c >> 8 & 31, clamp = c & 31, by = b & 31;
   int most = (lane & segment) | (clamp & ~segment);
@@ -137,6 +137,15 @@ inline void reduce_lanes(Step& step) {
   for (u32 rest = step.lanes & (step.lanes - 1); rest; rest &= rest - 1)
     result = combine_bits<Value>((Combine)step.in.mode, result, (Value)values[first_lane(rest)]);
   set_all(step, (u32)result);
+}
+// redux.sync of floats, which sm_100 has: the least or the greatest; mode2 is .NaN.
+inline void reduce_floats(Step& step) {
+  const u32* values = step.source<u32>(0);
+  const bool maximum = (Combine)step.in.mode == Combine::MAX;
+  float result = float_of(values[first_lane(step.lanes)]);
+  for (u32 rest = step.lanes & (step.lanes - 1); rest; rest &= rest - 1)
+    result = extreme(result, float_of(values[first_lane(rest)]), maximum, step.in.mode2);
+  set_all(step, bits_of(result));
 }
 
 // ------------------------------------------------------------------------------------------------------ comparison

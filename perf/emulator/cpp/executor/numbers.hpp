@@ -23,7 +23,7 @@ typedef __int128 s128;
 
 constexpr u32 SIGN32 = 0x80000000u;
 constexpr u64 SIGN64 = 1ull << 63;
-// PTX ISA 9.7.3: the NaN that single precision arithmetic makes; half precision has 0x7fff. Double precision is free to
+// PTX ISA: the NaN that single precision arithmetic makes; half precision has 0x7fff. Double precision is free to
 // choose, and is given the same pattern.
 constexpr u32 NAN32 = 0x7fffffffu;
 constexpr u64 NAN64 = 0x7fffffffffffffffull;
@@ -112,7 +112,7 @@ inline double round_toward_zero(s128 value) {
 }
 
 // ------------------------------------------------------------------------------------------------- minimum, division
-// PTX ISA 9.7.3.11: a number wins over NaN unless .NaN is given, and -0 is less than +0.
+// PTX ISA: a number wins over NaN unless .NaN is given, and -0 is less than +0.
 template <class Float>
 inline Float extreme(Float a, Float b, bool maximum, bool propagate_nan) {
   if (is_nan(a) || is_nan(b)) {

@@ -200,7 +200,7 @@ constexpr int NOTHING = -1;
 //   CVTA, CVTA_TO   space
 //   SHF                            1: right                1: wrap
 //   LOP3                           the table
-//   SHFL, VOTE, REDUX              Shuffle, Vote, Combine  1: negated operand (VOTE)
+//   SHFL, VOTE, REDUX              Shuffle, Vote, Combine  1: negated operand (VOTE), .NaN (REDUX)
 //   BAR_*, CLUSTER_*               1: aligned              1: relaxed (CLUSTER_ARRIVE)
 //   CARRY                          Carry                   1: takes the carry, 2: leaves one
 //   BFIND                          1: .shiftamt

@@ -44,7 +44,12 @@ inline void execute(Step& step) {
     case Op::VOTE: vote(step); break;
     case Op::ACTIVEMASK: set_all(step, step.lanes); break;
     case Op::ELECT: elect(step); break;
-    case Op::REDUX: step.in.type == Type::S32 ? reduce_lanes<s32>(step) : reduce_lanes<u32>(step); break;
+    case Op::REDUX:
+      if (step.in.type == Type::F32)
+        reduce_floats(step);
+      else
+        step.in.type == Type::S32 ? reduce_lanes<s32>(step) : reduce_lanes<u32>(step);
+      break;
 
     case Op::BAR_ARRIVE: arrive_at_barrier(step); break;
     case Op::BAR_WARP: synchronize_warp(step); break;
