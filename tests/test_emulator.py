@@ -415,7 +415,9 @@ def source(tmp_path, monkeypatch):
     return tmp_path / "small.cpp"
 
 
-@pytest.mark.parametrize(("compiler", "message"), [("absent-g++", r"no absent-g\+\+: install g\+\+"), ("false", r"C\+\+17")])
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("absent-g++", r"no absent-g\+\+: install g\+\+"), ("false", r"C\+\+17")]
+)
 def test_a_missing_compiler(compiler, message, source, monkeypatch):
     """The error says what to install."""
     monkeypatch.setenv("CXX", compiler)
