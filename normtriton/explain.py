@@ -70,7 +70,7 @@ class Explanation(NamedTuple):
         }
         norm = self.problem.norm
         table = self.device.tuned
-        by_time = "tuned by predicted time" if table and table.predicted else "tuned"
+        predicted = "predicted time, " if table and table.predicted else ""
         lines = [
             (
                 f"{self.name} of {self.problem.shape}, axes ({norm.axes}): statistics over ({norm.over}), "
@@ -79,7 +79,7 @@ class Explanation(NamedTuple):
             f"runs: {routes[self.route]}",
             (
                 f"planned for {self.device.sms} multiprocessors, {'with' if self.device.clusters else 'without'} "
-                f"thread-block clusters{f', {by_time}: {table.source}' if table else ''}"
+                f"thread-block clusters{f', tuned by {predicted}{table.source}' if table else ''}"
             ),
         ]
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
@@ -91,7 +91,7 @@ class Explanation(NamedTuple):
             )
             lines.append(f"  why: {schedule.reason}")
             if schedule.tuning:
-                lines.append(f"  {by_time}: {schedule.tuning}")
+                lines.append(f"  tuned{' by predicted time' if predicted else ''}: {schedule.tuning}")
             lines += [f"  {_describe(step)}" for step in schedule.launches]
         return "\n".join(lines)
 

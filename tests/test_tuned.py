@@ -344,3 +344,58 @@ def test_a_call_without_a_table_is_as_before():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert launch.device_of(torch.empty(1)) == Device(launch.INTERPRETER_SMS)
+
+
+H100 = "NVIDIA H100 80GB HBM3, sm_90"
+
+
+def predicted(file, case, kind="H100, sm_90"):
+    """Write a table of one predicted tuning; what it is for."""
+    device = Device(132, clusters=True)
+    subject = forward_direction(*make(case, torch.bfloat16, torch.contiguous_format), device).schedule.subject
+    tuned.write(file, kind, 132, {subject: (Tuning(per_thread=8), {"us": 1.0})}, "by version 0 of the model")
+    return subject
+
+
+@pytest.mark.parametrize(
+    ("name", "sms", "refused"),
+    [
+        (H100, 132, None),
+        ("NVIDIA H100 PCIe, sm_90", 114, "with sms 132"),
+        ("NVIDIA GH200 480GB, sm_90", 132, "was made on H100, sm_90, this is NVIDIA GH200"),
+        ("NVIDIA A100-SXM4-80GB, sm_80", 108, "was made on H100, sm_90"),
+    ],
+)
+def test_a_predicted_table_is_for_a_kind_of_gpu(name, sms, refused, tmp_path):
+    """One whose name has its words, with as many multiprocessors."""
+    file = tmp_path / "h100.json"
+    subject = predicted(file, Real("layer", (64, 4096)))
+    if refused is None:
+        assert tuned.read(file, name, sms) == {subject: (Tuning(per_thread=8), {"us": 1.0})}
+    else:
+        with pytest.raises(tuned.Refused, match=refused):
+            tuned.read(file, name, sms)
+
+
+def test_a_measured_table_is_for_its_device_alone(tmp_path):
+    """A name that is a part of another's is no match."""
+    tuned.write(tmp_path / "table.json", "H100, sm_90", 132, {})
+    with pytest.raises(tuned.Refused, match="was made on"):
+        tuned.read(tmp_path / "table.json", H100, 132)
+
+
+def test_a_predicted_table_is_used_where_it_is_named(table, tmp_path, monkeypatch):
+    """Not in the cache folder, where measured ones are; and `explain` says by what the plan was tuned."""
+    monkeypatch.setattr(tuned, "device_name", lambda _index: H100)
+    predicted(tmp_path / "tuned.json", Real("layer", (64, 4096)))
+    with pytest.warns(RuntimeWarning, match="has predicted times, and is no place for measured ones"):
+        assert tuned.table_for(0, 132) is None
+    table(tmp_path / "tuned.json")
+    found = tuned.table_for(0, 132)
+    assert found is not None and found.predicted and len(found.entries) == 1
+    x, device = torch.empty(64, 4096, dtype=torch.bfloat16, device="meta"), Device(132, clusters=True, tuned=found)
+    both = nt.explain(nt.layer_norm, x, (4096,), x[0], x[0], sms=132, clusters=True)
+    plan = forward_direction(*make(Real("layer", (64, 4096)), torch.bfloat16, torch.contiguous_format), device)
+    said = str(both._replace(device=device, forward=plan))
+    assert f"thread-block clusters, tuned by predicted time, {tmp_path / 'tuned.json'}" in said
+    assert "  tuned by predicted time: per_thread=8" in said
