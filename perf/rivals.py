@@ -118,15 +118,17 @@ def recording(here: Pass | Compiling) -> Iterator[None]:
         for name in self.arg_names[len(args) :]:
             if name not in given and defaults[name].default is not inspect.Parameter.empty:
                 given[name] = defaults[name].default
-        with _without(modes):
+        with aside():
             here.launch(self, args, grid, **given)
 
     def tune(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = self.configs[len(self.configs) // 2]
         return self.fn.run(*args, **{**kwargs, **config.all_kwargs()})
 
+    capability = (9, 0) if here.machine.clusters else (8, 0)
     properties = SimpleNamespace(
-        multi_processor_count=here.machine.sms, major=9, minor=0, name=here.machine.name, total_memory=80 << 30,
+        multi_processor_count=here.machine.sms, major=capability[0], minor=0, name=here.machine.name,
+        total_memory=80 << 30,
         warp_size=32, L2_cache_size=here.machine.l2, max_threads_per_multi_processor=2048,
         shared_memory_per_block_optin=232448, shared_memory_per_multiprocessor=233472, gcnArchName="",
     )  # fmt: skip
@@ -137,7 +139,7 @@ def recording(here: Pass | Compiling) -> Iterator[None]:
         (torch.cuda, "current_device", lambda: 0),
         (torch.cuda, "device", lambda *_: nullcontext()),
         (torch.cuda, "get_device_properties", lambda *_: properties),
-        (torch.cuda, "get_device_capability", lambda *_: (9, 0)),
+        (torch.cuda, "get_device_capability", lambda *_: capability),
         (Autotuner, "run", tune),
     ]
     changes += [(kind, "run", tune) for kind in Autotuner.__subclasses__() if "run" in vars(kind)]
@@ -150,8 +152,8 @@ def recording(here: Pass | Compiling) -> Iterator[None]:
 
 
 @contextmanager
-def _without(_modes: Any) -> Iterator[None]:
-    """Inside a launch tensors are asked for their storage, which costs nothing."""
+def aside() -> Iterator[None]:
+    """Inside a recording: what happens here is not the library's. Tensors tell their storage, and nothing is charged."""
     with ExitStack() as stack:
         stack.enter_context(torch._C.DisableTorchFunction())
         stack.enter_context(torch.utils._python_dispatch._disable_current_modes())
@@ -252,6 +254,16 @@ def version(library: str) -> str:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return MISSING
+
+
+def begin(
+    library: str, case: Case, dtype: torch.dtype, layout: torch.memory_format
+) -> tuple[Any, Callable[[], Any]]:
+    """Run a case's forward pass, under `recording`; returns what it gives, and the backward pass."""
+    x, dy = (torch.empty(case.shape, dtype=dtype, device="meta").contiguous(memory_format=layout) for _ in range(2))
+    features = case.shape[-1] if case.norm in ("layer", "rms") else case.shape[1]
+    w, b = (torch.empty(features, dtype=dtype, device="meta") for _ in range(2))
+    return RUNS[library](case.norm)(x, w, b, dy, case)
 
 
 def follow(
