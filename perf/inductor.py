@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from math import prod
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,9 @@ def joint(cell: Cell) -> Callable[[list[Any], list[Any]], tuple[list[Any], list[
     every = [True, True, True]
     channels, groups = case.shape[1], case.groups
 
+    def contiguous(t: Any) -> Any:
+        return t if cell.layout == "contiguous" else ops.clone(t, memory_format=torch.contiguous_format)
+
     def layer(primals: list[Any], dy: Any) -> tuple[Any, list[Any]]:
         x, weight, bias = primals
         y, mean, rstd = ops.native_layer_norm(x, weight.shape, weight, bias, 1e-5)
@@ -132,8 +136,8 @@ def joint(cell: Cell) -> Callable[[list[Any], list[Any]], tuple[list[Any], list[
 
     def group(primals: list[Any], dy: Any) -> tuple[Any, list[Any]]:
         x, weight, bias = primals
-        x, dy = x.contiguous(), dy.contiguous()
-        sizes = x.shape[0], channels, x[0, 0].numel(), groups
+        x, dy = contiguous(x), contiguous(dy)
+        sizes = case.shape[0], channels, prod(case.shape[2:]), groups
         y, mean, rstd = ops.native_group_norm(x, weight, bias, *sizes, 1e-5)
         return y, ops.native_group_norm_backward(dy, x, mean, rstd, weight, *sizes, every)
 
@@ -142,17 +146,20 @@ def joint(cell: Cell) -> Callable[[list[Any], list[Any]], tuple[list[Any], list[
         y, mean, rstd, *updated = ops._native_batch_norm_legit_functional(x, weight, bias, *running, True, 0.1, 1e-5)
         gradients = ops.native_batch_norm_backward(dy, x, weight, *running, mean, rstd, True, 1e-5, every)
         for old, new in zip(running, updated, strict=True):
-            old.copy_(new)
+            ops.copy_(old, new)
         return y, gradients
 
     def instance(primals: list[Any], dy: Any) -> tuple[Any, list[Any]]:
         x, weight, bias = primals
-        count = x.shape[0]
-        flat = [t.contiguous().view(1, count * channels, *x.shape[2:]) for t in (x, dy)]
-        weights = [p.repeat(count) for p in (weight, bias)]
-        y, mean, rstd = ops._native_batch_norm_legit.no_stats(flat[0], *weights, True, 0.1, 1e-5)
-        dx, *others = ops.native_batch_norm_backward(flat[1], flat[0], weights[0], None, None, mean, rstd, True, 1e-5, every)
-        return y.view(x.shape), [dx.view(x.shape), *(d.view(count, channels).sum(0) for d in others)]
+        count = case.shape[0]
+        flat_x, flat_dy = (ops.view(contiguous(t), (1, count * channels, *case.shape[2:])) for t in (x, dy))
+        weights = [ops.repeat(p, (count,)) for p in (weight, bias)]
+        y, mean, rstd = ops._native_batch_norm_legit.no_stats(flat_x, *weights, True, 0.1, 1e-5)
+        dx, *others = ops.native_batch_norm_backward(
+            flat_dy, flat_x, weights[0], None, None, mean, rstd, True, 1e-5, every
+        )
+        sums = [ops.sum(ops.view(d, (count, channels)), [0]) for d in others]
+        return ops.view(y, case.shape), [ops.view(dx, case.shape), *sums]
 
     pass_ = {"layer": layer, "rms": rms, "group": group, "batch": batch, "instance": instance}[case.norm]
 
@@ -243,10 +250,13 @@ def generated(graph: GraphModule, example: list[Any], mode: FakeTensorMode, back
     return made.call
 
 
-def passes(cell: Cell, gpu: Gpu) -> dict[str, Callable[[], Any]]:
-    """The forward and the backward pass of a cell, each to be run under `rivals.recording`."""
+def passes(cell: Cell, gpu: Gpu, **settings: Any) -> dict[str, Callable[[], Any]]:
+    """The forward and the backward pass of a cell, each to be run under `rivals.recording`.
+
+    ``settings`` are those of `torch._inductor.config`, other than its own.
+    """
     mode = FakeTensorMode()
-    with _pretended(gpu), inductor_config.patch(_SETTINGS):
+    with _pretended(gpu), inductor_config.patch({**_SETTINGS, **settings}):
         made = [
             (generated(graph, example, mode, direction == "backward", gpu), example)
             for direction, (graph, example) in zip(DIRECTIONS, graphs(cell, mode), strict=True)
@@ -269,10 +279,12 @@ def _meta(t: Any) -> Any:
     return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
 
 
-def timed(cell: Cell, timer: Timer, directions: Sequence[str] = DIRECTIONS) -> dict[str, list[Timed]]:
+def timed(
+    cell: Cell, timer: Timer, directions: Sequence[str] = DIRECTIONS, **settings: Any
+) -> dict[str, list[Timed]]:
     """Time a cell: {"forward": [...], "backward": [...]}, a `Timed` a step."""
     found = {}
-    for direction, run in passes(cell, timer.gpu).items():
+    for direction, run in passes(cell, timer.gpu, **settings).items():
         if direction in directions:
             one = model.Timing(timer, Space())
             with rivals.recording(one):
