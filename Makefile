@@ -38,7 +38,7 @@ test-interpreted: .venv/test
 	TRITON_INTERPRET=1 $(PYTEST)
 
 test-compiled: .venv/test
-	TRITON_INTERPRET=0 $(PYTEST) tests/test_compile.py tests/test_baseline.py
+	TRITON_INTERPRET=0 $(PYTEST) tests/test_compile.py tests/test_timed.py tests/test_baseline.py
 
 # Shapes that no list has, a seeded sample for each target: slow.
 sweep: .venv/test

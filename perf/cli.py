@@ -30,6 +30,7 @@ COMMANDS = {
     "selfcheck": "selfcheck:command",
     "traffic": "offline:traffic",
     "codegen": "offline:codegen",
+    "validate": "validation:command",
     "report": "report:command",
     "compare": "compare:command",
 }

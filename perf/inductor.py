@@ -2,11 +2,11 @@
 
 Three steps make a norm a list of launches.
 
-1. AOTAutograd traces forward and backward pass on the meta device and hands Inductor two graphs. Autograd itself needs a
-   CUDA build as soon as a tensor says that it is on one.
-2. The graphs move to a CUDA device: their inputs become fake tensors there. Inductor then compiles them as on a GPU,
-   whose properties it is told (`_pretended`), up to the text of a Python module.
-3. The module runs, under `normtriton.perf.rivals.recording`, on tensors without memory. Its Triton kernels are launches
+1. Forward and backward pass are traced into one graph, on fake tensors that say they are on a GPU. Autograd needs a
+   CUDA build for such tensors, so the operators that it would run are written out (`joint`). The partitioner of
+   AOTAutograd cuts the graph in two.
+2. Inductor compiles both graphs as on a GPU, whose properties it is told (`_pretended`), to Python modules.
+3. A module runs, under `normtriton.perf.rivals.recording`, on tensors without memory. Its Triton kernels are launches
    of a `@triton.jit` function like those of any library, and what it leaves to PyTorch is charged like theirs.
 
 Inductor times the configurations of a kernel and takes the fastest. Here the model of time takes the fastest: each is
@@ -16,7 +16,7 @@ timed on one multiprocessor with its share of the L2 and of the memory bus, from
 from __future__ import annotations
 
 import functools
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
@@ -110,7 +110,7 @@ def _pretended(gpu: Gpu) -> Iterator[None]:
         yield
 
 
-# --------------------------------------------------------------------------------------------------- from norms to graphs
+# -------------------------------------------------------------------------------------------- from norms to graphs
 def joint(cell: Cell) -> Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]]:
     """Forward and backward pass of a norm as autograd runs them on a GPU: the operators below `torch.nn.functional`.
 
@@ -192,7 +192,7 @@ def graphs(cell: Cell, mode: FakeTensorMode) -> list[tuple[GraphModule, list[Any
     return [(half, [node.meta["val"] for node in half.graph.find_nodes(op="placeholder")]) for half in halves]
 
 
-# --------------------------------------------------------------------------------------------------- from code to launches
+# ------------------------------------------------------------------------------------------ from code to launches
 class _Kernel:
     """One of Inductor's kernels: it launches the configuration that the model predicts to be fastest."""
 
@@ -211,8 +211,8 @@ class _Kernel:
 
     def _grid(self, chosen: Any, args: tuple[Any, ...]) -> tuple[int, int, int]:
         given = dict(zip(self.tuner.fn.arg_names, args, strict=False)) | chosen.kwargs
-        grid: tuple[int, int, int] = triton_heuristics.GridExpr.from_meta(self.tuner.inductor_meta, chosen).eval_slow(given)
-        return grid
+        rule = triton_heuristics.GridExpr.from_meta(self.tuner.inductor_meta, chosen)
+        return rule.eval_slow(given)
 
     def _fastest(self, args: tuple[Any, ...]) -> Any:
         """The configuration of least predicted time."""
@@ -279,9 +279,7 @@ def _meta(t: Any) -> Any:
     return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
 
 
-def timed(
-    cell: Cell, timer: Timer, directions: Sequence[str] = DIRECTIONS, **settings: Any
-) -> dict[str, list[Timed]]:
+def timed(cell: Cell, timer: Timer, directions: Sequence[str] = DIRECTIONS, **settings: Any) -> dict[str, list[Timed]]:
     """Time a cell: {"forward": [...], "backward": [...]}, a `Timed` a step."""
     found = {}
     for direction, run in passes(cell, timer.gpu, **settings).items():

@@ -8,6 +8,8 @@ are predicted.
 
 from __future__ import annotations
 
+import warnings
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +24,7 @@ from .shapes import DIRECTIONS, NORMS, OFFERED
 from .traffic import distinct_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .emulator.timer import Gpu
     from .shapes import Cell
@@ -57,7 +59,10 @@ class Timing:
     """Times the launches of one pass on a `Timer`, from an L2 that holds nothing of use; ``steps`` are what it saw."""
 
     def __init__(self, timer: Timer, space: Space, quiet: bool = False) -> None:
-        """``space`` gives tensors their addresses: a forward and its backward pass share one. ``quiet``: time nothing."""
+        """Begin; ``space`` gives tensors their addresses, a forward and its backward pass share one.
+
+        ``quiet``: time nothing.
+        """
         self.timer, self.space, self.quiet = timer, space, quiet
         self.machine = machine(timer.gpu)
         self.steps: list[Timed] = []
@@ -124,16 +129,25 @@ def passes(
     return {d: one.steps for d, one in zip(DIRECTIONS, (forward, backward), strict=True) if d in directions}
 
 
-def timed(library: str, cell: Cell, timer: Timer, directions: Sequence[str] = DIRECTIONS) -> dict[str, list[Timed]]:
+def timed(
+    library: str,
+    cell: Cell,
+    timer: Timer,
+    directions: Sequence[str] = DIRECTIONS,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, list[Timed]]:
     """Time a cell of another library, one of `TIMED`: {"forward": [...], "backward": [...]}, a `Timed` a step.
 
     `normtriton.perf.rivals.prepare` comes first, once in a process. Each pass begins with an L2 that holds nothing of
     use. Of several configurations that liger-kernel or flag-gems would measure, the middle one of the list is taken; of
-    Inductor's, the one that the model predicts to be fastest.
+    Inductor's, the one that the model predicts to be fastest; ``settings`` are Inductor's, beside its own.
     """
     if library == "torch.compile":
-        from . import inductor  # noqa: PLC0415  it imports a compiler that nothing else here needs
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what its modules have to say of each other
+            from . import inductor  # noqa: PLC0415  a compiler that nothing else here needs
 
-        return inductor.timed(cell, timer, directions)
+        return inductor.timed(cell, timer, directions, **settings)
     case, dtype, layout = cell.case, *cell.options
-    return passes(lambda: rivals.begin(library, case, dtype, layout), timer, directions)
+    given = rivals.tensors(case, dtype, layout)
+    return passes(lambda: rivals.RUNS[library](case.norm)(*given, case), timer, directions)

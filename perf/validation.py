@@ -1,9 +1,11 @@
-"""``python -m normtriton.perf validate``: predicted times beside published ones.
+r"""``python -m normtriton.perf validate``: predicted times beside published ones, and what that says of the model.
 
     for v in 0.3.0 0.6.1 0.8.0 0.8.2; do pip install --no-deps --target liger/$v liger-kernel==$v; done
-    python -m normtriton.perf validate --liger 0.3.0=liger/0.3.0 --liger 0.6.1=liger/0.6.1 ... --out validation.jsonl
+    python -m normtriton.perf validate --liger 0.3.0=liger/0.3.0 --liger 0.6.1=liger/0.6.1 \
+        --liger 0.8.0=liger/0.8.0 --liger 0.8.2=liger/0.8.2
 
-Published times are in perf/published. Each is of a commit; the releases named there have the same kernels.
+Published times are in perf/published, each with its source. Liger-kernel's were measured at a commit; the release named
+beside it has the same kernels. The compiler that made the published times is not known; here it is the one installed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import click
 import torch
 import triton
 
-from . import cli, inductor, render, rivals, timed
+from . import cli, render, rivals, timed
 from .emulator.timer import GPUS, Timer
 from .shapes import Case, Cell
 
@@ -37,11 +39,11 @@ if TYPE_CHECKING:
     from .render import Row
 
 PUBLISHED = Path(__file__).parent / "published"
-PAGE = Path(__file__).parent.parent / "docs" / "validation.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "validation.md"
 
-#: Microseconds that a measurement adds to what the kernels take. A pair of events around a launch, or around the replay
-#: of a graph, adds the time between the launches; a profiler's times are the kernels' own. Fitted: to the smallest
-#: forward pass of each GPU.
+#: Microseconds that a measurement adds to what the kernels take. Of the replay of a graph: the published times of a
+#: forward and of a backward pass are together so much longer than that of both in one (median of large cells). Events
+#: around launches: fitted, with layer norm's forward passes. A profiler's times are the kernels' own.
 ADDED = {("events", "H100"): 5.0, ("graph", "H100"): 4.0, ("events", "A100"): 9.0, ("profiler", "H200"): 0.0}
 
 #: The modules of liger-kernel's `ops` by norm.
@@ -57,8 +59,10 @@ INDUCTOR = {"triton.mix_order_reduction": False}
 #: Below so many microseconds, starting and ending a kernel is most of what there is to predict.
 FEW = 15.0
 
-#: Errors above this are to be explained.
+#: Errors of more percent than this are listed by name.
 FAR = 15.0
+
+_KEPT = PUBLISHED / "predicted.jsonl"
 
 
 class Published(NamedTuple):
@@ -97,7 +101,15 @@ class Published(NamedTuple):
     def name(self) -> str:
         """For people, and to find it again: two models may have the same shape."""
         shape = f"{self.rows}x{self.columns}"
-        return f"{self.library} {self.release or self.commit} {self.norm}-{shape} {self.dtype} {self.direction} {self.gpu}"
+        parts = (
+            self.library,
+            self.release or self.commit,
+            f"{self.norm}-{shape}",
+            self.dtype,
+            self.direction,
+            self.gpu,
+        )
+        return " ".join(parts)
 
 
 def published(folder: Path = PUBLISHED) -> list[Published]:
@@ -167,22 +179,22 @@ def steps(cell: Published, folder: Path | None, gpu: Gpu) -> list[Timed]:
     if cell.library == "torch.compile":
         case = Case(cell.norm, (cell.rows, cell.columns))
         one = Cell(case, "contiguous", cell.dtype)
-        return inductor.timed(one, timer, (cell.direction,), **INDUCTOR)[cell.direction]
+        return timed.timed(cell.library, one, timer, (cell.direction,), INDUCTOR)[cell.direction]
     assert folder is not None
     with imported(folder):
         return timed.passes(lambda: liger(cell), timer, (cell.direction,))[cell.direction]
 
 
-def kind(cell: Published, found: Sequence[Timed], gpu: Gpu) -> str:
-    """Which of the kinds a cell is that errors are summed up by."""
-    if any(step.spills for step in found):
+def kind(cell: Published, steps: Sequence[Sequence[Any]]) -> str:
+    """Which of the kinds that errors are summed up by a cell is; ``steps``: (kernel, µs, blocks, spilled bytes)."""
+    if any(spills for _kernel, _us, _blocks, spills in steps):
         return "spills"
     if cell.us < FEW:
         return f"less than {FEW:g} µs"
     if cell.direction == "forward":
         return "forward"
-    longest = max(found, key=lambda step: step.us)
-    return "backward, persistent" if 0 < longest.blocks <= gpu.sms * longest.resident else "backward, a program a row"
+    _kernel, _us, blocks, _spills = max(steps, key=lambda step: step[1])
+    return "backward, persistent" if 0 < blocks <= GPUS[cell.gpu].sms else "backward, others"
 
 
 def error(predicted: float, measured: float) -> float:
@@ -191,17 +203,193 @@ def error(predicted: float, measured: float) -> float:
 
 
 def predict(cell: Published, folder: Path | None) -> Row:
-    """A row: what was published, and what the model says."""
+    """A row: what the model says of a cell, with all multiprocessors on the bus and with one alone on its share."""
     began = time.perf_counter()
     gpu = GPUS[cell.gpu]
     share = 4 if cell.rows * cell.columns > LARGE else 1
-    found = steps(cell, folder, replace(gpu, share=share))
-    alone = steps(cell, folder, replace(gpu, share=gpu.sms))
+    found, alone = (steps(cell, folder, replace(gpu, share=part)) for part in (share, gpu.sms))
     added = ADDED[cell.timed_by, cell.gpu]
-    us, alone_us = (sum(float(step.us) for step in passed) + added for passed in (found, alone))
+    us, alone_us = (round(sum(float(step.us) for step in passed) + added, 2) for passed in (found, alone))
     return {
-        **cell._asdict(), "name": cell.name, "predicted": us, "alone": alone_us, "added": added, "share": share,
-        "error": error(us, cell.us), "alone_error": error(alone_us, cell.us), "kind": kind(cell, found, gpu),
-        "steps": [[step.kernel, float(step.us), int(step.blocks), int(step.spills)] for step in found],
-        "triton": triton.__version__, "torch": torch.__version__, "seconds": time.perf_counter() - began,
+        "name": cell.name, "predicted": us, "alone": alone_us, "share": share,
+        "steps": [[step.kernel, round(float(step.us), 2), int(step.blocks), int(step.spills)] for step in found],
+        "triton": triton.__version__, "torch": torch.__version__.split("+")[0],
+        "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+class Compared(NamedTuple):
+    """A published time beside what the model says.
+
+    Attributes:
+        cell: the published time.
+        predicted, alone: microseconds, what the measurement adds included.
+        kind: of `kind`.
+    """
+
+    cell: Published
+    predicted: float
+    alone: float
+    kind: str
+
+    @property
+    def error(self) -> float:
+        """Percent, with all multiprocessors."""
+        return error(self.predicted, self.cell.us)
+
+    @property
+    def alone_error(self) -> float:
+        """Percent, with one multiprocessor on its share."""
+        return error(self.alone, self.cell.us)
+
+    @property
+    def between(self) -> bool:
+        """Whether the published time lies between the two bounds."""
+        return min(self.predicted, self.alone) <= self.cell.us <= max(self.predicted, self.alone)
+
+
+def compared(cells: Iterable[Published], rows: Iterable[Row]) -> list[Compared]:
+    """The cells that have a prediction."""
+    found = {row["name"]: row for row in rows}
+    pairs = [(cell, found[cell.name]) for cell in cells if cell.name in found]
+    return [Compared(cell, row["predicted"], row["alone"], kind(cell, row["steps"])) for cell, row in pairs]
+
+
+def medians(rows: Sequence[Compared]) -> list[tuple[str, int, float, float, int]]:
+    """Of each kind, of cells not fitted: (kind, cells, median of |error|, the same of one alone, cells in between)."""
+    free = [row for row in rows if not row.cell.fitted]
+    kinds = sorted({row.kind for row in free})
+    summed = []
+    for name, some in [*((k, [r for r in free if r.kind == k]) for k in kinds), ("all", free)]:
+        if some:
+            first, second = median(abs(r.error) for r in some), median(abs(r.alone_error) for r in some)
+            summed.append((name, len(some), first, second, sum(r.between for r in some)))
+    return summed
+
+
+HEADS = ("kind", "cells not fitted", "median error, %", "of one alone, %", "published between the two")
+
+
+def summary_table(rows: Sequence[Compared]) -> str:
+    """`medians` as Markdown."""
+    return render.table(HEADS, ((k, n, f"{e:.1f}", f"{a:.1f}", b) for k, n, e, a, b in medians(rows)))
+
+
+def cell_table(rows: Sequence[Compared]) -> str:
+    """Every cell as Markdown."""
+    heads = ["library", "commit", "norm", "direction", "shape", "dtype", "GPU", "published, µs", "predicted, µs"]
+    heads += ["error, %", "one alone, µs", "error, %", "kind", "fitted"]
+    return render.table(
+        heads,
+        (
+            (f"{c.library} {c.release}".strip(), c.commit, c.norm, c.direction, f"{c.rows}x{c.columns}", c.dtype, c.gpu,
+             f"{c.us:.1f}", f"{r.predicted:.1f}", f"{r.error:+.1f}", f"{r.alone:.1f}", f"{r.alone_error:+.1f}", r.kind,
+             c.fitted or "no")
+            for r in rows for c in (r.cell,)
+        ),
+    )  # fmt: skip
+
+
+def rendered(page: str, rows: Sequence[Compared]) -> str:
+    """A page's text with its tables as the rows have them."""
+    tables = {"medians": summary_table, "cells": cell_table}
+
+    def put(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{tables[match[2]](rows)}\n{match[3]}"
+
+    return re.sub(r"(<!-- table (\S+) -->)\n.*?(<!-- end -->)", put, page, flags=re.DOTALL)
+
+
+# ------------------------------------------------------------------------------------------------------------ command
+class Release(click.ParamType[tuple[str, Path]]):
+    """A release of liger-kernel and where it is: 0.8.2=FOLDER."""
+
+    name = "VERSION=FOLDER"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[str, Path]:
+        """The pair; the folder is one that Python can import from."""
+        if isinstance(value, tuple):
+            return value
+        version, found, folder = value.partition("=")
+        path = Path(folder)
+        if not found or not (path / "liger_kernel" / "ops").is_dir():
+            self.fail(f"{value!r} is not VERSION=FOLDER with liger_kernel in the folder", param, context)
+        return version, path
+
+
+def lacking(cells: Iterable[Published], folders: dict[str, Path]) -> dict[str, int]:
+    """The releases of liger-kernel that are not there, and how many cells want each."""
+    wanted = [cell.release for cell in cells if cell.library == "liger-kernel" and cell.release not in folders]
+    return {release: wanted.count(release) for release in dict.fromkeys(wanted)}
+
+
+@click.command()
+@click.option(
+    "--liger", "releases", type=Release(), multiple=True, help="Where a release is, or a checkout of its code."
+)
+@click.option("--select", default="", metavar="TEXT", help="Only cells with this in their name.")
+@click.option("--fresh", is_flag=True, help="Predict anew what --out has already.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default=_KEPT,
+    show_default="perf/published/predicted.jsonl",
+    help="Keep predictions here, as JSON lines.",
+)  # fmt: skip
+@click.option(
+    "--page", type=click.Path(path_type=Path, dir_okay=False), help="Render a page's tables, as docs/validation.md."
+)
+@cli.json_option
+def command(
+    releases: tuple[tuple[str, Path], ...], select: str, fresh: bool, out: Path, page: Path | None, as_json: bool
+) -> None:
+    """Predict every published time that the model can see, and print both; no GPU is needed.
+
+    Errors are of predictions with all multiprocessors on the memory bus, and of one multiprocessor alone on its share:
+    a kernel that cannot use what others leave of the bus lies nearer to the second. Cells that a parameter of a GPU may
+    have been fitted to are named so, and do not count in the medians.
+
+    Predicting takes half an hour; what --out has is not predicted again.
+    """
+    cells = [cell for cell in published() if select in cell.name]
+    kept = cli.Lines(out, resume=not fresh)
+    folders = dict(releases)
+    done = {row["name"] for row in kept.rows}
+    todo = [cell for cell in cells if cell.name not in done]
+    missing = lacking(todo, folders)
+    ready = [cell for cell in todo if cell.release not in missing]
+    with (
+        cli.interruptible(lambda: f"{len(kept.rows)} predictions are in {out}"),
+        cli.progress("predicting", len(ready)) as step,
+    ):
+        for cell in ready:
+            kept.add(predict(cell, folders.get(cell.release)))
+            step(cell.name)
+    rows = compared(cells, kept.rows)
+    if as_json:
+        for row in rows:
+            said = {"predicted": row.predicted, "alone": row.alone, "kind": row.kind}
+            click.echo(json.dumps({**row.cell._asdict(), **said}))
+    else:
+        _print(rows)
+    if page is not None:
+        with cli.writing(page, "--page"):
+            page.write_text(rendered(page.read_text(), rows))
+    for release, count in missing.items():
+        click.echo(
+            f"{count} cells are not predicted: pip install --no-deps --target liger/{release} liger-kernel=={release},"
+            f" then --liger {release}=liger/{release}", err=True,
+        )  # fmt: skip
+
+
+def _print(rows: Sequence[Compared]) -> None:
+    """Print the tables."""
+    heads = ("cell", "published, µs", "predicted, µs", "error, %", "one alone, µs", "error, %", "kind", "fitted")
+    body = [
+        (r.cell.name, f"{r.cell.us:.1f}", f"{r.predicted:.1f}", f"{r.error:+.1f}", f"{r.alone:.1f}",
+         f"{r.alone_error:+.1f}", r.kind, r.cell.fitted or "no")
+        for r in rows
+    ]  # fmt: skip
+    cli.show("Predicted beside published times", heads, body, f"Predicted with Triton {triton.__version__}.")
+    cli.show("Medians", HEADS, [(k, n, f"{e:.1f}", f"{a:.1f}", b) for k, n, e, a, b in medians(rows)], "")
+    far = [f"{r.cell.name}: {r.error:+.0f}" for r in rows if abs(r.error) > FAR]
+    click.echo("\n".join([f"{len(far)} cells are off by more than {FAR:g} %:", *far]))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
-COMPILING = ["test_compile.py", "test_compile_sweep.py"]
+COMPILING = ["test_compile.py", "test_compile_sweep.py", "test_timed.py"]
 EITHER = ["test_baseline.py"]
 EVERY = [file.name for file in Path(__file__).parent.glob("test_*.py")]
 collect_ignore = COMPILING if INTERPRETED else [name for name in EVERY if name not in COMPILING + EITHER]
