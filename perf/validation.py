@@ -348,8 +348,14 @@ def command(
     a kernel that cannot use what others leave of the bus lies nearer to the second. Cells that a parameter of a GPU may
     have been fitted to are named so, and do not count in the medians.
 
-    Predicting takes half an hour; what --out has is not predicted again.
-    """
+    Predicting takes twenty minutes; what --out has is not predicted again.
+
+    \b
+    Examples:
+      python -m normtriton.perf validate
+      python -m normtriton.perf validate --liger 0.8.2=liger/0.8.2 --select "0.8.2 rms-8192x2048" --out tried.jsonl
+      python -m normtriton.perf validate --page docs/validation.md
+    """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
     cells = [cell for cell in published() if select in cell.name]
     kept = cli.Lines(out, resume=not fresh)
     folders = dict(releases)
