@@ -356,6 +356,8 @@ def command(
       python -m normtriton.perf validate --liger 0.8.2=liger/0.8.2 --select "0.8.2 rms-8192x2048" --out tried.jsonl
       python -m normtriton.perf validate --page docs/validation.md
     """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
+    if select and page is not None:
+        raise click.UsageError("--page shows every cell: leave out --select")
     cells = [cell for cell in published() if select in cell.name]
     kept = cli.Lines(out, resume=not fresh)
     folders = dict(releases)
