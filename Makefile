@@ -40,7 +40,7 @@ test-interpreted: .venv/test
 	TRITON_INTERPRET=1 $(PYTEST)
 
 test-compiled: .venv/test
-	TRITON_INTERPRET=0 $(PYTEST) tests/test_compile.py tests/test_ptx.py tests/test_baseline.py tests/test_model.py
+	TRITON_INTERPRET=0 $(PYTEST) tests/test_compile.py tests/test_ptx.py tests/test_baseline.py tests/test_model.py tests/test_timed.py
 
 # Compiled kernels, executed on the CPU: the emulator's own tests, and a sample of each target.
 test-emulated: .venv/test

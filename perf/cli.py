@@ -32,6 +32,7 @@ COMMANDS = {
     "codegen": "offline:codegen",
     "time": "offline:predicted_time",
     "emulate": "emulate:command",
+    "validate": "validation:command",
     "report": "report:command",
     "compare": "compare:command",
 }

@@ -21,7 +21,7 @@ import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from math import prod
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -36,8 +36,9 @@ from .shapes import DIRECTIONS
 from .traffic import Pass, distinct_bytes, fraction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from .l2 import Machine
     from .shapes import Case, Cell
 
 _GPU = torch.device("cuda", 0)
@@ -70,6 +71,18 @@ class Compiling:
         """PyTorch's operations are not compiled here."""
 
 
+class Recorder(Protocol):
+    """What a library's launches and PyTorch's operations are sent to: a `Pass`, `Compiling` or `Timing`."""
+
+    machine: Machine
+
+    def launch(self, kernel: Any, args: tuple[Any, ...], grid: Any, **options: Any) -> object:
+        """One launch of a `@triton.jit` kernel."""
+
+    def stream(self, name: str, read: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> object:
+        """One of PyTorch's operations."""
+
+
 class _OnGpu(TorchFunctionMode):
     """Tensors on the meta device say they are on a GPU, and what is made there is made on the meta device."""
 
@@ -87,7 +100,7 @@ class _OnGpu(TorchFunctionMode):
 class _Charge(TorchDispatchMode):
     """Charge PyTorch's operations to a pass."""
 
-    def __init__(self, here: Pass | Compiling) -> None:
+    def __init__(self, here: Recorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.here = here
 
@@ -108,7 +121,7 @@ class _Charge(TorchDispatchMode):
 
 
 @contextmanager
-def recording(here: Pass | Compiling) -> Iterator[None]:
+def recording(here: Recorder) -> Iterator[None]:
     """Every launch of a jitted kernel, and every operation of PyTorch's, goes to a pass or is compiled."""
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
@@ -118,15 +131,17 @@ def recording(here: Pass | Compiling) -> Iterator[None]:
         for name in self.arg_names[len(args) :]:
             if name not in given and defaults[name].default is not inspect.Parameter.empty:
                 given[name] = defaults[name].default
-        with _without(modes):
+        with aside():
             here.launch(self, args, grid, **given)
 
     def tune(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = self.configs[len(self.configs) // 2]
         return self.fn.run(*args, **{**kwargs, **config.all_kwargs()})
 
+    capability = (9, 0) if here.machine.clusters else (8, 0)
     properties = SimpleNamespace(
-        multi_processor_count=here.machine.sms, major=9, minor=0, name=here.machine.name, total_memory=80 << 30,
+        multi_processor_count=here.machine.sms, major=capability[0], minor=0, name=here.machine.name,
+        total_memory=80 << 30,
         warp_size=32, L2_cache_size=here.machine.l2, max_threads_per_multi_processor=2048,
         shared_memory_per_block_optin=232448, shared_memory_per_multiprocessor=233472, gcnArchName="",
     )  # fmt: skip
@@ -137,7 +152,7 @@ def recording(here: Pass | Compiling) -> Iterator[None]:
         (torch.cuda, "current_device", lambda: 0),
         (torch.cuda, "device", lambda *_: nullcontext()),
         (torch.cuda, "get_device_properties", lambda *_: properties),
-        (torch.cuda, "get_device_capability", lambda *_: (9, 0)),
+        (torch.cuda, "get_device_capability", lambda *_: capability),
         (Autotuner, "run", tune),
     ]
     changes += [(kind, "run", tune) for kind in Autotuner.__subclasses__() if "run" in vars(kind)]
@@ -150,8 +165,8 @@ def recording(here: Pass | Compiling) -> Iterator[None]:
 
 
 @contextmanager
-def _without(_modes: Any) -> Iterator[None]:
-    """Inside a launch tensors are asked for their storage, which costs nothing."""
+def aside() -> Iterator[None]:
+    """Inside a recording: what happens here is not the library's, is charged to nobody, and sees tensors' storage."""
     with ExitStack() as stack:
         stack.enter_context(torch._C.DisableTorchFunction())
         stack.enter_context(torch.utils._python_dispatch._disable_current_modes())
@@ -254,15 +269,21 @@ def version(library: str) -> str:
         return MISSING
 
 
+def tensors(case: Case, dtype: torch.dtype, layout: torch.memory_format) -> tuple[torch.Tensor, ...]:
+    """(x, weight, bias, dy) of a case, on the meta device; parameters have x's dtype."""
+    x, dy = (torch.empty(case.shape, dtype=dtype, device="meta").contiguous(memory_format=layout) for _ in range(2))
+    features = case.shape[-1] if case.norm in ("layer", "rms") else case.shape[1]
+    w, b = (torch.empty(features, dtype=dtype, device="meta") for _ in range(2))
+    return x, w, b, dy
+
+
 def follow(
     library: str, case: Case, dtype: torch.dtype, layout: torch.memory_format, forward: Any, backward: Any
 ) -> dict[str, int]:
     """Send a case's launches to a recorder for each direction, `Pass` or `Compiling`; returns the compulsory bytes."""
-    x, dy = (torch.empty(case.shape, dtype=dtype, device="meta").contiguous(memory_format=layout) for _ in range(2))
-    features = case.shape[-1] if case.norm in ("layer", "rms") else case.shape[1]
-    w, b = (torch.empty(features, dtype=dtype, device="meta") for _ in range(2))
+    x, w, b, dy = tensors(case, dtype, layout)
     parameters = distinct_bytes(w) if case.norm == "rms" else distinct_bytes(w, b)
-    running = 16 * features if case.norm == "batch" else 0
+    running = 16 * w.numel() if case.norm == "batch" else 0
     with recording(forward):
         _y, gradients = RUNS[library](case.norm)(x, w, b, dy, case)
     with recording(backward):

@@ -21,6 +21,7 @@ WAYS = {
     "test_baseline.py": ("compiled", "interpreted"),
     "test_ptx.py": ("compiled",),
     "test_model.py": ("compiled",),
+    "test_timed.py": ("compiled",),
     "test_emulator.py": ("emulated",),
     "test_emulator_async.py": ("emulated",),
     "test_emulated.py": ("emulated",),
