@@ -43,6 +43,7 @@ from . import timed as model
 from .addresses import swapped
 from .codegen import pretending
 from .emulator.timer import Space, Timer
+from .occupancy import LIMITS
 from .shapes import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def _pretended(gpu: Gpu) -> Iterator[None]:
     properties = SimpleNamespace(
         name=gpu.name, multi_processor_count=gpu.sms, major=number // 10, minor=number % 10, warp_size=32,
         L2_cache_size=gpu.l2, total_memory=80 << 30, regs_per_multiprocessor=65536, gcnArchName="",
-        max_threads_per_multi_processor=2048, shared_memory_per_block=49152, shared_memory_per_block_optin=gpu.shared,
+        max_threads_per_multi_processor=2048, shared_memory_per_block=49152,
+        shared_memory_per_block_optin=LIMITS[gpu.target].shared,
     )  # fmt: skip
     changes: list[tuple[Any, str, Any]] = [
         (DeviceProperties, "create", staticmethod(lambda _device: told)),

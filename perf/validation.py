@@ -29,13 +29,15 @@ import torch
 import triton
 
 from . import cli, render, rivals, timed
-from .emulator.timer import GPUS, Timer
+from .emulator.gpus import GPUS
+from .emulator.timer import Timer
 from .shapes import Case, Cell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from .emulator.timer import Gpu, Timed
+    from .emulator.gpus import Gpu
+    from .emulator.timer import Timed
     from .render import Row
 
 PUBLISHED = Path(__file__).parent / "published"

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-
 from normtriton.perf import cli, rivals, timed, validation
 from normtriton.perf.emulator.timer import Timer
 from normtriton.perf.shapes import Case, Cell

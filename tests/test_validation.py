@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-
 from normtriton.perf import cli, timed, validation
 from normtriton.perf.emulator.timer import GPUS
 from normtriton.perf.validation import Compared, Published
