@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
     from torch.fx import GraphModule
 
-    from .emulator.timer import Gpu, Timed
+    from .emulator.gpus import Gpu
+    from .emulator.timer import Timed
     from .shapes import Cell
 
 _GPU = torch.device("cuda", 0)

@@ -12,21 +12,23 @@ import warnings
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from triton.runtime.jit import JITFunction
 
 from . import rivals
 from .addresses import swapped
-from .codegen import flat, mock, pretending
-from .emulator.timer import Space, Timed, Timer, pack
+from .codegen import mock, pretending
+from .emulator.timer import Space, Timed, Timer
 from .l2 import Machine
+from .predict import kernel
 from .shapes import DIRECTIONS, NORMS, OFFERED
 from .traffic import distinct_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from .emulator.timer import Gpu
+    import torch
+
+    from .emulator.gpus import Gpu
     from .shapes import Cell
 
 _compile = JITFunction.run
@@ -104,15 +106,7 @@ def compiled_launch(kernel: Any, args: tuple[Any, ...], target: str, grid: Any, 
 
 def time_compiled(timer: Timer, space: Space, compiled: Any, args: Sequence[Any], grid: Sequence[int]) -> Timed:
     """Time one launch of a compiled kernel on what the timer's L2 holds."""
-    kinds = flat(tuple(compiled.src.signature.values()))
-    given = [arg for arg, kind in zip(flat(tuple(args)), kinds, strict=False) if kind != "constexpr"]
-    values = [space.address(a) if isinstance(a, torch.Tensor) else 0 if a is None else a for a in given]
-    about = compiled.metadata
-    cluster = getattr(about, "num_ctas", 1)
-    x, y, z = (*grid, 1, 1)[:3]
-    params = pack(compiled.asm["ptx"], values)
-    blocks = (x * cluster, y, z)
-    return timer.launch(about.name, compiled.asm["cubin"], blocks, about.num_warps, cluster, about.shared, params)
+    return timer.launch(*kernel(compiled, args, grid, space))
 
 
 def passes(
