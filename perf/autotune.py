@@ -541,7 +541,7 @@ def command(
 
     With --predict a model of a GPU predicts the times, and no GPU is needed. Nothing is measured, and no candidate is
     run or compared with float64. An entry must be predicted to be faster by more than the model's error (4 % forward,
-    7 % backward) if multiprocessors share the memory bus, and not slower if each has its share of it alone. Its table
+    15 % backward) if multiprocessors share the memory bus, and not slower if each has its share of it alone. Its table
     has no measured times, and is used only where NORMTRITON_TUNED names it, on every GPU of that kind.
 
     \b

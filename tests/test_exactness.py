@@ -69,12 +69,10 @@ CELLS = [
     *product(PLANS, DATA, [torch.float32]),
     *product(("row", "batch-split", "group-cells", "cluster-row", "cluster-batch-column"), DATA, [torch.bfloat16]),
 ]
-#: Errors that are larger, in roundings of the largest result: not to get worse.
-MISSES = {
-    # one element has it all: rounded in x - mean, in the variance merged over tiles, its root, 1 / that, times weight,
-    # times x, plus bias; PyTorch's 0.95 is less than its own seven
-    ("batch-streamed", "outlier", torch.float32, "y"): 2.45,
-}
+#: Where one element has all of a group's variance, seven roundings of that one number are the error. PyTorch's of the
+#: fixed draw is less than one by chance, so that many draws are compared instead.
+BY_CHANCE = ("batch-streamed", "outlier", torch.float32)
+CELLS.remove(BY_CHANCE)
 
 
 @pytest.mark.parametrize(("plan", "data", "dtype"), CELLS, ids=str)
@@ -98,5 +96,23 @@ def test_errors_are_pytorchs(plan, data, dtype, switch, pytestconfig):
     theirs = errors(lambda *args: pytorch(case, *args, eps), x, weight, bias, dy, want)
     for name, error in ours.items():
         rounding = torch.finfo(dtype).eps / 2 * getattr(want, name).abs().max().item()
-        allowed = max(1.5 * theirs[name] + rounding, MISSES.get((plan, data, dtype, name), 0.0) * rounding)
+        allowed = 1.5 * theirs[name] + rounding
         assert error <= allowed, f"{name}: {error / rounding:.2f} roundings, PyTorch's {theirs[name] / rounding:.2f}"
+
+
+def test_errors_of_an_outlier_are_pytorchs_in_the_mean():
+    """Of outliers here and there, large and larger: not half more than PyTorch's, without a rounding beside."""
+    case = CASES[BY_CHANCE[0]]
+    totals = {"y": [0.0, 0.0], "dx": [0.0, 0.0]}
+    for _ in range(12):
+        x = torch.ones(case.shape)
+        x.view(-1)[torch.randint(x.numel(), ())] = 1e4 * (1 + torch.rand(()))
+        weight, bias = parameters(case, torch.float32)
+        dy = torch.randn(case.shape)
+        want = reference(x, weight, bias, dy, eps=1e-5, **textbook(case))
+        for at, function in enumerate((case.run, lambda *args: pytorch(case, *args))):
+            found = errors(lambda *args, run=function: run(*args, 1e-5), x, weight, bias, dy, want)
+            for name, error in found.items():
+                totals[name][at] += error / getattr(want, name).abs().max().item()
+    for name, (ours, theirs) in totals.items():
+        assert ours <= 1.5 * theirs, f"{name}: {ours / theirs:.2f} times PyTorch's"

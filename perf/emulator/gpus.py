@@ -54,9 +54,9 @@ class Gpu:
         queue_depth: cycles of work that may wait before the load/store unit. C
         alu, fma, fma_heavy, xu, fp64, uniform: cycles of a scheduler's pipe for a warp instruction. P
         shuffle: cycles of the load/store unit for a shuffle. P: 32 lanes a cycle
-        jitter: cycles that a DRAM access takes longer, at most; half of it in the mean. A warp waits for the last of its
-            accesses, so this is the tail of a busy DRAM's latency. F on the H100: to RMS norm's backward passes of 1024
-            columns in Liger-Kernel's 7c454f48, which wait for it row after row. C on the A100
+        jitter: cycles that a DRAM access takes longer, at most; half of it in the mean. A warp waits for the last of
+            its accesses, so this is the tail of a busy DRAM's latency. F on the H100: to RMS norm's backward passes of
+            1024 columns in Liger-Kernel's 7c454f48, which wait for it row after row. C on the A100
         fetch: cycles until a line of instructions is there that a multiprocessor has not come to before. C
         skew: cycles that the first blocks begin apart, at most. C
         start: seconds of a kernel before its first instruction and after its last. F
