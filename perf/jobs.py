@@ -25,7 +25,7 @@ import triton
 from normtriton import kernels, launch  # type: ignore[attr-defined]  # kernels: not for mypy, see pyproject.toml
 from normtriton.plan import UNTUNED, Tuning, Tunings
 
-from . import predict, render, rivals
+from . import predict, render, rivals, timed
 from .codegen import PLANNED_FOR, compile_launch, facts
 from .l2 import MACHINES
 from .shapes import DIRECTIONS, Cell, planned
@@ -133,7 +133,8 @@ def made_from(job: Job) -> str:
     sources = [file for pattern in SOURCES[job.instrument] for file in sorted(here.glob(pattern))]
     parts = [triton.__version__, _TORCH, _source(*sources)]
     if job.library != render.LIBRARY:
-        parts += [rivals.version(job.library), _source(here / "rivals.py")]
+        theirs = ("rivals.py", *(("timed.py", "inductor.py") if job.instrument == "model" else ()))
+        parts += [rivals.version(job.library), _source(*(here / name for name in theirs))]
     else:
         launches = planned(job.cell.case, *job.cell.options, device_of(job)).launches
         own = sorted(Path(kernels.__file__).parent.glob("*.py"))
@@ -144,6 +145,9 @@ def made_from(job: Job) -> str:
 def figures(job: Job) -> dict[str, dict[str, Any]]:
     """Measure a cell: {"forward": ..., "backward": ...}."""
     case, dtype, layout = job.cell.case, *job.cell.options
+    if job.library != render.LIBRARY and job.instrument == "model":
+        times = timed.figures(job.library, predict.GPUS[job.machine], job.cell)
+        return {direction: times[direction]._asdict() for direction in job.directions}
     if job.library != render.LIBRARY:
         return rivals.figures(job.library, job.instrument, job.machine, job.cell)  # both, whatever is asked for
     if job.instrument == "traffic":

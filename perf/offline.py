@@ -20,7 +20,7 @@ from .jobs import Job, measured
 from .l2 import MACHINES
 from .predict import GPUS, rounded
 from .results import THEIRS, Store
-from .shapes import DIRECTIONS, DTYPES, LAYOUTS, OFFERED, Case, cells
+from .shapes import DIRECTIONS, DTYPES, LAYOUTS, NORMS, TIMED, Case, cells, offered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path, file_okay=False),
             help="Keep the rows in this folder, as JSON lines; what is there and still holds is not measured again.",
         ),
-        names_option("--libraries", "libraries", (render.LIBRARY, *OFFERED), render.LIBRARY, "Whose norms"),
+        names_option("--libraries", "libraries", (render.LIBRARY, *TIMED), render.LIBRARY, "Whose norms"),
         names_option("--directions", "directions", DIRECTIONS, ",".join(DIRECTIONS), "Passes"),
         names_option("--dtypes", "dtypes", FLOATING, ",".join(DTYPES), "Dtypes of x"),
         names_option(
@@ -81,7 +81,7 @@ def _jobs(
         for machine in machines
         for cell in cells(cases, layouts, dtypes)
         for library in libraries
-        if cell.case.norm in OFFERED.get(library, cell.case.norm)
+        if cell.case.norm in (NORMS if library == render.LIBRARY else offered(instrument).get(library, ()))
     ]
     if not wanted:
         raise Refusal("nothing to measure: no such shape has such a layout, or no such library such a norm")

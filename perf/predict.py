@@ -30,6 +30,8 @@ from .traffic import compulsory_bytes, distinct_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from normtriton.autograd import Call
+
     from .codegen import Recorded
     from .emulator.gpus import Gpu
     from .emulator.timer import Timed
@@ -141,16 +143,16 @@ def run(gpu: Gpu, kernels: Iterable[Kernel], numel: int) -> tuple[list[Timed], f
     return found, sum(alone.launch(*one).us for one in kernels)
 
 
-def predicted(gpu: Gpu, found: list[Timed], alone: float, compulsory: int) -> Predicted:
-    """Sum up launches that together must move so many bytes."""
+def predicted(gpu: Gpu, found: list[Timed], alone: float, size: int) -> Predicted:
+    """Sum up launches that together must move ``size`` bytes; ``alone`` is µs."""
     us = sum(one.us for one in found)
-    copied = compulsory / gpu.dram * 1e6
-    rates = rounded({"gbps": compulsory / us / 1e3, "of_ceiling": copied / us, "of_ceiling_alone": copied / alone})
+    copied = size / gpu.dram * 1e6
+    rates = rounded({"gbps": size / us / 1e3, "of_ceiling": copied / us, "of_ceiling_alone": copied / alone})
     return Predicted(
         us=rounded(us),
         us_alone=rounded(alone),
         **rates,
-        compulsory=compulsory,
+        compulsory=size,
         kernels=[rounded(one._asdict()) for one in found],
     )
 
@@ -164,14 +166,20 @@ def rounded(value: Any) -> Any:
     return value
 
 
+def compulsory(
+    direction: str, call: Call, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
+) -> int:
+    """Bytes of a call with each input read once and each result written once."""
+    running = 0 if call.running is None else distinct_bytes(call.running.mean, call.running.var)
+    return compulsory_bytes(direction, x, weight, bias, running=running)
+
+
 def figures(gpu: Gpu, plan: Planned, direction: str) -> Predicted:
     """Predict one direction of a planned case."""
     space = Space()
     kernels = [ours(recorded, gpu.target, space) for recorded in plan.launches[direction]]
-    running = plan.call.running
-    size = 0 if running is None else distinct_bytes(running.mean, running.var)
-    compulsory = compulsory_bytes(direction, plan.x, plan.weight, plan.bias, running=size)
-    return predicted(gpu, *run(gpu, kernels, prod(plan.x.shape)), compulsory)
+    size = compulsory(direction, plan.call, plan.x, plan.weight, plan.bias)
+    return predicted(gpu, *run(gpu, kernels, prod(plan.x.shape)), size)
 
 
 __all__ = ["GPUS", "MARGIN", "Kernel", "Predicted", "device_of", "figures", "kernel", "ours", "predicted", "run"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .codegen import PLANNED_FOR
-from .shapes import DIRECTIONS, DTYPES, OFFERED, Cell, cells
+from .shapes import DIRECTIONS, DTYPES, OFFERED, TIMED, Cell, cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -180,15 +180,15 @@ def predicted(files: Files, dtype: str, machine: str = "H100") -> str:
     for cell in cells():
         for direction in DIRECTIONS if cell.dtype == dtype else ():
             columns = [cell.case.name, cell.layout, direction]
-            for library in (LIBRARY, *OFFERED):
-                if cell.case.norm not in OFFERED.get(library, cell.case.norm):
+            for library in (LIBRARY, *TIMED):
+                if cell.case.norm not in TIMED.get(library, cell.case.norm):
                     columns.append("not offered")
                     continue
                 row = find(files, names[library != LIBRARY], cell, direction, library)
                 part = missing(row, "predicted") or f"{row['of_ceiling']:.0%} ({row['of_ceiling_alone']:.0%})"
                 columns.append(part if "error" in row else f"{part}, {row['us']:.1f} µs")
             rows.append(columns)
-    text = table(("shape", "layout", "direction", LIBRARY, *OFFERED), rows)
+    text = table(("shape", "layout", "direction", LIBRARY, *TIMED), rows)
     return f"{dtype}. Predicted with {versions(files, names)}.\n\n{text}"
 
 

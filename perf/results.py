@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import render, rivals
 from .jobs import Job, made_from, measured
-from .shapes import DIRECTIONS, OFFERED, cells
+from .shapes import DIRECTIONS, NORMS, TIMED, cells, offered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,11 +39,12 @@ OURS = (*THEIRS, ("code", "sm_80"), ("code", "sm_100"), ("code", "gfx942"), ("tr
 
 def jobs(select: str, others: bool) -> Iterator[Job]:
     """All that there is to measure, of cases whose name contains ``select``."""
-    installed = [library for library in OFFERED if others and rivals.version(library) != rivals.MISSING]
+    installed = [library for library in TIMED if others and rivals.version(library) != rivals.MISSING]
     for library in (render.LIBRARY, *installed):
         for instrument, machine in OURS if library == render.LIBRARY else THEIRS:
             for cell in cells():
-                if select in cell.case.name and cell.case.norm in OFFERED.get(library, cell.case.norm):
+                norms = NORMS if library == render.LIBRARY else offered(instrument).get(library, ())
+                if select in cell.case.name and cell.case.norm in norms:
                     yield Job(instrument, machine, library, cell)
 
 
@@ -86,7 +87,7 @@ def _order() -> dict[tuple[str, ...], int]:
         (cell.case.name, cell.layout, cell.dtype, direction, library)
         for cell in cells()
         for direction in DIRECTIONS
-        for library in (render.LIBRARY, *OFFERED)
+        for library in (render.LIBRARY, *TIMED)
     )
     return {key: place for place, key in enumerate(keys)}
 

@@ -33,7 +33,7 @@ from .addresses import swapped
 from .codegen import facts, mock, pretending
 from .l2 import H100, MACHINES
 from .shapes import DIRECTIONS
-from .traffic import Pass, distinct_bytes, fraction
+from .traffic import Pass, compulsory_bytes, fraction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -263,6 +263,8 @@ MISSING = "not installed"
 
 def version(library: str) -> str:
     """A library's version, or that it is not installed."""
+    if library == "torch.compile":
+        return torch.__version__.split("+")[0]
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
@@ -282,16 +284,13 @@ def follow(
 ) -> dict[str, int]:
     """Send a case's launches to a recorder for each direction, `Pass` or `Compiling`; returns the compulsory bytes."""
     x, w, b, dy = tensors(case, dtype, layout)
-    parameters = distinct_bytes(w) if case.norm == "rms" else distinct_bytes(w, b)
-    running = 16 * w.numel() if case.norm == "batch" else 0
+    parameters = (w,) if case.norm == "rms" else (w, b)
+    running = 8 * w.numel() if case.norm == "batch" else 0  # in float32
     with recording(forward):
         _y, gradients = RUNS[library](case.norm)(x, w, b, dy, case)
     with recording(backward):
         gradients()
-    return {
-        "forward": distinct_bytes(x, x) + parameters + running,
-        "backward": distinct_bytes(x, x, x, w) + parameters,
-    }
+    return {direction: compulsory_bytes(direction, x, *parameters, running=running) for direction in DIRECTIONS}
 
 
 def figures(library: str, instrument: str, machine: str, cell: Cell) -> dict[str, dict[str, Any]]:

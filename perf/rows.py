@@ -13,7 +13,7 @@ from . import render
 from .codegen import PLANNED_FOR
 from .l2 import MACHINES
 from .render import LIBRARY, Row
-from .shapes import DIRECTIONS, DTYPES, OFFERED, cells
+from .shapes import DIRECTIONS, DTYPES, TIMED, cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -84,7 +84,7 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
     rows = list(rows)
     places = [(cell.case.name, cell.layout) for cell in cells()] + [place(row) for row in rows]
     rank = {name: at for at, name in reversed(list(enumerate(places)))}
-    libraries = list(dict.fromkeys((LIBRARY, *OFFERED, *(row["library"] for row in rows))))
+    libraries = list(dict.fromkeys((LIBRARY, *TIMED, *(row["library"] for row in rows))))
     known = dtypes(rows)
 
     def order(row: Row) -> tuple[int, ...]:

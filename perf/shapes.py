@@ -117,6 +117,13 @@ OFFERED = {
     "liger-kernel": ("layer", "rms", "group"),
     "flag-gems": ("layer", "rms", "group", "batch", "instance"),
 }
+#: The norms whose times can be predicted of other libraries: what torch.compile generates is Triton's, too.
+TIMED = {**OFFERED, "torch.compile": NORMS}
+
+
+def offered(instrument: str) -> dict[str, tuple[str, ...]]:
+    """The norms of other libraries that an instrument can look at."""
+    return TIMED if instrument == "model" else OFFERED
 
 
 class Cell(NamedTuple):

@@ -9,6 +9,7 @@ are predicted.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ from .addresses import swapped
 from .codegen import mock, pretending
 from .emulator.timer import Space, Timed, Timer
 from .l2 import Machine
-from .predict import kernel
-from .shapes import DIRECTIONS, NORMS, OFFERED
+from .predict import compulsory, kernel, predicted, share_of
+from .shapes import DIRECTIONS, make
 from .traffic import distinct_bytes
 
 if TYPE_CHECKING:
@@ -29,12 +30,10 @@ if TYPE_CHECKING:
     import torch
 
     from .emulator.gpus import Gpu
+    from .predict import Predicted
     from .shapes import Cell
 
 _compile = JITFunction.run
-
-#: The norms of each library whose times can be predicted.
-TIMED = {**OFFERED, "torch.compile": NORMS}
 
 
 def machine(gpu: Gpu) -> Machine:
@@ -130,7 +129,7 @@ def timed(
     directions: Sequence[str] = DIRECTIONS,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, list[Timed]]:
-    """Time a cell of another library, one of `TIMED`: {"forward": [...], "backward": [...]}, a `Timed` a step.
+    """Time a cell of another library: {"forward": [...], "backward": [...]}, a `Timed` a step.
 
     `normtriton.perf.rivals.prepare` comes first, once in a process. Each pass begins with an L2 that holds nothing of
     use. Of several configurations that liger-kernel or flag-gems would measure, the middle one of the list is taken; of
@@ -145,3 +144,17 @@ def timed(
     case, dtype, layout = cell.case, *cell.options
     given = rivals.tensors(case, dtype, layout)
     return passes(lambda: rivals.RUNS[library](case.norm)(*given, case), timer, directions)
+
+
+def figures(library: str, gpu: Gpu, cell: Cell) -> dict[str, Predicted]:
+    """Predict a cell of another library, as `normtriton.perf.predict.figures` does ours, by direction."""
+    call, x, weight, bias = make(cell.case, *cell.options)
+    share = share_of(x.numel())
+    together, alone = (timed(library, cell, Timer(replace(gpu, share=part))) for part in (share, gpu.sms))
+    return {
+        direction: predicted(
+            gpu, together[direction], sum(step.us for step in alone[direction]),
+            compulsory(direction, call, x, weight, bias),
+        )
+        for direction in DIRECTIONS
+    }  # fmt: skip
