@@ -1,6 +1,6 @@
 """Measure every cell that needs no GPU, keep the figures in perf/results, and render the tables of README.md and docs.
 
-    python -m normtriton.perf.results [--rivals] [--select NAME] [--fresh] [--jobs N]
+    python -m normtriton.perf.results [--rivals] [--select NAME] [--instrument NAME] [--fresh] [--jobs N]
     python -m normtriton.perf.results --render
 
 A cell is a norm of `normtriton.perf.shapes` in a layout and a dtype. Three instruments work on it: "traffic" simulates
@@ -37,14 +37,14 @@ THEIRS = ("code", "sm_90"), ("traffic", "H100"), ("model", "H100")
 OURS = (*THEIRS, ("code", "sm_80"), ("code", "sm_100"), ("code", "gfx942"), ("traffic", "A100"))
 
 
-def jobs(select: str, others: bool) -> Iterator[Job]:
-    """All that there is to measure, of cases whose name contains ``select``."""
+def jobs(select: str, others: bool, only: str = "") -> Iterator[Job]:
+    """All that there is to measure, of cases whose name contains ``select``; by the instrument ``only``, or by all."""
     installed = [library for library in TIMED if others and rivals.version(library) != rivals.MISSING]
     for library in (render.LIBRARY, *installed):
         for instrument, machine in OURS if library == render.LIBRARY else THEIRS:
             for cell in cells():
                 norms = NORMS if library == render.LIBRARY else offered(instrument).get(library, ())
-                if select in cell.case.name and cell.case.norm in norms:
+                if select in cell.case.name and cell.case.norm in norms and only in ("", instrument):
                     yield Job(instrument, machine, library, cell)
 
 
@@ -124,6 +124,7 @@ def main() -> None:
     )
     parser.add_argument("--rivals", action="store_true", help="measure the other libraries that are installed, too")
     parser.add_argument("--select", default="", metavar="NAME", help="only cases whose name contains this")
+    parser.add_argument("--instrument", default="", choices=("traffic", "code", "model"), help="only this one")
     parser.add_argument("--fresh", action="store_true", help="measure what is there already, too")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--render", action="store_true", help="measure nothing: render what is there")
@@ -133,7 +134,7 @@ def main() -> None:
         sys.exit(f"results are kept in a checkout of the project, which {render.PAGES[0].parent} is not")
     if not chosen.render:
         store = Store(render.RESULTS)
-        every = list(jobs(chosen.select, chosen.rivals))
+        every = list(jobs(chosen.select, chosen.rivals, chosen.instrument))
         wanted = every if chosen.fresh else [job for job in every if not store.has(job)]
         say(f"{len(every) - len(wanted)} of {len(every)} cells are measured already")
         failures = update(store, wanted, chosen.jobs)
