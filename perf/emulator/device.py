@@ -29,6 +29,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import triton
 from triton.backends.nvidia import compiler as nvidia_compiler
 from triton.backends.nvidia import driver as nvidia
 from triton.compiler.compiler import CompiledKernel
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from .executor import Report
     from .pretend import Profile
 
+#: The first release of Triton whose launcher and driver are known here.
+LAUNCHER = (3, 9)
 _EMPTY = {
     torch: ("empty", "empty_like", "empty_strided", "empty_permuted"),
     torch.Tensor: ("new_empty", "new_empty_strided"),
@@ -212,12 +215,16 @@ def enable(target: str, sms: int | None = None, assemble: bool = True, timing: A
 
     Raises:
         CompilerMissingError: the executor cannot be built; says what to install.
-        RuntimeError: a device is emulated already, or kernels run in Triton's interpreter.
+        RuntimeError: a device is emulated already, kernels run in Triton's interpreter, or Triton is older than 3.9.
         ValueError: the target is none that is emulated.
     """
     global _enabled  # noqa: PLW0603  one in a process
     if _enabled is not None:
         raise RuntimeError(f"{_enabled.profile.target} is emulated already, and a process has one device")
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < LAUNCHER:
+        raise RuntimeError(
+            f"the emulator stands behind the launcher of Triton 3.9 and later, not {triton.__version__}'s"
+        )
     if launch.INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET=1 has Triton interpret kernels: unset it, the emulator runs compiled ones")
     device = Device(pretend.profile(target, sms), timing)
