@@ -7,11 +7,16 @@ import sys
 
 import pytest
 import torch
+import triton
 from click.testing import CliRunner
 from normtriton.perf import checks, emulate
 from normtriton.perf.bench import FLOATING
+from normtriton.perf.emulator.device import LAUNCHER
 from normtriton.perf.oracle import Textbook
 from normtriton.perf.rows import check
+
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < LAUNCHER:
+    pytest.skip("the emulator needs Triton 3.9 or later", allow_module_level=True)
 
 PROGRAM = """
 import torch, triton
