@@ -44,7 +44,7 @@ test-compiled: .venv/test
 
 # Compiled kernels, executed on the CPU: the emulator's own tests, and a sample of each target.
 test-emulated: .venv/test
-	$(PYTEST) --compiled sm_90 tests/test_emulator.py tests/test_emulated.py
+	$(PYTEST) --compiled sm_90 tests/test_emulator.py tests/test_emulator_async.py tests/test_emulated.py
 	$(PYTEST) --compiled sm_80 tests/test_emulated.py
 
 # All of it: every branch, layout, dtype and target, running statistics, real shapes, and the project's own tests.

@@ -1,6 +1,6 @@
 """Every branch of the plans as compiled code, executed on the emulator: right, with no finding, the same bits.
 
-`make emulated` runs all dtypes, layouts and targets; here each branch has one dtype, on sm_80 every fourth.
+`make emulated` runs all dtypes, layouts and targets; here each branch has one dtype, on sm_80 every third.
 """
 
 from normtriton.perf import checks, emulate
@@ -20,7 +20,7 @@ def sample(target):
     branches = [one[i % len(FLOATING)] for i, one in enumerate(zip(*by_dtype, strict=True))]
     running = [check for check in checks.of_running(with_clusters, ["float32"]) if check.running == "updates"]
     others = [*list(checks.of_layouts(FLOATING))[::8], *running[::6]]
-    return [*branches, *others] if with_clusters else [*branches, *others][::4]
+    return [*branches, *others] if with_clusters else [*branches, *others][::3]
 
 
 def pytest_generate_tests(metafunc):
