@@ -25,7 +25,7 @@ RED_ZONE = 4096
 ALIGNMENT = 512
 #: The byte that empty memory is full of: NaN in every floating-point dtype; another one for integers and truth values.
 POISON, POISON_INTEGER = 0xFF, 0xDB
-#: What the executor (``cpp/executor.cpp``) knows of an element: a kernel may access it; it has a value.
+#: What the executor (``cpp/executor/program.hpp``) knows of an element: a kernel may access it; it has a value.
 VALID, INITIALIZED = 1, 2
 
 
