@@ -36,6 +36,7 @@ from .tile import (
     sum_tiles,
     tensor_offsets,
     unravel,
+    with_products,
 )
 
 
@@ -258,7 +259,11 @@ def normalize_backward(
             mask = resident_mask(exists, r1, r2, in1, in2, group, plan)
             g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
             p1, p2, inside = parameter_tile(r1, r2, in1, in2, exists, plan)
-            sum1, sum2 = sum_where_constant(g, g * xhat, plan)
+            if plan.affine_r2:
+                sum1, sum2 = sum_where_constant(g, g * xhat, plan)
+            else:
+                pairs, products = with_products(g, xhat, plan)
+                sum1, sum2 = sum_where_constant(pairs, products, plan)
             at = small_offsets(group, group.parts, outer, q, plan)
             at += (p1 * group.parts.r1)[None, :, None] + (p2 * group.parts.r2)[None, None, :]
             if dbias is not None:

@@ -23,7 +23,7 @@ from .tile import (
     sum_tile,
     sum_tiles,
     tensor_offsets,
-    with_squares,
+    with_products,
 )
 
 
@@ -37,13 +37,13 @@ def moments(x, mask, count, plan: tl.constexpr):
     if plan.centered:
         mean = sum_tile(x, plan) / count
         deviation = tl.where(mask, x - mean, 0.0)
-        deviation, squares = with_squares(deviation, plan)
+        deviation, squares = with_products(deviation, deviation, plan)
         correction, squares = sum_tiles(deviation, squares, plan)
         correction = correction / count
         squares = squares - count * correction * correction
         squares = tl.where(squares < 0.0, 0.0, squares)  # `where` lets NaN pass, a maximum may not
     else:
-        _x, squares = with_squares(x, plan)
+        _x, squares = with_products(x, x, plan)
         squares = sum_tile(squares, plan)
         mean = tl.zeros_like(squares)
         correction = mean

@@ -369,22 +369,23 @@ def sum_tiles(a, b, plan: tl.constexpr):
 
 
 @triton.jit
-def with_squares(values, plan: tl.constexpr):
-    """(values, values * values) of a tile, to be summed; of one group, a thread's neighbours are added already.
+def with_products(a, b, plan: tl.constexpr):
+    """(a, a * b) of two tiles, to be summed along r2; of one group, a thread's neighbours are added already.
 
-    The first of two squares is rounded, the second one fused with the addition. That takes the instructions that
-    squaring and adding one by one would take if the compiler fused them, and its registers: compiled, 16384 elements
-    took 64 instead of 75, so that a multiprocessor has room for two programs. Not in the interpreter: numpy's sums then
-    lose more of what is small beside an outlier (2.16 roundings instead of 1.42, in the mean of 60 draws; executed as
-    compiled code it is 1.09 instead of 1.04).
+    The first of two products is rounded, the second one fused with the addition. That takes the instructions that
+    multiplying and adding one by one would take if the compiler fused them, and their registers: compiled, the squares
+    of 16384 elements took 64 instead of 75, so that a multiprocessor has room for two programs. Not in the interpreter:
+    numpy's sums then lose more of what is small beside an outlier (2.16 roundings instead of 1.42, in the mean of 60
+    draws; executed as compiled code it is 1.09 instead of 1.04).
     """
-    if plan.vector_axis == "r2" and plan.vector > 1 and values.shape[0] == 1 and not INTERPRETED:
-        pairs: tl.constexpr = (values.shape[0], values.shape[1], values.shape[2] // 2, 2)
-        first, second = tl.split(tl.reshape(values, pairs))
-        values, squares = first + second, tl.fma(second, second, first * first)
+    if plan.vector_axis == "r2" and plan.vector > 1 and a.shape[0] == 1 and not INTERPRETED:
+        pairs: tl.constexpr = (a.shape[0], a.shape[1], a.shape[2] // 2, 2)
+        first_a, second_a = tl.split(tl.reshape(a, pairs))
+        first_b, second_b = tl.split(tl.reshape(b, pairs))
+        a, products = first_a + second_a, tl.fma(second_a, second_b, first_a * first_b)
     else:
-        squares = values * values
-    return values, squares
+        products = a * b
+    return a, products
 
 
 @triton.jit
