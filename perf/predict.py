@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 #: Of tensors of more elements a quarter of the multiprocessors is run, with a quarter of the L2 and of the bus.
 WHOLE = 8_000_000
 #: Two predicted times of a pass that are closer than this part of them are not told apart: about what the model was off
-#: in the median against published times (docs/validation.md), forward, and backward with other programs waiting.
+#: in the median against published times (docs/validation.md), of forward and of not persistent backward passes.
 MARGIN = {"forward": 0.04, "backward": 0.15}
 
 

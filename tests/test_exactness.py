@@ -70,9 +70,8 @@ CELLS = [
     *product(("row", "batch-split", "group-cells", "cluster-row", "cluster-batch-column"), DATA, [torch.bfloat16]),
 ]
 #: Where one element has all of a group's variance, seven roundings of that one number are the error. PyTorch's of the
-#: fixed draw is less than one by chance, so that many draws are compared instead.
+#: fixed draw is less than one by chance, so that of y many draws are compared instead.
 BY_CHANCE = ("batch-streamed", "outlier", torch.float32)
-CELLS.remove(BY_CHANCE)
 
 
 @pytest.mark.parametrize(("plan", "data", "dtype"), CELLS, ids=str)
@@ -94,6 +93,8 @@ def test_errors_are_pytorchs(plan, data, dtype, switch, pytestconfig):
     want = reference(x, weight, bias, dy, eps=eps, **textbook(case))
     ours = errors(lambda *args: case.run(*args, eps), x, weight, bias, dy, want)
     theirs = errors(lambda *args: pytorch(case, *args, eps), x, weight, bias, dy, want)
+    if (plan, data, dtype) == BY_CHANCE:
+        del ours["y"]
     for name, error in ours.items():
         rounding = torch.finfo(dtype).eps / 2 * getattr(want, name).abs().max().item()
         allowed = 1.5 * theirs[name] + rounding
