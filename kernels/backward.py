@@ -36,6 +36,7 @@ from .tile import (
     sum_tiles,
     tensor_offsets,
     unravel,
+    widen,
     with_products,
 )
 
@@ -45,10 +46,10 @@ def load_tile(dy, x, group, outer, walk, q, r1, r2, mask, mean, rstd, plan: tl.c
     """(dy, x̂) of one tile. Both are 0 outside the mask or meet a dy that is."""
     g = load_tensor(dy, tensor_offsets(group, group.dy, outer, walk, q, r1, r2, plan), mask, plan)
     value = load_tensor(x, tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask, plan)
-    value = value.to(rstd.dtype)
+    value = widen(value, rstd.dtype)
     if plan.centered:
         value -= mean
-    return g.to(rstd.dtype), value * rstd
+    return widen(g, rstd.dtype), value * rstd
 
 
 @triton.jit
@@ -210,7 +211,7 @@ def resident_cells(dy, x, dx, weight, dweight, dbias, m, r, n, group, outer, q, 
     if dx is not None:
         if weight is not None:
             at = unravel(outer, group.outer, group.weight.outer) + (q * group.weight.cell)[None, None, :]
-            w = tl.load(weight + at, mask=there, other=0.0).to(r.dtype)
+            w = widen(tl.load(weight + at, mask=there, other=0.0), r.dtype)
             sum1, sum2 = sum1 * w, sum2 * w
         sum1, sum2 = sum_groups(sum1, sum2, plan)
         w = load_weight(weight, group, outer, q, exists, r.dtype, plan)

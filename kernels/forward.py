@@ -23,19 +23,32 @@ from .tile import (
     sum_tile,
     sum_tiles,
     tensor_offsets,
+    widen,
     with_products,
 )
 
 
 @triton.jit
-def moments(x, mask, count, plan: tl.constexpr):
+def first_element(x, group, outer, q, exists, dtype: tl.constexpr, plan: tl.constexpr):
+    """An element of each group, the same for all that share it: (block_kept, 1, 1)."""
+    only = tl.arange(0, 1)
+    at = tensor_offsets(group, group.x, outer, outer * 0, q, only, only, plan)
+    return widen(tl.load(x + at, mask=exists[:, None, None], other=0.0), dtype)
+
+
+@triton.jit
+def moments(x, mask, count, origin, plan: tl.constexpr):
     """Mean, as an unevaluated sum of two numbers, and summed squared deviations of each group's elements in a tile.
 
     Two passes over registers. The second corrects the first: the deviations' own mean is what rounding left of the
-    mean, far below the mean's last digit, and it would otherwise stay in the variance squared.
+    mean, far below the mean's last digit, and it would otherwise stay in the variance squared. Measured from
+    ``origin``, one of the elements, the mean of a constant group has no error, and its variance is exactly 0.
     """
     if plan.centered:
-        mean = sum_tile(x, plan) / count
+        if origin is None:
+            mean = sum_tile(x, plan) / count
+        else:
+            mean = origin + sum_tile(tl.where(mask, x - origin, 0.0), plan) / count
         deviation = tl.where(mask, x - mean, 0.0)
         deviation, squares = with_products(deviation, deviation, plan)
         correction, squares = sum_tiles(deviation, squares, plan)
@@ -63,7 +76,7 @@ def combine(count, mean, correction, squares, tile_count, tile_mean, tile_correc
 
 
 @triton.jit
-def measure(x, first, last, group, outer, q, exists, dtype: tl.constexpr, plan: tl.constexpr):
+def measure(x, first, last, origin, group, outer, q, exists, dtype: tl.constexpr, plan: tl.constexpr):
     """(count, mean, correction, squares) of each group over tiles first to last."""
     count = tl.zeros((), dtype)
     mean = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
@@ -72,9 +85,10 @@ def measure(x, first, last, group, outer, q, exists, dtype: tl.constexpr, plan: 
     for i in tl.range(last - first):
         walk, r1, r2, in1, in2, size = reduced_tile(first + i, group, plan)
         mask = cube(exists, in1, in2)
-        tile = tl.load(x + tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask=mask, other=0.0).to(dtype)
+        at = tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan)
+        tile = widen(tl.load(x + at, mask=mask, other=0.0), dtype)
         size = size.to(dtype)
-        tile_mean, tile_correction, tile_squares = moments(tile, mask, size, plan)
+        tile_mean, tile_correction, tile_squares = moments(tile, mask, size, origin, plan)
         count, mean, correction, squares = combine(
             count, mean, correction, squares, size, tile_mean, tile_correction, tile_squares
         )
@@ -102,8 +116,8 @@ def update_running(running, index, mean, variance, count, mask):
     unbiased = variance if count is None else variance * (count / (count - 1.0))
     if len(running.momentum) > 0:
         m = exact(running.momentum, mean.dtype)
-        old_mean = tl.load(running.mean + mean_at, mask=mask, other=0.0).to(mean.dtype)
-        old_var = tl.load(running.var + var_at, mask=mask, other=0.0).to(mean.dtype)
+        old_mean = widen(tl.load(running.mean + mean_at, mask=mask, other=0.0), mean.dtype)
+        old_var = widen(tl.load(running.var + var_at, mask=mask, other=0.0), mean.dtype)
         mean = old_mean * (1.0 - m) + mean * m
         unbiased = old_var * (1.0 - m) + unbiased * m
     store(running.mean, mean_at, mean, mask)
@@ -116,7 +130,10 @@ def update_running(running, index, mean, variance, count, mask):
 @triton.jit
 def save_statistics(mean_out, rstd_out, running, index, mean, variance, count, eps, exists, plan: tl.constexpr):
     """Store each group's mean and 1 / sqrt(variance + eps), (block_kept, 1, 1), and return the latter."""
-    rstd = 1.0 / tl.sqrt(variance + exact(eps, variance.dtype))
+    if eps is None:
+        rstd = tl.where(variance == 0.0, 0.0, 1.0 / tl.sqrt(tl.where(variance == 0.0, 1.0, variance)))
+    else:
+        rstd = 1.0 / tl.sqrt(variance + exact(eps, variance.dtype))
     index, exists = for_each_block(index, plan), in_first_block(exists, plan)
     mean, variance = for_each_block(mean, plan), for_each_block(variance, plan)
     if mean_out is not None:
@@ -131,8 +148,8 @@ def save_statistics(mean_out, rstd_out, running, index, mean, variance, count, e
 def load_statistics(mean, rstd, correction, running, index, eps, exists, dtype: tl.constexpr, plan: tl.constexpr):
     """(mean, correction, rstd) of each group: from an earlier launch, or from the running statistics."""
     if plan.constant:
-        m = tl.load(running.mean + index * running.mean_stride, mask=exists, other=0.0).to(dtype)
-        variance = tl.load(running.var + index * running.var_stride, mask=exists, other=1.0).to(dtype)
+        m = widen(tl.load(running.mean + index * running.mean_stride, mask=exists, other=0.0), dtype)
+        variance = widen(tl.load(running.var + index * running.var_stride, mask=exists, other=1.0), dtype)
         r = 1.0 / tl.sqrt(variance + exact(eps, dtype))
         c = tl.zeros_like(m)
     else:
@@ -188,7 +205,7 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
         running: `Running` statistics to update, or with ``plan.constant`` to use; or None.
         parts: stage "measure" writes each group's (count, mean, correction, squares) there, (4, *parts, chunks); stage
             "apply" reads what float32 cannot hold of each group's mean, (groups,).
-        eps: added to the variance, see `exact`.
+        eps: added to the variance, see `exact`; None for 0 in a norm that makes 0 of a constant group.
         group, plan: `Grouping` and `Plan`.
 
     Grid: (blocks of groups, chunks of a group). Stages: "resident", the tile is the whole group and is read once;
@@ -200,13 +217,14 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
     outer, q, exists = locate(block, group, plan)
     there = exists[:, None, None]
     index = small_offsets(group, group.stats, outer, q, plan)
+    origin = first_element(x, group, outer, q, exists, dtype, plan) if eps is None else None
 
     if plan.stage == "resident":
         walk, r1, r2, in1, in2, _size = reduced_tile(chunk * 0, group, plan)
         mask = resident_mask(exists, r1, r2, in1, in2, group, plan)
-        tile = load_tensor(x, tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask, plan).to(dtype)
+        tile = widen(load_tensor(x, tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask, plan), dtype)
         count = tl.zeros((), dtype) + (group.count >> 1)
-        m, c, squares = moments(tile, mask, count, plan)
+        m, c, squares = moments(tile, mask, count, origin, plan)
         if plan.block_groups > 0:
             there = there & (q % plan.cells == 0)[:, None, None]  # of a group's cells, the first stores its statistics
         r = save_statistics(mean, rstd, running, index, m + c, squares / count, count, eps, there, plan)
@@ -217,7 +235,7 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
         if plan.stage == "apply":
             m, c, r = load_statistics(mean, rstd, parts, running, index, eps, there, dtype, plan)
         else:
-            count, m, c, squares = measure(x, first, last, group, outer, q, exists, dtype, plan)
+            count, m, c, squares = measure(x, first, last, origin, group, outer, q, exists, dtype, plan)
             if plan.stage == "measure":
                 cells = small_offsets(group, group.parts, outer, q, plan)
                 save_parts(parts, chunk, cells, count, m, c, squares, there, group, plan)
@@ -229,5 +247,5 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
                 walk, r1, r2, in1, in2, _size = reduced_tile(last - 1 - i, group, plan)
                 mask = cube(exists, in1, in2)
                 at = tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan)
-                tile = tl.load(x + at, mask=mask, other=0.0).to(dtype)
+                tile = widen(tl.load(x + at, mask=mask, other=0.0), dtype)
                 write(y, weight, bias, scale, shift, tile, m, c, group, outer, walk, q, r1, r2, exists, mask, plan)

@@ -203,6 +203,19 @@ def in_first_block(exists, plan: tl.constexpr):
 
 
 @triton.jit
+def widen(values, dtype: tl.constexpr):
+    """What was loaded, in the dtype of the arithmetic.
+
+    The interpreter converts bfloat16's subnormal numbers wrongly, so there it is done by hand: they are the upper half
+    of a float32.
+    """
+    if INTERPRETED and values.dtype.scalar == tl.bfloat16:
+        bits = values.to(tl.int16, bitcast=True).to(tl.int32) << 16
+        values = bits.to(tl.float32, bitcast=True)
+    return values.to(dtype)
+
+
+@triton.jit
 def load_tensor(pointer, offsets, mask, plan: tl.constexpr):
     """A tile of a tensor of full size, 0 outside the mask."""
     values = tl.load(pointer + by_rows(offsets, plan), mask=by_rows(mask, plan), other=0.0)
@@ -215,7 +228,7 @@ def load_tensor(pointer, offsets, mask, plan: tl.constexpr):
 def load_constant(pointer, strides, group, outer, q, exists, dtype: tl.constexpr, plan: tl.constexpr):
     """A parameter that is constant within a group, (block_kept, 1, 1), in the dtype of the arithmetic."""
     offsets = parameter_offsets(group, strides, outer, q, plan)
-    return tl.load(pointer + offsets, mask=exists[:, None, None], other=0.0).to(dtype)
+    return widen(tl.load(pointer + offsets, mask=exists[:, None, None], other=0.0), dtype)
 
 
 @triton.jit
@@ -245,7 +258,7 @@ def load_parameter(
     if plan.affine_r2:
         offsets += (r2 * strides.r2)[None, None, :]
         there = mask
-    return tl.load(pointer + offsets, mask=there, other=0.0).to(dtype)
+    return widen(tl.load(pointer + offsets, mask=there, other=0.0), dtype)
 
 
 @triton.jit
@@ -402,14 +415,15 @@ def exact(pair, dtype: tl.constexpr):
 def store(pointer, offsets, values, mask):
     """Round to the pointer's dtype, to nearest even, and store.
 
-    Hardware rounds so. The interpreter would truncate float32 to bfloat16, so there it is done by hand.
+    Hardware rounds so. The interpreter would truncate float32 to bfloat16, subnormal numbers to others, so there it is
+    done by hand.
     """
     dtype = pointer.dtype.element_ty
     if INTERPRETED and dtype == tl.bfloat16:
         values = values.to(tl.float32)
         bits = values.to(tl.int32, bitcast=True)
-        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-        values = tl.where(values == values, rounded & -65536, bits).to(tl.float32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        values = tl.where(values == values, rounded, 0x7FC0).to(tl.int16).to(tl.bfloat16, bitcast=True)
     tl.store(pointer + offsets, values.to(dtype), mask=mask)
 
 
