@@ -5,13 +5,13 @@ import torch
 import triton
 import triton.language as tl
 from cases import CASES, CLUSTERED, SMALL, Case, lay_out, textbook
+from normtriton.kernels import forward, tile
 from oracle import EPS32, reference
 from test_clusters import switch  # noqa: F401  a fixture
 from test_exactness import pytorch
 from test_norms import DTYPES, parameters
 
 import normtriton as nt
-from normtriton.kernels import forward, tile
 from normtriton.norms import INSTANCE
 from normtriton.plan import Device
 from normtriton.schedule import Problem, forward_schedule
