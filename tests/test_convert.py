@@ -364,7 +364,7 @@ def test_norms_of_other_libraries_are_recognized(name, kernels):
     assert type(module) is kind and everything(module) == before
 
 
-@pytest.mark.parametrize("eps", [1, 1.0, 2.5, 1e4, 0, 0.0])
+@pytest.mark.parametrize("eps", [1, 2.5, 1e4, 0.0])
 @pytest.mark.parametrize("name", KNOWN)
 def test_eps_may_have_any_size(name, eps, kernels):
     """Of every class: what the attribute holds is tried, not judged by its size."""
