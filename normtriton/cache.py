@@ -10,7 +10,7 @@ import fcntl
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
 if TYPE_CHECKING:
@@ -59,14 +59,14 @@ def write(file: Path, text: str) -> None:
 
 
 @contextmanager
-def appending(file: Path) -> Iterator[TextIO]:
+def appending(file: Path, mode: str = "a") -> Iterator[IO[str]]:
     """A file, opened to add to it; others who open it so wait.
 
     Raises:
         OSError: it cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as opened:
+    with file.open(mode, encoding="utf-8") as opened:
         with suppress(OSError):  # a file system without locks: of two who write at once, the last one wins
             fcntl.flock(opened, fcntl.LOCK_EX)
         yield opened
@@ -93,5 +93,7 @@ def locked(file: Path) -> Iterator[None]:
     Raises:
         OSError: the folder cannot be written.
     """
-    with appending(file.with_name(f".{file.name}.lock")):
+    lock = file.with_name(f".{file.name}.lock")
+    others = lock.exists() and not os.access(lock, os.W_OK)  # another user's, in a folder of several
+    with appending(lock, "r" if others else "a"):
         yield

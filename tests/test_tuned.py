@@ -1,5 +1,6 @@
 """Tables of tunings: what they may say, which files are refused, and that a sample does not see its batch."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,6 +227,22 @@ def test_two_write_one_table_at_once(tmp_path):
         assert all(clusters._read(name) is (int(name[2:]) % 2 == 0) for name in wanted)
     left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".txt", ".lock")]
     assert left == ["table.json"]
+
+
+def test_a_lock_of_another_user(tmp_path, monkeypatch):
+    """In a folder that several may write, a lock that one of them made need not be written by the others."""
+    file, opened = tmp_path / "table.json", Path.open
+
+    def forbid(self, mode="r", *args, **kwargs):
+        if self.suffix == ".lock" and mode != "r":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return opened(self, mode, *args, **kwargs)
+
+    tuned.write(file, "first, sm_99", 7, {})
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(Path, "open", forbid)
+    tuned.write(file, "second, sm_99", 7, {})
+    assert set(tuned.sections(file)) == {"first, sm_99", "second, sm_99"}
 
 
 @pytest.mark.parametrize("use", [0, True, None, b"table.json", ["table.json"], float("nan")])
