@@ -7,16 +7,17 @@ A cluster needs an NVIDIA GPU of compute capability 9.0 to 11.x and Triton 3.9. 
             but runs the same plans
     off     never
 
-A trial takes two small layer norms, once for a device and a Triton version; the verdict is kept in
-``NORMTRITON_CACHE``, by default ``normtriton`` in the user's cache folder. A launch that fails all the same is warned
-of once, made again without clusters, and no other is tried.
+A trial takes two small layer norms, once for a device and a Triton version; the verdict is kept in a file of its own
+in ``NORMTRITON_CACHE``, by default ``normtriton`` in the user's cache folder. Where it cannot be kept, each process
+makes a trial. A launch that fails all the same is warned of once, made again without clusters, and no other is tried.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from contextlib import suppress
+from hashlib import sha256
+from threading import RLock
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 _switch = Switch("NORMTRITON_CLUSTERS", "auto", "on", "off")
 refused: set[int] = set()  #: devices on which a launch failed; -1 is the interpreter's
 _verdicts: dict[int, bool] = {}
+_trying: set[int] = set()  #: devices on which a trial runs
+_lock = RLock()  #: one thread makes a trial, whose own launches ask again; the others wait for the verdict
+#: A verdict as its file has it, behind the key. Nothing else is one: no file of another key, and none that is cut off.
+_WORDS = {True: "results agree", False: "results differ"}
 
 
 def mode() -> str:
@@ -91,38 +96,46 @@ def refuse(index: int, error: BaseException) -> None:
     _plan_anew()
 
 
-def cache_file() -> Path:
-    """Where verdicts are kept."""
-    return cache.folder() / "clusters.json"
+def verdict_file(key: str) -> Path:
+    """Where a verdict is kept. It has the file to itself: a process that writes another one cannot lose it."""
+    return cache.folder() / "clusters" / f"{sha256(key.encode()).hexdigest()[:16]}.txt"
 
 
-def _read() -> dict[str, bool]:
+def _read(key: str) -> bool | None:
     try:
-        known = json.loads(cache_file().read_text())
+        text = verdict_file(key).read_text(encoding="utf-8")
     except (OSError, ValueError):
-        return {}
-    return {key: value for key, value in known.items() if isinstance(value, bool)} if isinstance(known, dict) else {}
+        return None
+    return next((verdict for verdict, words in _WORDS.items() if text == f"{key}: {words}\n"), None)
 
 
 def _write(key: str, verdict: bool) -> None:
     with suppress(OSError):  # a folder that cannot be written costs a trial in every process, nothing else
-        cache.write(cache_file(), json.dumps(_read() | {key: verdict}, indent=1))
+        cache.write(verdict_file(key), f"{key}: {_WORDS[verdict]}\n")
 
 
 def _verdict(index: int) -> bool:
-    if index not in _verdicts:
-        key = f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}, Triton {triton.__version__}"
-        known = _read()
-        if key not in known:
-            if torch.cuda.is_current_stream_capturing():
-                return False  # a trial waits for the device, which a capture forbids
-            _verdicts[index] = True  # for the trial's own launches
-            known[key] = trial(index)
-            _write(key, known[key])
-        _verdicts[index] = known[key]
-        if not known[key]:
-            _plan_anew()
-    return _verdicts[index]
+    if index in _verdicts:
+        return _verdicts[index]
+    with _lock:
+        if index in _trying:
+            return True  # for the trial's own launches
+        if index not in _verdicts:
+            key = f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}, Triton {triton.__version__}"
+            verdict = _read(key)
+            if verdict is None:
+                if torch.cuda.is_current_stream_capturing():
+                    return False  # a trial waits for the device, which a capture forbids
+                _trying.add(index)
+                try:
+                    verdict = trial(index)
+                finally:
+                    _trying.discard(index)
+                _write(key, verdict)
+            _verdicts[index] = verdict
+            if not verdict:
+                _plan_anew()
+        return _verdicts[index]
 
 
 def trial(index: int) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from . import functional, launch
 from .autograd import has_kernels
 from .plan import Device
 from .schedule import Problem, backward_schedule, forward_schedule
+from .switch import whole_number, yes_or_no
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,6 +178,20 @@ def backward_direction(
     return Direction(schedule, moved, compulsory)
 
 
+def _not_ours(function: Any) -> str:
+    """What `explain` says of a function that it does not know, with the one that it may be."""
+    if isinstance(function, torch.nn.Module):
+        name = type(function).__name__
+        said, how = f"the module {name}", ", with the module's input and parameters"
+    else:
+        name = getattr(function, "__name__", repr(function))
+        named = isinstance(function, FunctionType | type)
+        said, how = f"{function.__module__}.{function.__qualname__}" if named else repr(function), ""
+    near = next((norm for norm in _CHECKS if norm.replace("_", "") in name.replace("_", "").lower()), None)
+    hint = f"; this may be explain(normtriton.{near}, ...){how}" if near else ""
+    return f"explain() takes {', '.join(_CHECKS)} of normtriton, not {said}{hint}"
+
+
 def explain(
     function: Callable[..., Tensor], *args: Any, sms: int | None = None, clusters: bool | None = None, **kwargs: Any
 ) -> Explanation:
@@ -187,23 +204,31 @@ def explain(
         clusters: whether to plan with thread-block clusters; by default as on the input's GPU, without one unless
             `normtriton.clusters` has them off.
     Raises:
-        TypeError: function is not one of the library's.
+        TypeError: function is not one of the library's, or sms or clusters of another type.
+        ValueError: sms is less than 1; or there is nothing to explain, of an empty input or of what PyTorch's own
+            function takes.
         What the function itself raises for these arguments.
 
     Bytes are counted from the plan: whole tensors once a walk, partial results written and read once; a cache is not
     assumed, so a second walk that hits the L2 is counted in full.
     """
-    name = getattr(function, "__name__", repr(function))
-    if getattr(functional, name, None) is not function or name not in _CHECKS:
-        raise TypeError(f"explain() knows {', '.join(sorted(_CHECKS))} of normtriton, not {function!r}")
-    bound = inspect.signature(function).bind(*args, **kwargs)
+    name = getattr(function, "__name__", "")
+    if name not in _CHECKS or getattr(functional, name) is not function:
+        raise TypeError(_not_ours(function))
+    sms = None if sms is None else whole_number(sms, "explain(): argument 'sms'")
+    clusters = None if clusters is None else yes_or_no(clusters, "explain(): argument 'clusters'")
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        function(*args, **kwargs)  # raises in its own words
+        raise
     bound.apply_defaults()
     arguments = bound.arguments
     x = arguments.pop("input")
-    try:
-        call = _CHECKS[name](x, **arguments)
-    except functional.Refused:
-        call = None
+    call = None
+    if isinstance(x, torch.Tensor):
+        with suppress(functional.Refused):
+            call = _CHECKS[name](x, **arguments)
     if call is None:
         statistics = {
             k: t.clone() for k, t in arguments.items() if k.startswith("running") and isinstance(t, torch.Tensor)

@@ -13,6 +13,7 @@ import re
 import warnings
 from contextlib import ExitStack, contextmanager
 from itertools import product
+from sys import float_info
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -95,7 +96,7 @@ class Structure(NamedTuple):
     parameters: tuple[str, ...]
     absent: tuple[str, ...]  #: parameters that are registered as None
     size: int  #: elements of each parameter; 0 without parameters
-    eps: str
+    epsilons: tuple[str, ...]  #: the attributes that could be its eps
     input: str
 
     def key(self) -> tuple[Any, ...]:
@@ -106,7 +107,11 @@ class Structure(NamedTuple):
 
 def names_eps(name: str) -> bool:
     """Whether an attribute's name is one for eps, such as "norm_eps" and "variance_epsilon", and not "steps"."""
-    return re.search(r"(^|_)eps(ilon)?(_|$)", name.lower()) is not None
+    return _has_word(name, "eps|epsilon")
+
+
+def _has_word(name: str, words: str) -> bool:
+    return re.search(rf"(^|_)({words})(_|$)", name.lower()) is not None
 
 
 _INTERNAL = {*vars(nn.Module()), "_compiled_call_impl"}
@@ -124,6 +129,13 @@ def structure_of(module: nn.Module) -> Structure | str:
     It must have no submodules, no buffers, no parameters but one-dimensional ``weight`` and ``bias``, no attributes but
     numbers, strings and the like, one of which is eps, and a forward that takes an input and nothing else.
     """
+    arguments = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    taken = f"its forward takes ({', '.join(map(str, arguments))})"
+    gated = len(arguments) > 1 and "gated" in type(module).__name__.lower()
+    if gated or any(_has_word(argument.name, "gate|gates|gating") for argument in arguments):
+        return f"is a norm with a gate, which convert does not fuse yet: {taken}"
+    if activations := list(_activations(module)):
+        return f"is a norm with an activation, which convert does not fuse yet: {', '.join(activations)}"
     if module._modules:
         return f"has submodules: {', '.join(module._modules)}"
     if module._buffers:
@@ -137,21 +149,28 @@ def structure_of(module: nn.Module) -> Structure | str:
     attributes = {name: value for name, value in vars(module).items() if name not in _INTERNAL}
     if others := {name for name, value in attributes.items() if not _is_plain(value)}:
         return f"has attributes that may be state: {', '.join(sorted(others))}"
-    epsilons = [
-        name
-        for name, value in attributes.items()
-        if names_eps(name) and isinstance(value, int | float) and value is not False and 0.0 <= value < 1.0
-    ]
-    if len(epsilons) != 1:
-        return f"has {len(epsilons) or 'no'} attribute{'s' if epsilons else ''} that could be its eps"
-    cls = type(module)
-    arguments = list(inspect.signature(cls.forward).parameters.values())[1:]
+    epsilons = [name for name, value in attributes.items() if names_eps(name) and _may_be_eps(value)]
+    if not epsilons:
+        return "has no attribute that could be its eps"
     if len(arguments) != 1 or arguments[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        return f"its forward takes ({', '.join(map(str, arguments))}), where one input was expected"
+        return f"{taken}, where one input was expected"
     parameters = tuple(name for name in _TENSORS if name in tensors)
     size = next(iter(tensors.values())).shape[0] if tensors else 0
     absent = tuple(name for name, tensor in module._parameters.items() if tensor is None)
-    return Structure(cls, attributes, parameters, absent, size, epsilons[0], arguments[0].name)
+    return Structure(type(module), attributes, parameters, absent, size, tuple(epsilons), arguments[0].name)
+
+
+def _may_be_eps(value: Any) -> bool:
+    """Whether a value can be added to a variance: whatever its size, since it is tried."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= float_info.max
+
+
+def _activations(module: nn.Module) -> Iterator[str]:
+    """Activations among a module's parts: what is named for one, and PyTorch's under any name."""
+    for name, part in (*module._modules.items(), *vars(module).items()):
+        named = callable(part) and _has_word(name, "act|activation|nonlinearity")
+        if named or type(part).__module__ == nn.ReLU.__module__:
+            yield f"{name} ({getattr(part, '__name__', type(part).__name__)})"
 
 
 _verdicts: dict[tuple[Any, ...], Recognized | str] = {}
@@ -171,13 +190,22 @@ def recognize(structure: Structure) -> Recognized | str:
 
 
 def _verdict(structure: Structure) -> Recognized | str:
+    verdicts = [_verdict_with(structure, eps) for eps in structure.epsilons]
+    found = [verdict for verdict in verdicts if isinstance(verdict, Recognized)]
+    if len(found) > 1:  # of one value: which of them it reads cannot be seen
+        return f"has {len(found)} attributes that could be its eps: {', '.join(verdict.eps for verdict in found)}"
+    return found[0] if found else verdicts[0]
+
+
+def _verdict_with(structure: Structure, eps: str) -> Recognized | str:
+    """The verdict if this attribute is eps."""
     if structure.size:
-        return _Probe(structure, structure.size).verdict()
-    verdict = _Probe(structure, 24).verdict()  # any number should do
+        return _Probe(structure, structure.size, eps).verdict()
+    verdict = _Probe(structure, 24, eps).verdict()  # any number should do
     for value in structure.attributes.values():  # unless it is told one
         size = value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
         if isinstance(verdict, str) and isinstance(size, int) and size > 1:
-            told = _Probe(structure, size).verdict()
+            told = _Probe(structure, size, eps).verdict()
             verdict = verdict if isinstance(told, str) else told._replace(size=size)
     return verdict
 
@@ -230,12 +258,13 @@ def _compare(what: str, got: Tensor, want: Tensor, allowed: float, scale: Tensor
 class _Probe:
     """A module of a structure, and inputs to run it on."""
 
-    def __init__(self, structure: Structure, size: int) -> None:
+    def __init__(self, structure: Structure, size: int, eps: str) -> None:
         self.structure = structure
         self.size = size
+        self.eps_name = eps
         self.generator = torch.Generator().manual_seed(0)
         self.groups = structure.attributes.get("num_groups")
-        self.eps = float(structure.attributes[structure.eps])
+        self.eps = float(structure.attributes[eps])
         self.error = ""  #: what the module last raised
 
     def randn(self, *shape: int) -> Tensor:
@@ -252,7 +281,7 @@ class _Probe:
             if from_one and "weight" not in self.structure.parameters:
                 continue
             structure = self.structure
-            tried = Recognized(name, from_one, structure.eps, structure.parameters, structure.input, 0, (), ())
+            tried = Recognized(name, from_one, self.eps_name, structure.parameters, structure.input, 0, (), ())
             try:
                 if ndims := tuple(self.ndims(tried)):
                     found.append(tried._replace(ndims=ndims, dtypes=tuple(self.dtypes(tried, ndims[0]))))
@@ -278,7 +307,8 @@ class _Probe:
         for shape in self.shapes(FUNCTIONS[found.function]):
             uneven = self.randn(*shape) + 0.5
             uneven.view(-1)[uneven.numel() // 2] = 300.0  # in case something is clipped
-            small = self.randn(*shape) * max(self.eps, 1e-30) ** 0.5  # as eps is, so that its place tells
+            # as eps is, so that its place tells; not so small that float32 cannot hold the cube of rstd, of a gradient
+            small = self.randn(*shape) * max(self.eps, 1e-20) ** 0.5
             if all([self.agrees(found, uneven, training=True), self.agrees(found, small, training=False)]):
                 yield len(shape)
 

@@ -27,13 +27,16 @@ import warnings
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 
 from . import cache, kernels  # type: ignore[attr-defined]  # kernels: not for mypy, see pyproject.toml
 from .plan import Subject, Tuning, Tunings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: The version of the files' format.
 FORMAT = 1
@@ -51,7 +54,13 @@ def setting() -> str:
 
 
 def use(table: str | Path) -> None:
-    """Change which table the plans that follow are made with, and read it anew."""
+    """Change which table the plans that follow are made with, and read it anew.
+
+    Raises:
+        TypeError: neither a string nor a path.
+    """
+    if not isinstance(table, str | Path):
+        raise TypeError(f"use(): argument 'table' must be str or Path, not {type(table).__name__}: {table!r}")
     global _setting  # noqa: PLW0603  a setting of the process
     _setting = str(table)
     _load.cache_clear()
@@ -61,7 +70,11 @@ def use(table: str | Path) -> None:
 
 
 def default_file() -> Path:
-    """The table in the cache folder."""
+    """The table in the cache folder.
+
+    Raises:
+        FileNotFoundError: there is no cache folder, see `normtriton.cache.folder`.
+    """
     return cache.folder() / "tuned.json"
 
 
@@ -92,17 +105,22 @@ def table_for(index: int, sms: int) -> Tunings | None:
     """The table for a device of so many multiprocessors; None if there is none, or it is refused."""
     if _setting == "off" or (index < 0 and not _setting):
         return None
-    file = Path(_setting) if _setting else default_file()
-    return _load(file, device_name(index), sms, named=bool(_setting)) if _setting or file.exists() else None
+    if _setting:
+        return _load(Path(_setting), device_name(index), sms, named=True)
+    try:
+        file = default_file()
+    except FileNotFoundError:  # no cache folder
+        return None
+    there = os.path.exists(file)  # noqa: PTH110  Path's raises where the folder may not be entered
+    return _load(file, device_name(index), sms, named=False) if there else None
 
 
 @lru_cache(maxsize=64)
 def _load(file: Path, device: str, sms: int, *, named: bool) -> Tunings | None:
     try:
-        if not named:
-            apart(file, predicted=False)
-        entries = {subject: tuning for subject, (tuning, _times) in read(file, device, sms).items()}
-        return Tunings(entries, source=str(file), predicted=is_predicted(sections(file)))
+        devices = sections(file) if named else apart(file, predicted=False)
+        entries = {subject: tuning for subject, (tuning, _times) in entries_of(devices, device, sms).items()}
+        return Tunings(entries, source=str(file), predicted=is_predicted(devices))
     except Refused as reason:
         warnings.warn(
             f"normtriton: {file} {reason}. Plans are the planner's own choice. `python -m normtriton.perf autotune` "
@@ -119,7 +137,15 @@ def read(file: Path, device: str, sms: int) -> dict[Subject, tuple[Tuning, Any]]
     Raises:
         Refused: it is missing, damaged, or of another device, Triton or kernels.
     """
-    devices = sections(file)
+    return entries_of(sections(file), device, sms)
+
+
+def entries_of(devices: dict[str, dict[str, Any]], device: str, sms: int) -> dict[Subject, tuple[Tuning, Any]]:
+    """What `read` gives, of a file's `sections`.
+
+    Raises:
+        Refused: as `read`.
+    """
     kinds = [name for name in devices if "predicted" in devices[name] and _words(name) <= _words(device)]
     if device not in devices and not kinds:
         raise Refused(f"was made on {', '.join(devices) or 'no device'}, this is {device}")
@@ -150,16 +176,22 @@ def is_predicted(devices: dict[str, dict[str, Any]]) -> bool:
     return any("predicted" in section for section in devices.values())
 
 
-def apart(file: Path, predicted: bool) -> None:
-    """Refuse a file of predicted times where it is to have measured ones, or the other way round.
+def apart(file: Path, predicted: bool) -> dict[str, dict[str, Any]]:
+    """What a file has of each device, nothing if there is no file; refuses one of the other kind of times.
 
     Raises:
-        Refused: it has times of the other kind, or is no table.
+        Refused: it has predicted times where it is to have measured ones, or the other way round, or is no table.
     """
-    devices = sections(file) if file.exists() else {}
+    try:
+        devices = sections(file)
+    except Refused as reason:
+        if isinstance(reason.__cause__, FileNotFoundError | NotADirectoryError):
+            return {}
+        raise
     if devices and is_predicted(devices) != predicted:
         have, new = ("measured", "predicted") if predicted else ("predicted", "measured")
         raise Refused(f"has {have} times, and is no place for {new} ones")
+    return devices
 
 
 def sections(file: Path) -> dict[str, dict[str, Any]]:
@@ -169,10 +201,10 @@ def sections(file: Path) -> dict[str, dict[str, Any]]:
         Refused: it is missing or damaged.
     """
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise Refused(f"cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nested too deep
         raise Refused(f"is damaged: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise Refused(f"is not in format {FORMAT} of tuned tables")
@@ -192,20 +224,37 @@ def _entry(tuning: Any, measured: Any = None, predicted: Any = None, **subject: 
 
 
 def write(
-    file: Path, device: str, sms: int, entries: dict[Subject, tuple[Tuning, Any]], predicted: str | None = None
-) -> None:
-    """Write a device's tunings, each with what was measured; what the file has of other devices stays.
+    file: Path,
+    device: str,
+    sms: int,
+    entries: Mapping[Subject, tuple[Tuning, Any] | None],
+    predicted: str | None = None,
+) -> tuple[int, str]:
+    """Add a device's tunings to a file, each with what was measured, and take away those that are None.
 
+    What else the file has stays, but for this device's entries of other versions. Several processes may do so at once.
     ``predicted`` says by what times were predicted that were not measured; the device is then a kind of GPU.
 
+    Returns:
+        How many entries the file has for the device now, and why those it had are gone, or nothing.
     Raises:
         Refused: the file is there and no table, or has times of the other kind.
         OSError: it cannot be written.
     """
-    apart(file, predicted is not None)
-    devices = sections(file) if file.exists() else {}
-    kind = "measured" if predicted is None else "predicted"
-    rows = [{**subject._asdict(), "tuning": tuning.chosen, kind: times} for subject, (tuning, times) in entries.items()]
-    by = {} if predicted is None else {"predicted": predicted}
-    devices[device] = {**versions(sms), **by, "entries": rows}
-    cache.write(file, json.dumps({"format": FORMAT, "devices": devices}, indent=1) + "\n")
+    with cache.locked(file):
+        devices = apart(file, predicted is not None)
+        had: dict[Subject, tuple[Tuning, Any]] = {}
+        gone = ""
+        try:
+            had = entries_of(devices, device, sms) if device in devices else {}
+        except Refused as reason:
+            gone = str(reason)
+        kept = {subject: entry for subject, entry in {**had, **entries}.items() if entry is not None}
+        kind = "measured" if predicted is None else "predicted"
+        rows = [
+            {**subject._asdict(), "tuning": tuning.chosen, kind: times} for subject, (tuning, times) in kept.items()
+        ]
+        by = {} if predicted is None else {"predicted": predicted}
+        devices[device] = {**versions(sms), **by, "entries": rows}
+        cache.write(file, json.dumps({"format": FORMAT, "devices": devices}, indent=1) + "\n")
+    return len(kept), gone

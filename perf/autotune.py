@@ -363,18 +363,11 @@ def keep(table: Path, device: str, sms: int, choices: dict[Subject, Choice], mod
     Raises:
         Refusal: the file is there and no table, or cannot be written.
     """
-    said, entries = "", {}
-    try:
-        if table.exists():
-            others = tuned.sections(table)
-            if device in others:
-                entries = tuned.read(table, device, sms)
-    except tuned.Refused as reason:
-        said = f" What it had {reason}."
+    entries: dict[Subject, tuple[Tuning, Any] | None] = {}
     for subject, choice in choices.items():
         if choice.tuning is None:
             continue
-        entries.pop(subject, None)
+        entries[subject] = None
         if choice.tuning != UNTUNED:
             own, best = ([pair[i] for pair in choice.rows.values()] for i in range(2))
             times: dict[str, Any] = {"planner_us": total(own), "us": total(best), "cases": [*choice.rows]}
@@ -382,13 +375,13 @@ def keep(table: Path, device: str, sms: int, choices: dict[Subject, Choice], mod
                 alone = {"planner_us_alone": total(own, "us_alone"), "us_alone": total(best, "us_alone")}
                 times |= {**alone, "model": model}
             entries[subject] = choice.tuning, times
+    by = None if model is None else f"by version {model} of the model, not measured"
     try:
         with writing(table, "--table"):
-            by = None if model is None else f"by version {model} of the model, not measured"
-            tuned.write(table, device, sms, entries, by)
+            count, gone = tuned.write(table, device, sms, entries, by)
     except tuned.Refused as reason:
         raise Refusal(f"{table} {reason}: remove it, or name another with --table") from reason
-    return f"{table} has {len(entries)} entries for {device}.{said}"
+    return f"{table} has {count} entries for {device}.{gone and f' What it had {gone}.'}"
 
 
 def summary(tasks: Sequence[Task], choices: dict[Subject, Choice], sweep: Sweep) -> list[Row]:
@@ -480,8 +473,14 @@ def table_of(named: Path | None, predicted: bool) -> Path:
         Refusal: predicted times for the table of measured ones, or the other way round.
     """
     setting = tuned.setting()
-    table = named or (tuned.default_file() if setting in ("", "off") else Path(setting))
-    if predicted and table.resolve() == tuned.default_file().resolve():
+    try:
+        default = tuned.default_file()
+    except FileNotFoundError:
+        default = None
+    table = named or (default if setting in ("", "off") else Path(setting))
+    if table is None:
+        raise Refusal("the user has no home folder to keep a table in: name one with --table")
+    if predicted and default and table.resolve() == default.resolve():
         raise Refusal(f"{table} is for measured times: name another table for predicted ones with --table")
     try:
         tuned.apart(table, predicted)

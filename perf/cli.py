@@ -6,6 +6,7 @@ A command is a `click.Command`; it is imported when it is asked for.
 from __future__ import annotations
 
 import json
+import os
 import pkgutil
 import sys
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from normtriton import cache
 
 from .shapes import SETS, Case
 
@@ -142,29 +145,28 @@ class Lines:
         self.rows: list[dict[str, Any]] = []
         self._file = file
         if file is not None:
-            with writing(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                text = file.read_text() if resume and file.exists() else ""
-                whole = text[: text.rfind("\n") + 1]  # without a last row that was cut off
-                self.rows = _rows(file, whole.splitlines())
-                if whole != text or not text:
-                    file.write_text(whole)
+            with writing(file), cache.appending(file):
+                text = file.read_bytes() if resume else b""
+                whole = text[: text.rfind(b"\n") + 1]  # without a last row that was cut off
+                self.rows = _rows(file, whole.splitlines(), text[len(whole) :])
+                if len(whole) != file.stat().st_size:
+                    os.truncate(file, len(whole))
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a row."""
         self.rows.append(row)
         if self._file is not None:
-            with writing(self._file), self._file.open("a") as file:
+            with writing(self._file), cache.appending(self._file) as file:
                 file.write(json.dumps(row, sort_keys=True) + "\n")
 
 
-def _rows(file: Path, lines: list[str]) -> list[dict[str, Any]]:
-    """The rows of a file's lines."""
+def _rows(file: Path, lines: list[bytes], cut_off: bytes) -> list[dict[str, Any]]:
+    """The rows of a file's lines; the rest may be the beginning of one."""
     try:
         rows = [json.loads(line) for line in lines if line]
     except ValueError:
         rows = [None]
-    if not all(isinstance(row, dict) for row in rows):
+    if not all(isinstance(row, dict) for row in rows) or cut_off[:1] not in (b"", b"{"):
         raise Refusal(f"{file} holds other things than rows of results: name another file with --out")
     return rows
 

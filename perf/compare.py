@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -165,6 +166,8 @@ def command(old: Path, new: Path, threshold: float, out: Path | None, as_json: b
       git worktree add ../before && python -m normtriton.perf compare ../before/perf/results perf/results
       python -m normtriton.perf compare before.jsonl after.jsonl --threshold 0.05
     """  # noqa: D301  \b is click's mark of a paragraph to be left as it is
+    if isnan(threshold):
+        raise click.BadParameter("nan is no change", param_hint="--threshold")
     before, after = read(old), read(new)
     cells = [{(place, cell) for place, rows in side.items() for cell in rows} for side in (before, after)]
     if not cells[0] & cells[1]:

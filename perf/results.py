@@ -24,6 +24,8 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from normtriton import cache
+
 from . import render, rivals
 from .jobs import Job, made_from, measured
 from .shapes import DIRECTIONS, NORMS, TIMED, cells, offered
@@ -75,9 +77,7 @@ class Store:
         order = _order()
         known_first = sorted(held, key=lambda key: order.get(key, len(order)))
         text = "".join(json.dumps(held[key], sort_keys=True) + "\n" for key in known_first)
-        temporary = self.folder / f"{job.file}.{os.getpid()}"
-        temporary.write_text(text)
-        temporary.replace(self.folder / job.file)
+        cache.write(self.folder / job.file, text)
 
 
 @lru_cache

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 import torch
 
-from normtriton import clusters
+from normtriton import cache, clusters
 
 from . import gpu
 from .bench import FLOATING, Machine, measured, why
@@ -203,6 +203,9 @@ def command(select: str, out: Path | None, only: str | None, as_json: bool) -> N
         for found in part(only, select):
             click.echo(json.dumps(found._asdict()))
         return
+    if out is not None:  # before minutes of work
+        with writing(out):
+            out.open("a").close()
     try:
         device, missing = gpu.find(), ""
     except Refusal as error:
@@ -263,7 +266,7 @@ def _print(report: Report, out: Path | None, as_json: bool) -> None:
         judged: dict[str, Any] = {"verdict": report.verdict, "failures": report.failures}
         judged["outcomes"] = [outcome._asdict() for outcome in report.outcomes]
         text = json.dumps(report._asdict() | judged, sort_keys=True)
+    click.echo(text if as_json else f"```text\n{text}\n```\n{report.verdict}")
     if out is not None:
         with writing(out):
-            out.write_text(text + "\n")
-    click.echo(text if as_json else f"```text\n{text}\n```\n{report.verdict}")
+            cache.overwrite(out, text + "\n")

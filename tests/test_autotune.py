@@ -1,6 +1,8 @@
 """Autotuning with a GPU that is the interpreter and whose times are made up: what is measured, kept and chosen."""
 
 import json
+from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from made_up import FACTS, pretend
 from normtriton.perf import autotune, gpu
-from normtriton.perf.cli import main
+from normtriton.perf.cli import Lines, main
 from normtriton.perf.gpu import Times
 
 import normtriton as nt
@@ -337,9 +339,45 @@ def test_refusals(tmp_path):
     below = str(tmp_path / "file" / "rows.jsonl")
     assert "name another place with --out" in run(*ROWS, "--out", below, status=1).output
     assert "rows of results" in run(*ROWS, "--out", str(tmp_path / "file"), status=1).output
+    for foreign in ("words", "[1]\n", '{"a": 1}\n3\n', "\xff\x00"):  # each stays as it is
+        (tmp_path / "foreign").write_text(foreign, encoding="latin-1")
+        assert "rows of results" in run(*ROWS, "--out", str(tmp_path / "foreign"), status=1).output
+        assert (tmp_path / "foreign").read_text(encoding="latin-1") == foreign
     out = str(tmp_path / "rows.jsonl")
     text = run(*ROWS, "--out", out, "--table", str(tmp_path / "file" / "table.json"), status=1).output
     assert "name another place with --table" in text and len(rows(tmp_path / "rows.jsonl")) == 3
+
+
+def test_a_user_without_a_home_names_a_table(fake, tmp_path, monkeypatch):
+    """There is no cache folder then; the table that is named is written, by measured and by predicted times."""
+    monkeypatch.delenv("NORMTRITON_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert "the user has no home folder to keep a table in: name one with --table" in run(*ROWS, status=1).output
+    assert not fake.timed
+    assert "has 1 entries" in run(*ROWS, "--table", str(tmp_path / "table.json")).output
+    assert autotune.table_of(tmp_path / "other.json", predicted=True) == tmp_path / "other.json"
+
+
+def test_runs_that_share_a_file_keep_each_other_s_rows(tmp_path):
+    """Rows that one adds while another begins, and of both at once; what was cut off before is gone."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"n": -1}\n{"n": -')
+
+    def add(numbers):
+        for number in numbers:
+            Lines(file, resume=True).add({"n": number})
+
+    threads = [Thread(target=add, args=(range(i, 200, 4),)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(row["n"] for row in rows(file)) == list(range(-1, 200))
 
 
 def test_without_a_gpu():

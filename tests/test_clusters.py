@@ -3,18 +3,23 @@
 The interpreter runs a clustered plan as one program; compiled ones run on the emulator, with `--compiled sm_90`.
 """
 
-import json
+import errno
+import os
 import warnings
+from pathlib import Path
+from threading import Event, Thread
+from time import sleep
 
 import pytest
 import torch
+import triton
 from cases import CLUSTERED, lay_out
 from normtriton.perf.shapes import Case as Real
 from normtriton.perf.shapes import make
 from test_norms import check, parameters
 
 import normtriton as nt
-from normtriton import clusters, launch
+from normtriton import clusters, launch, tuned
 from normtriton.plan import Device
 from normtriton.schedule import backward_schedule, forward_schedule
 
@@ -207,36 +212,174 @@ def fake_device(monkeypatch):
 
 
 def test_auto_trusts_a_trial_and_remembers_it(switch, fake_device, tmp_path, monkeypatch):
-    """One trial a device, kept in the cache folder; damaged files are made anew; a capture waits."""
+    """One trial a device, kept in a file of its own in the cache folder; a capture waits."""
     switch("auto")
     assert clusters.allowed(1) and clusters.trusted(0) and clusters.trusted(0) and not clusters.trusted(1)
     assert fake_device == [0, 1] and not clusters.allowed(1) and not clusters.allowed(7)
-    assert sorted(json.loads((tmp_path / "clusters.json").read_text()).values()) == [False, True]
+    files = list((tmp_path / "clusters").iterdir())
+    said = sorted(file.read_text() for file in files)
+    assert [(text[:6], text[-7:]) for text in said] == [("Fake 0", " agree\n"), ("Fake 1", "differ\n")]
     monkeypatch.setattr(clusters, "_verdicts", {})
     assert clusters.trusted(0) and not clusters.trusted(1)
     assert fake_device == [0, 1]  # read, not tried again
-    for damaged in ("{", "[]", '{"Fake 0": 3}', ""):
-        (tmp_path / "clusters.json").write_text(damaged)
-        monkeypatch.setattr(clusters, "_verdicts", {})
-        assert clusters.trusted(0)
-    assert fake_device == [0, 1, 0, 0, 0, 0]
-    (tmp_path / "clusters.json").unlink()
+    for file in files:
+        file.unlink()
     monkeypatch.setattr(clusters, "_verdicts", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not clusters.trusted(0) and not clusters._verdicts and len(fake_device) == 6
+    assert not clusters.trusted(0) and not clusters._verdicts and len(fake_device) == 2
     switch("on")
     assert clusters.trusted(1) and clusters.allowed(1) and not clusters.allowed(7)  # not tried, but supported
     switch("off")
     assert not clusters.allowed(0)
 
 
-def test_an_unwritable_cache_costs_nothing_else(switch, fake_device, tmp_path, monkeypatch):
-    """The verdict holds for the process."""
+def remade(verdict, change, monkeypatch):
+    """Whether a verdict is made anew, and kept, after its file was changed."""
+    tried = []
+    monkeypatch.setattr(clusters, "trial", lambda index: tried.append(index) or verdict)
+    key = f"Fake 0, CUDA {torch.version.cuda}, Triton {triton.__version__}"
+    clusters._write(key, verdict)
+    file = clusters.verdict_file(key)
+    change(file)
+    monkeypatch.setattr(clusters, "_verdicts", {})
+    assert clusters.trusted(0) is verdict
+    return tried == [0] and (file.is_dir() or clusters._read(key) is verdict)
+
+
+@pytest.mark.usefixtures("fake_device")
+@pytest.mark.parametrize("verdict", [True, False])
+def test_a_verdict_that_is_not_whole_is_none(verdict, switch, monkeypatch):
+    """Cut off anywhere, of another key, or no text at all: the trial is made again, and its verdict kept."""
+    switch("auto")
+    assert not remade(verdict, lambda _file: None, monkeypatch)
+
+    def to(change):
+        return lambda file: file.write_bytes(change(file.read_bytes()))
+
+    def folder(file):
+        file.unlink()
+        file.mkdir()
+
+    changes = [to(lambda text, end=end: text[:end]) for end in (0, 1, 20, -10, -1)]
+    changes += [
+        to(lambda text: text.replace(b"Fake 0", b"Fake 1")),
+        to(lambda _: b"\xff\x00" * 99),
+        to(lambda text: text * 2),
+    ]
+    changes += [to(lambda _: b"{}"), to(lambda _: b"true\n"), folder]
+    assert all(remade(verdict, change, monkeypatch) for change in changes)
+
+
+def below_a_file(monkeypatch, tmp_path):
+    """A cache folder in what is a file."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NORMTRITON_CACHE", str(tmp_path / "file" / "below"))
+
+
+def a_file(monkeypatch, tmp_path):
+    """A cache folder that is a file."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NORMTRITON_CACHE", str(tmp_path / "file"))
+
+
+def too_long(monkeypatch, tmp_path):
+    """A name that no file system takes."""
+    monkeypatch.setenv("NORMTRITON_CACHE", str(tmp_path / ("x" * 5000)))
+
+
+def no_home(monkeypatch, _tmp_path):
+    """A user without an entry in the list of users, and nothing said in the environment."""
+    for name in ("NORMTRITON_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(_uid):
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+
+def read_only(monkeypatch, _tmp_path):
+    """What a read-only file system says; root may write where permissions forbid it."""
+    made = Path.open
+
+    def refuse(self, mode="r", *args, **kwargs):
+        if set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        return made(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+def forbidden(monkeypatch, _tmp_path):
+    """A folder that may not be entered, of another user."""
+
+    def refuse(self, *_args, **_kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    for name in ("open", "mkdir", "stat"):
+        monkeypatch.setattr(Path, name, refuse)
+
+
+@pytest.mark.parametrize("folder", [below_a_file, a_file, too_long, no_home, read_only, forbidden])
+def test_an_unwritable_cache_costs_nothing_else(folder, switch, fake_device, tmp_path, monkeypatch):
+    """The verdict holds for the process, and plans are the planner's own."""
     switch("auto")
-    assert clusters.trusted(0) and clusters.trusted(0)
+    with monkeypatch.context() as patch:
+        folder(patch, tmp_path)
+        assert clusters.trusted(0) and clusters.trusted(0) and not clusters.trusted(1)
+        assert fake_device == [0, 1]
+        patch.setattr(tuned, "_setting", "")
+        patch.setattr(tuned, "device_name", lambda _index: "Fake, sm_99")
+        assert tuned.table_for(0, 132) is None
+    assert not list(tmp_path.rglob("*.txt")) and not list(tmp_path.rglob(".*"))
+
+
+def test_a_shared_cache_that_is_read_only_is_read(switch, fake_device, tmp_path, monkeypatch):
+    """A verdict that someone else has put there holds."""
+    switch("auto")
+    assert clusters.trusted(0)
+    monkeypatch.setattr(clusters, "_verdicts", {})
+    with monkeypatch.context() as patch:
+        read_only(patch, tmp_path)
+        assert clusters.trusted(0)
     assert fake_device == [0]
+
+
+def test_threads_wait_for_the_trial(switch, fake_device, monkeypatch):
+    """One of them makes it, and its own launches are allowed; a launch of another is not made before the verdict."""
+    switch("auto")
+    begun, told = Event(), []
+
+    def trial(index):
+        fake_device.append(index)
+        assert clusters.trusted(index)
+        begun.set()
+        sleep(0.1)
+        return False
+
+    monkeypatch.setattr(clusters, "trial", trial)
+    threads = [Thread(target=lambda: told.append(clusters.trusted(0))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+        assert begun.wait(10)
+    for thread in threads:
+        thread.join()
+    assert told == [False] * 4 and fake_device == [0]
+
+
+def test_a_trial_that_is_interrupted_is_none(switch, fake_device, monkeypatch):
+    """Whoever asks next makes one."""
+    switch("auto")
+    made = clusters.trial
+
+    def interrupt(_index):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clusters, "trial", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        clusters.trusted(0)
+    monkeypatch.setattr(clusters, "trial", made)
+    assert clusters.trusted(0) and fake_device == [0]
 
 
 @pytest.mark.parametrize("agree", [True, False])

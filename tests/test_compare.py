@@ -83,6 +83,7 @@ def test_a_threshold(tmp_path):
     altered(tmp_path, "traffic-H100.jsonl", "forward", one_more_pass)
     assert compare(RESULTS, tmp_path, "--threshold", "0.6")[0] == 0
     altered(tmp_path, "traffic-H100.jsonl", "forward", lambda row: row.update(launches=row["launches"] + 1))
+    assert "nan is no change" in compare(RESULTS, tmp_path, "--threshold", "nan")[1]
     status, text = compare(RESULTS, tmp_path, "--threshold", "9", "--json")
     assert status == 1
     assert [json.loads(line)["figure"] for line in text.splitlines()] == ["launches"]

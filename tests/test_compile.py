@@ -7,6 +7,7 @@ import re
 from functools import partial
 from math import prod
 
+import disassembler_speed
 import pytest
 import torch
 import triton
@@ -81,29 +82,47 @@ def fused(kernel):
     return lanes(r"\bv_(?:(2)_)?(?:fma|mad|mac)(?:c|ak|mk)?_(?:legacy_)?f(?:16|32|64)", text) - own - asked
 
 
+def read(directions, target):
+    """Each launch with its direction, its compiled kernel and what is read out of that."""
+    launches = [(direction, recorded) for direction, several in directions.items() for recorded in several]
+    kernels = [compile_launch(recorded, target) for _direction, recorded in launches]
+    disassembler_speed.disassemble(kernels)
+    for (direction, recorded), kernel in zip(launches, kernels, strict=True):
+        yield direction, recorded, kernel, read_code(kernel)
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target.startswith("sm_")])
+def test_disassembled_together(target):
+    """What is read out of several kernels at once is what is read out of each."""
+    case = next(case for case in CASES if case.norm == "batch")  # split
+    launches = launches_of(*make(case, torch.bfloat16, torch.contiguous_format))["forward"]
+    kernels = [compile_launch(recorded, target) for recorded in launches]
+    disassembler_speed.disassemble(kernels)
+    cubins = {kernel.asm["cubin"] for kernel in kernels}
+    assert len(cubins) == 3
+    assert all(disassembler_speed._known[cubin] == disassembler_speed._alone(cubin) for cubin in cubins)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("case", "dtype", "layout"), CELLS)
 def test_real_shapes(case, dtype, layout, target):
     """No spill, no stack, wide accesses, no float64 where none is wanted."""
     directions = launches_of(*make(case, DTYPES[dtype], FORMATS[layout]))
     wanted = narrowest(case, dtype, layout)
-    for direction, launches in directions.items():
-        for recorded in launches:
-            kernel = compile_launch(recorded, target)
-            code = read_code(kernel)
-            what = (direction, recorded.launch.kernel, recorded.launch.plan, code)
-            assert fused(kernel) == 0, what
-            assert code.stack <= spills(case, dtype, layout, target), what
-            text = kernel.asm.get("ptx") or kernel.asm["amdgcn"]
-            assert ".f64" not in text and "_f64" not in text, what
-            if recorded.launch.kernel != direction:
-                continue  # a finalizer: its buffers are small
-            assert wanted in code.loads, what  # statistics, parameters and the count of batches take others
-            assert {a.width for a in tensor_accesses(kernel, recorded.args, prod(case.shape))} == {wanted}, what
-            if wanted == 16 and dtype == "bfloat16":
-                assert min(code.loads) >= 4 and min(code.stores) >= 4, what  # no element goes alone
-            if recorded.launch.plan.stage != "measure" and not recorded.launch.plan.stats_reduced:
-                assert wanted in code.stores, what
+    for direction, recorded, kernel, code in read(directions, target):
+        what = (direction, recorded.launch.kernel, recorded.launch.plan, code)
+        assert fused(kernel) == 0, what
+        assert code.stack <= spills(case, dtype, layout, target), what
+        text = kernel.asm.get("ptx") or kernel.asm["amdgcn"]
+        assert ".f64" not in text and "_f64" not in text, what
+        if recorded.launch.kernel != direction:
+            continue  # a finalizer: its buffers are small
+        assert wanted in code.loads, what  # statistics, parameters and the count of batches take others
+        assert {a.width for a in tensor_accesses(kernel, recorded.args, prod(case.shape))} == {wanted}, what
+        if wanted == 16 and dtype == "bfloat16":
+            assert min(code.loads) >= 4 and min(code.stores) >= 4, what  # no element goes alone
+        if recorded.launch.plan.stage != "measure" and not recorded.launch.plan.stats_reduced:
+            assert wanted in code.stores, what
 
 
 CLUSTERED = [
@@ -141,17 +160,15 @@ def test_clusters(case, dtype, layout, target):
         return
     clustered = 0
     made = make(case, DTYPES[dtype], FORMATS[layout])
-    for direction, launches in launches_of(*made, H100_CLUSTERS).items():
-        for recorded in launches:
-            code = read_code(compile_launch(recorded, target))
-            what = (direction, recorded.launch.plan, code)
-            assert code.stack == 0, what
-            if recorded.launch.plan.ctas > 1:
-                clustered += 1
-                assert code.cluster_barriers <= 6, what
-                wide = recorded.launch.plan.vector * DTYPES[dtype].itemsize  # 16 unless rows are odd
-                assert max(code.loads) >= wide and max(code.stores) >= wide, what
-                assert wide == 16 or case.shape[-1] % 2, what
+    for direction, recorded, _kernel, code in read(launches_of(*made, H100_CLUSTERS), target):
+        what = (direction, recorded.launch.plan, code)
+        assert code.stack == 0, what
+        if recorded.launch.plan.ctas > 1:
+            clustered += 1
+            assert code.cluster_barriers <= 6, what
+            wide = recorded.launch.plan.vector * DTYPES[dtype].itemsize  # 16 unless rows are odd
+            assert max(code.loads) >= wide and max(code.stores) >= wide, what
+            assert wide == 16 or case.shape[-1] % 2, what
     expected = case.shape not in NOT_CLUSTERED
     if layout == "channels_last":  # eight float32 columns, one sector, of 1568 rows fit in a program
         expected = case.shape in CLUSTERED_LAST and (dtype == "bfloat16" or case.shape[-1] != 7)
@@ -165,14 +182,12 @@ def test_parameters_of_half_precision(case, layout):
     if layout == "channels_last" and len(case.shape) != 4:
         return
     made = make(case, torch.bfloat16, FORMATS[layout], parameters=torch.bfloat16)
-    for direction, launches in launches_of(*made, H100_CLUSTERS if compiles() else H100).items():
-        for recorded in launches:
-            kernel = compile_launch(recorded, "sm_90")
-            code = read_code(kernel)
-            assert code.stack == 0 and code.cluster_barriers <= 6, (direction, recorded.launch.plan, code)
-            if recorded.launch.kernel == direction:
-                wide = max(recorded.launch.plan.vector, 1) * 2
-                assert {a.width for a in tensor_accesses(kernel, recorded.args, prod(case.shape))} == {wide}
+    directions = launches_of(*made, H100_CLUSTERS if compiles() else H100)
+    for direction, recorded, kernel, code in read(directions, "sm_90"):
+        assert code.stack == 0 and code.cluster_barriers <= 6, (direction, recorded.launch.plan, code)
+        if recorded.launch.kernel == direction:
+            wide = max(recorded.launch.plan.vector, 1) * 2
+            assert {a.width for a in tensor_accesses(kernel, recorded.args, prod(case.shape))} == {wide}
 
 
 #: Shapes whose backward pass is clustered: 2048 rows of 64 channels, or 4096 of 32.
@@ -187,9 +202,9 @@ def test_joined_cells(dtype, shape, target):
     """Group norm of 10 or 20 channels_last channels a group: both passes are one cluster's, by the limits above."""
     case = Case("group", shape, 32)
     made = make(case, DTYPES[dtype], torch.channels_last)
-    for launches in launches_of(*made, H100_CLUSTERS).values():
-        code = read_code(compile_launch(launches[0], target))
-        assert launches[0].launch.plan.block_groups and launches[0].launch.plan.ctas > 1
+    first = {direction: launches[:1] for direction, launches in launches_of(*made, H100_CLUSTERS).items()}
+    for _direction, recorded, _kernel, code in read(first, target):
+        assert recorded.launch.plan.block_groups and recorded.launch.plan.ctas > 1
         assert code.stack == 0 and code.cluster_barriers <= 6, code
         assert max(code.loads) == max(code.stores) == 16, code
 
@@ -287,9 +302,8 @@ def test_every_rounding_is_as_written(branch, device):
 def test_float64_compiles():
     """The same kernels, in float64."""
     for case in CASES[4:6]:
-        for launches in launches_of(*make(case, torch.float64, torch.contiguous_format)).values():
-            for recorded in launches:
-                assert read_code(compile_launch(recorded, "sm_90")).stack == 0
+        directions = launches_of(*make(case, torch.float64, torch.contiguous_format))
+        assert all(code.stack == 0 for *_, code in read(directions, "sm_90"))
 
 
 def compiled(cases, layout, device):
@@ -377,12 +391,9 @@ def test_rarer_calls(target, affine, layout, dtype):
         (functional.group_norm_call(row, 8, w, w, 1e-5), row),
         (functional.layer_norm_call(row, (48,), w, w, 1e-5), row),
     ]
-    for call, tensor in calls:
-        for launches in launches_of(call, tensor, w, w).values():
-            for recorded in launches:
-                kernel = compile_launch(recorded, target)
-                code = read_code(kernel)
-                assert code.stack == 0 and fused(kernel) == 0, (recorded.launch, code)
+    passes = [launches for call, tensor in calls for launches in launches_of(call, tensor, w, w).values()]
+    for _pass, recorded, kernel, code in read(dict(enumerate(passes)), target):
+        assert code.stack == 0 and fused(kernel) == 0, (recorded.launch, code)
 
 
 @pytest.mark.parametrize("norm", ["layer", "instance", "group", "group-cells", "long"])

@@ -364,6 +364,44 @@ def test_norms_of_other_libraries_are_recognized(name, kernels):
     assert type(module) is kind and everything(module) == before
 
 
+@pytest.mark.parametrize("eps", [1, 2.5, 1e4, 0.0])
+@pytest.mark.parametrize("name", KNOWN)
+def test_eps_may_have_any_size(name, eps, kernels):
+    """Of every class: what the attribute holds is tried, not judged by its size."""
+    module, function, shape = known(name)
+    (attribute,) = (attribute for attribute in vars(module) if attribute in ("eps", "variance_epsilon", "norm_eps"))
+    setattr(module, attribute, eps)
+    exact = copy.deepcopy(module).double()
+    (change,) = nt.convert(module).converted
+    assert change.function.startswith(function)
+    x = torch.randn(shape) * max(eps, 1) ** 0.5
+    torch.testing.assert_close(module(x), exact(x.double()).float(), rtol=1e-5, atol=1e-5)
+    assert kernels == ["forward"]
+
+
+@pytest.mark.parametrize("others", [{"eps_mode": 1}, {"eps": 3}, {"eps": 0}, {"eps": 10**400, "norm_eps": -1.0}])
+def test_other_attributes_may_be_called_eps(others, kernels):
+    """The one that is read is told from results, and read when it runs; the others may hold what they like."""
+    for first in (True, False):
+        module = known("llama")[0]
+        given = vars(module).pop("variance_epsilon")
+        own = {"variance_epsilon": given}
+        vars(module).update(own | others if first else others | own)
+        assert nt.convert(module).converted
+        vars(module).update(dict.fromkeys(others, 7.0), variance_epsilon=0.5)
+        x = torch.randn(3, 20)
+        torch.testing.assert_close(module(x), Rounding.forward(module, x))
+    assert kernels == ["forward"] * 2
+
+
+@pytest.mark.parametrize("eps", [float("inf"), float("nan"), -1.0, True, "1e-5", None, 1e300])
+def test_what_cannot_be_eps(eps):
+    """Added to a variance, it gives nothing, or nothing that can be tried."""
+    module = Rounding(20, eps)
+    (left,) = nt.convert(module).left_alone
+    assert "has no attribute that could be its eps" in left.reason or eps == 1e300
+
+
 @pytest.mark.parametrize("name", [name for name in KNOWN if name != "poolformer"])  # as the library's own class
 def test_mixed_dtypes_come_out_as_from_the_original(name):
     """For each dtype of input and parameters, the result's dtype is the original's, or so is the exception."""
@@ -565,6 +603,78 @@ class BatchNormAct(nn.BatchNorm2d):
         return F.relu(super().forward(x))
 
 
+class RMSNormGated(Subtle):
+    """As mamba-ssm's: the gate has another name."""
+
+    def forward(self, x, z=None):
+        return self.normalized(x) if z is None else self.normalized(x * F.silu(z))
+
+
+class Masked(Subtle):
+    """A further argument that is no gate."""
+
+    def forward(self, x, propagate=True):
+        return self.normalized(x) if propagate else x
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's: one module for the norm and what follows it."""
+
+    def __init__(self, n, act=nn.SiLU):
+        super().__init__(n)
+        self.drop, self.act = nn.Identity(), act()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class BatchNormNoAct2d(BatchNormAct2d):
+    def __init__(self, n):
+        super().__init__(n, nn.Identity)
+
+
+class Swish(nn.Module):
+    def forward(self, x):
+        return x * x.sigmoid()
+
+
+class GroupNormAct(nn.GroupNorm):
+    """As timm's, with an activation of timm's own."""
+
+    def __init__(self, n):
+        super().__init__(4, n)
+        self.drop, self.act = nn.Identity(), Swish()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class Followed(Subtle):
+    """An activation under another name."""
+
+    def __init__(self, n):
+        super().__init__(n)
+        self.last = nn.ReLU()
+
+
+class Scaled(Subtle):
+    """A submodule that is no activation."""
+
+    def __init__(self, n):
+        super().__init__(n)
+        self.scale = nn.Linear(n, n)
+
+
+class TwoEps(Rounding):
+    """Which of them is read cannot be told from results."""
+
+    def __init__(self, n):
+        super().__init__(n)
+        self.eps = self.variance_epsilon
+
+
+GATE = "^is a norm with a gate, which convert does not fuse yet: "
+ACTIVATION = "^is a norm with an activation, which convert does not fuse yet: "
 DIFFERS = r"no norm known; nearest is RMS norm of the .*, but its result .* differs by"
 NOT_NORMS = [
     (Bounded, DIFFERS),
@@ -585,14 +695,22 @@ NOT_NORMS = [
     (Coarse, DIFFERS),
     (Half, r"its result .* is torch\.float16"),
     (Pair, "its result is a tuple"),
-    (Gated, r"its forward takes \(x, gate=None\), where one input was expected"),
+    (Gated, GATE + r"its forward takes \(x, gate=None\)"),
+    (RMSNormGated, GATE + r"its forward takes \(x, z=None\)"),
+    (Masked, r"its forward takes \(x, propagate=True\), where one input was expected"),
     (Failing, "took none of the inputs that a norm takes: OSError: no disk"),
     (Many, r"its forward takes \(\*x\)"),
-    (Activated, "has attributes that may be state: activation"),
+    (Activated, ACTIVATION + r"activation \(silu\)"),
+    (BatchNormAct2d, ACTIVATION + r"act \(SiLU\)"),
+    (BatchNormNoAct2d, ACTIVATION + r"act \(Identity\)"),
+    (GroupNormAct, ACTIVATION + r"act \(Swish\)"),
+    (Followed, ACTIVATION + r"last \(ReLU\)"),
     (NoEpsNorm, "has no attribute that could be its eps"),
     (TwoDimensions, r"has parameters of shape \{'weight': \(2, 12\)\}, where one dimension was expected"),
     (Gamma, "has parameters that are not weight or bias: gamma"),
-    (MyNorm, "has submodules: activation"),
+    (MyNorm, ACTIVATION + r"activation \(Tanh\)"),
+    (Scaled, "has submodules: scale"),
+    (TwoEps, "has 2 attributes that could be its eps: variance_epsilon, eps$"),
     (FrozenBatchNorm, "keeps buffers: running_mean"),
     (BatchNormAct, "keeps buffers: running_mean, running_var, num_batches_tracked"),
     (nn.SyncBatchNorm, "gathers statistics from all processes, which the library does not"),

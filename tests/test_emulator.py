@@ -390,9 +390,33 @@ def test_one_device_in_a_process(device, monkeypatch):
     monkeypatch.setattr(emulator, "_enabled", None)
     with pytest.raises(ValueError, match="'sm_70'; there are sm_80, sm_90, sm_100"):
         emulator.enable("sm_70")
+    for sms, error in ((0, ValueError), (-1, ValueError), (True, TypeError), (1.5, TypeError), ("132", TypeError)):
+        with pytest.raises(error, match=rf"^enable\(\): argument 'sms' must be .*{sms}"):
+            emulator.enable("sm_90", sms=sms)
     monkeypatch.setattr(launch, "INTERPRETED", True)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
         emulator.enable("sm_90")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        *(
+            (name, value, TypeError)
+            for name in ("seed", "resident", "max_clusters", "quantum")
+            for value in (True, 1.5, None)
+        ),
+        *(
+            (name, value, ValueError)
+            for name, value in (("seed", -1), ("resident", 0), ("max_clusters", -1), ("quantum", 0))
+        ),
+        ("checks", ("race-global", "typo"), ValueError),
+    ],
+)
+def test_settings_of_the_executor_are_checked(name, value, error, device):
+    """Nothing blocks would run, and a check that is none would be missed."""
+    with pytest.raises(error, match=rf"^configure\(\): .*{name}.*"):
+        device.executor.configure(**{name: value})
 
 
 def test_tensors_say_where_they_are(device):

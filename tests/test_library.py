@@ -1,11 +1,14 @@
 """What is kept, allocated, launched and said; and that a norm is its axes."""
 
 import os
+import re
 import subprocess
 import sys
+from math import inf, nan
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from cases import CASES, lay_out
@@ -21,6 +24,7 @@ from normtriton.autograd import Call, normalize
 from normtriton.norms import Norm
 from normtriton.plan import Device
 from normtriton.schedule import Problem
+from normtriton.switch import Switch
 
 
 def test_a_new_norm_is_its_axes():
@@ -177,10 +181,110 @@ def test_explain_says_it_in_words():
     for word in ("statistics over (n s)", "split", "why:", "tile", "warps", "launches", "bytes moved", "1.5"):
         assert word in text
     assert "interpreter" in str(nt.explain(nt.layer_norm, torch.randn(3, 8), (8,)))
-    with pytest.raises(TypeError, match="layer_norm"):
-        nt.explain(torch.nn.functional.layer_norm, torch.randn(3, 8), (8,))
-    with pytest.raises(RuntimeError, match="normalized_shape"):
-        nt.explain(nt.layer_norm, torch.randn(3, 8), (7,))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        *(("sms", value, ValueError) for value in (0, -1, np.int64(-132), np.int64(0))),
+        *(("sms", value, TypeError) for value in (1.5, 132.0, True, "132", nan, inf, [132], np.float32(132))),
+        *(("clusters", value, TypeError) for value in (0, 1, 1.0, "yes", "on", [], torch.tensor(1), nt)),
+    ],
+)
+def test_explain_checks_its_own_arguments(argument, value, error):
+    """An error of PyTorch's type, which names the argument and the value, whatever the norm."""
+    x = torch.empty(4, 6, 8, device="meta")
+    for function, *rest in ((nt.layer_norm, (8,)), (nt.rms_norm, (8,)), (nt.group_norm, 2), (nt.instance_norm,)):
+        with pytest.raises(error, match=rf"^explain\(\): argument '{argument}' must be .*{re.escape(str(value))}"):
+            nt.explain(function, x, *rest, **{argument: value})
+
+
+def test_explain_takes_any_integer():
+    """As PyTorch does: NumPy's, and a tensor of one."""
+    x = torch.empty(4, 6, 8, device="meta")
+    for sms in (108, np.int64(108), torch.tensor(108)):
+        assert nt.explain(nt.layer_norm, x, (8,), sms=sms).device == Device(108, nt.clusters.compiles())
+    assert nt.explain(nt.layer_norm, x, (8,), sms=1, clusters=False).device == Device(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "named"),
+    [
+        ("layer_norm", ((8,), 1.5), {}),
+        ("layer_norm", (8,), {}),
+        ("layer_norm", ((7,),), {}),
+        ("layer_norm", ((8,),), {"esp": 1}),
+        ("layer_norm", ((8,),), {"smss": 108}),
+        ("layer_norm", ((8,), None, None, 1e-5, 1, 2), {}),
+        ("layer_norm", (), {}),
+        ("layer_norm", ((8,),), {"eps": "1e-5"}),
+        ("rms_norm", ((8,),), {"bias": None}),
+        ("rms_norm", ((8,), 1), {}),
+        ("group_norm", (), {}),
+        ("group_norm", (True,), {}),
+        ("group_norm", (0,), {}),
+        ("group_norm", (4,), {}),
+        ("group_norm", (2,), {"num_group": 2}),
+        ("instance_norm", (None, None, None, None, False), {}),
+        ("instance_norm", (None, None, None, None, "yes"), {}),
+        ("batch_norm", (None,), {}),
+        ("batch_norm", (None, None), {"train": True}),
+        ("batch_norm", (None, None, None, None, 1), {}),
+        ("batch_norm", (None, None, None, None, True), {"momentum": None}),
+        ("batch_norm", (None, None, None, None, True), {"eps": 0.0}),
+    ],
+)
+def test_explain_raises_what_the_function_raises(name, arguments, named):
+    """The same type and the same text, of the interpreter's input and of one that goes to PyTorch."""
+    function = getattr(nt, name)
+    for x in (torch.randn(4, 6, 8), torch.empty(4, 6, 8, device="meta"), [1.0], None, 3, torch.ones(4, 6, 8).int()):
+        with pytest.raises(Exception) as own:  # noqa: PT011  whichever it is
+            function(x, *arguments, **named)
+        with pytest.raises(own.type, match=f"^{re.escape(str(own.value))}$"):
+            nt.explain(function, x, *arguments, **named)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (
+            nt.LayerNorm(8),
+            r"the module LayerNorm; this may be explain\(normtriton.layer_norm, ...\), with the module's",
+        ),
+        (torch.nn.BatchNorm2d(8), r"the module BatchNorm2d; this may be explain\(normtriton.batch_norm, ...\), with"),
+        (torch.nn.Linear(2, 2), "the module Linear$"),
+        (nt.RMSNorm, r"normtriton.modules.RMSNorm; this may be explain\(normtriton.rms_norm, ...\)$"),
+        (
+            torch.nn.functional.layer_norm,
+            r"torch.nn.functional.layer_norm; this may be explain\(normtriton.layer_norm, ...",
+        ),
+        (torch.group_norm, r"<built-in .* group_norm .*; this may be explain\(normtriton.group_norm, ...\)$"),
+        (nt.functional.layer_norm_call, r"normtriton.functional.layer_norm_call; this may be"),
+        (nt.convert, r"normtriton.convert.convert$"),
+        ("layer_norm", "'layer_norm'; this may be"),
+        (3, "3$"),
+        (None, "None$"),
+    ],
+)
+def test_explain_says_which_function_was_meant(function, said):
+    """A module, PyTorch's own function, or anything else."""
+    with pytest.raises(TypeError, match=rf"^explain\(\) takes batch_norm, .* of normtriton, not {said}"):
+        nt.explain(function, torch.randn(3, 8), (8,))
+
+
+@pytest.mark.parametrize("switch", [nt.clusters, nt.amp], ids=["clusters", "autocast"])
+def test_a_switch_takes_its_words_alone(switch, monkeypatch):
+    """ValueError for another word, TypeError for none, and the setting stays; an empty variable says nothing."""
+    before = switch.mode()
+    for mode in ("ON", "", "auto ", "1"):
+        with pytest.raises(ValueError, match=f"is one of .*, not {mode!r}"):
+            switch.set_mode(mode)
+    for mode in (True, 1, None, nan, ["on"], np.array(["on"]), b"on"):
+        with pytest.raises(TypeError, match=f"is one of .*, not {re.escape(repr(mode))}"):
+            switch.set_mode(mode)
+    assert switch.mode() == before
+    monkeypatch.setenv("NORMTRITON_SOMETHING", "")
+    assert Switch("NORMTRITON_SOMETHING", "first", "second").mode == "first"
 
 
 @pytest.mark.parametrize("case", REAL, ids=lambda c: c.name)

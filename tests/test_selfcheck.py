@@ -1,8 +1,11 @@
 """The command that checks a machine: on a made-up GPU and without one, with right kernels and with broken ones."""
 
+import errno
 import json
 import os
 import sys
+from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +19,7 @@ from normtriton.perf.selfcheck import checks, command
 from normtriton.perf.shapes import DIRECTIONS, NORMS, Case, Cell
 
 import normtriton as nt
-from normtriton import clusters, launch
+from normtriton import cache, clusters, launch
 from normtriton.plan import Device
 
 
@@ -146,9 +149,37 @@ def test_a_stopped_check_reports_what_was_made(monkeypatch):
 
 
 def test_an_unwritable_report_is_refused(tmp_path, made_up):
-    """With the reason and the remedy."""
-    done = run("--select", "nothing", "--out", str(tmp_path / "no" / "report.txt"))
+    """Before anything is checked, with the reason and the remedy."""
+    done = run("--out", str(tmp_path / "no" / "report.txt"))
     assert done.exit_code == 1 and "name another place with --out" in done.output and not made_up
+    assert "checks on" not in done.output
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_report_that_cannot_be_kept_is_printed(tmp_path, monkeypatch):
+    """A disk may be full by then."""
+
+    def full(_file, _text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache, "overwrite", full)
+    done = run("--select", "branch row", "--out", str(tmp_path / "report.txt"))
+    assert done.exit_code == 1 and "right: 1 checks on made-up GPU" in done.output
+    assert "cannot be written: No space left on device" in done.output
+
+
+def test_two_reports_in_one_file_do_not_mix(tmp_path):
+    """The last one is whole, whatever the lengths; a link stays one, and a device may be named."""
+    file, link = tmp_path / "report.txt", tmp_path / "link"
+    link.symlink_to(file)
+    texts = [letter * 5000 * (i + 1) for i, letter in enumerate("abcd")]
+    threads = [Thread(target=lambda t=text: [cache.overwrite(link, t) for _ in range(50)]) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert file.read_text() in texts and link.is_symlink()
+    cache.overwrite(Path(os.devnull), "a report")
 
 
 def test_without_a_gpu_two_processes_check_instead():

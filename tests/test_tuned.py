@@ -1,8 +1,14 @@
 """Tables of tunings: what they may say, which files are refused, and that a sample does not see its batch."""
 
+import errno
 import importlib.util
 import json
+import os
+import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,9 +172,88 @@ def test_a_table_is_read_back(table, tmp_path):
     made = written(file, CASES["row"], CASES["batch-split"], CASES["group"], tuning=Tuning(per_thread=16))
     assert tuned.read(file, INTERPRETER, launch.INTERPRETER_SMS) == made
     assert tuned.read(file, "Made up, sm_99", 7) == {}
-    assert [path.name for path in file.parent.iterdir()] == ["table.json"]
+    assert {path.name for path in file.parent.iterdir()} == {"table.json", ".table.json.lock"}
     table(file)
     assert launch.device_of(torch.empty(1)).tuned.source == str(file)
+
+
+def test_entries_are_added_and_taken_away(tmp_path):
+    """One by one, as runs for other shapes do; entries that other kernels were measured with are gone, with a word."""
+    file = tmp_path / "table.json"
+    row, group = (subjects(CASES[name])[0] for name in ("row", "group"))
+    eight, sixteen = (Tuning(per_thread=8), {}), (Tuning(per_thread=16), {})
+    assert tuned.write(file, INTERPRETER, 2, {row: eight}) == (1, "")
+    assert tuned.write(file, INTERPRETER, 2, {group: sixteen, row: sixteen}) == (2, "")
+    assert tuned.read(file, INTERPRETER, 2) == {row: sixteen, group: sixteen}
+    assert tuned.write(file, INTERPRETER, 2, {row: None}) == (1, "")
+    assert tuned.read(file, INTERPRETER, 2) == {group: sixteen}
+    count, gone = tuned.write(file, INTERPRETER, 3, {row: eight})
+    assert count == 1 and gone == "was made with sms 2 on this device, now it is 3"
+
+
+def test_two_write_one_table_at_once(tmp_path):
+    """Two threads of each of two processes, a device each: nothing is lost, of tables and of verdicts."""
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from threading import Thread
+        from normtriton import clusters, tuned
+
+        def work(name):
+            print(name, flush=True)
+            sys.stdin.readline()
+            for number in range(20):
+                tuned.write(Path(sys.argv[1]), f"{name}{number}, sm_99", 7, {})
+                clusters._write(f"{name}{number}", number % 2 == 0)
+
+        threads = [Thread(target=work, args=(sys.argv[2] + letter,)) for letter in "ab"]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    """
+    file, names = tmp_path / "table.json", []
+    environment = os.environ | {"NORMTRITON_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", code, file]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    processes = [subprocess.Popen([*command, name], **pipes) for name in "xy"]
+    for process in processes:  # each thread says when it is ready
+        names += [process.stdout.readline().strip() for _ in range(2)]
+    for process in processes:
+        process.communicate("go\ngo\n")
+        assert process.returncode == 0
+    wanted = {f"{name}{number}" for name in names for number in range(20)}
+    assert len(wanted) == 80 and set(tuned.sections(file)) == {f"{name}, sm_99" for name in wanted}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMTRITON_CACHE", str(tmp_path))
+        assert all(clusters._read(name) is (int(name[2:]) % 2 == 0) for name in wanted)
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".txt", ".lock")]
+    assert left == ["table.json"]
+
+
+def test_a_lock_of_another_user(tmp_path, monkeypatch):
+    """In a folder that several may write, a lock that one of them made need not be written by the others."""
+    file, opened = tmp_path / "table.json", Path.open
+
+    def forbid(self, mode="r", *args, **kwargs):
+        if self.suffix == ".lock" and mode != "r":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return opened(self, mode, *args, **kwargs)
+
+    tuned.write(file, "first, sm_99", 7, {})
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(Path, "open", forbid)
+    tuned.write(file, "second, sm_99", 7, {})
+    assert set(tuned.sections(file)) == {"first, sm_99", "second, sm_99"}
+
+
+@pytest.mark.parametrize("use", [0, True, None, b"table.json", ["table.json"], float("nan")])
+def test_a_table_is_named_by_a_path(use, table):
+    """Anything else is a mistake, which changes nothing."""
+    table("off")
+    with pytest.raises(
+        TypeError, match=r"use\(\): argument 'table' must be str or Path, not .*" + re.escape(repr(use))
+    ):
+        table(use)
+    assert tuned.setting() == "off"
 
 
 def test_where_a_table_is_looked_for(table, tmp_path, monkeypatch):
@@ -209,6 +294,8 @@ def broken(change):
 REFUSED = {
     "empty": (lambda _content: "", "is damaged: Expecting value"),
     "cut-off": (lambda content: json.dumps(content)[:200], "is damaged: "),
+    "too-deep": (lambda _content: "[" * 100_000, "is damaged: "),
+    "no-text": (lambda _content: "\x00\ufffd", "is damaged: "),
     "no-table": (lambda _content: "[1]", "is not in format 1 of tuned tables"),
     "other-format": (broken(lambda table, _own: table.update(format=0)), "is not in format 1"),
     "no-devices": (broken(lambda table, _own: table.update(devices=[])), "is damaged: no devices"),

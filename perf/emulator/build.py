@@ -39,14 +39,13 @@ def library(source: str, name: str, *flags: str) -> Path:
         raise CompilerMissingError(
             f"the emulator needs a C++17 compiler; there is no {compiler}: install g++ or set CXX"
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    made = file.with_suffix(f".{os.getpid()}")
-    result = subprocess.run([*command, "-o", made, SOURCES / source], check=False, capture_output=True, text=True)
-    if result.returncode:
-        raise CompilerMissingError(
-            f"{compiler} does not compile {source}: it takes C++17, x86-64, _Float16 (g++ 12)\n{result.stderr[:2000]}"
-        )
-    made.replace(file)
+    with cache.replacing(file) as made:
+        result = subprocess.run([*command, "-o", made, SOURCES / source], check=False, capture_output=True, text=True)
+        if result.returncode:
+            raise CompilerMissingError(
+                f"{compiler} does not compile {source}: it takes C++17, x86-64, _Float16 (g++ 12)\n"
+                f"{result.stderr[:2000]}"
+            )
     return file
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from normtriton.switch import whole_number
+
 from . import build, ptx
 from .encoding import enumeration
 
@@ -99,7 +101,21 @@ class Executor:
             max_clusters: run so many clusters of a launch, chosen by the seed; 0 for all.
             quantum: instructions a warp runs at most before another is picked.
             chaos: loads that race in global memory give 0xFF..., so that results show whether they are used.
+
+        Raises:
+            TypeError: a number that is no integer.
+            ValueError: a number that is too small, or a check that is none.
         """
+        numbers = {
+            "seed": (seed, 0),
+            "resident": (resident, 1),
+            "max_clusters": (max_clusters, 0),
+            "quantum": (quantum, 1),
+        }
+        for name, (number, least) in numbers.items():
+            whole_number(number, f"configure(): argument '{name}'", least)
+        if unknown := [check for check in checks if check not in CHECKS]:
+            raise ValueError(f"configure(): checks are of {', '.join(CHECKS)}, not {unknown}")
         mask = sum(CHECKS[check] for check in checks)
         self.lib.emulator_configure(seed, mask, int(approx), resident, max_clusters, quantum, int(chaos))
 

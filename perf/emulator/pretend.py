@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from normtriton.switch import whole_number
+
 from .. import l2
 from ..codegen import PLANNED_FOR
 from ..occupancy import LIMITS
@@ -79,14 +81,16 @@ def profile(target: str, sms: int | None = None) -> Profile:
     """The GPU of a target, with another number of multiprocessors if one is given.
 
     Raises:
-        ValueError: the target is none that is emulated.
+        TypeError: sms is no integer.
+        ValueError: the target is none that is emulated, or sms is less than 1.
     """
     known = [name for name in PLANNED_FOR if name.startswith("sm_")]
     if target not in known:
         raise ValueError(f"no such target: {target!r}; there are {', '.join(known)}")
     name, device = PLANNED_FOR[target]
+    sms = device.sms if sms is None else whole_number(sms, "enable(): argument 'sms'")
     major, minor = divmod(int(target.removeprefix("sm_")), 10)
-    return Profile(target, f"NVIDIA {name} (emulated)", (major, minor), sms or device.sms, _L2[name])
+    return Profile(target, f"NVIDIA {name} (emulated)", (major, minor), sms, _L2[name])
 
 
 def enable(gpu: Profile) -> None:
