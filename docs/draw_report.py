@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from click.testing import CliRunner
-from normtriton.perf.report import command
 from selenium import webdriver
+
+from normtriton.perf.commands.report import command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,12 +9,12 @@ import warnings
 import pytest
 import torch
 from cases import CLUSTERED, lay_out
-from normtriton.perf.shapes import Case as Real
-from normtriton.perf.shapes import make
 from test_norms import check, parameters
 
 import normtriton as nt
 from normtriton import clusters, launch
+from normtriton.perf.cases.shapes import Case as Real
+from normtriton.perf.cases.shapes import make
 from normtriton.plan import Device
 from normtriton.schedule import backward_schedule, forward_schedule
 

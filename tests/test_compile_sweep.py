@@ -11,10 +11,12 @@ import random
 
 import pytest
 import torch
-from normtriton.perf.codegen import H100, H100_CLUSTERS, TARGETS, compile_launch, read_code
-from normtriton.perf.shapes import LAYOUTS, Case, Cell, planned
 
 from normtriton.clusters import compiles
+from normtriton.perf.cases.shapes import LAYOUTS, Case, Cell
+from normtriton.perf.cases.targets import H100, H100_CLUSTERS, TARGETS
+from normtriton.perf.count.codegen import compile_launch, read_code
+from normtriton.perf.count.launches import planned
 
 COUNT = int(os.environ.get("NORMTRITON_SWEEP", "60"))
 #: Widths of rows, and numbers of channels and of positions, that plans branch on or that people have.

@@ -9,9 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import CASES, lay_out
-from normtriton.perf.codegen import recording
-from normtriton.perf.shapes import CASES as REAL
-from normtriton.perf.shapes import make
 from oracle import close, reference
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +16,9 @@ import normtriton as nt
 from normtriton import launch
 from normtriton.autograd import Call, normalize
 from normtriton.norms import Norm
+from normtriton.perf.cases.shapes import CASES as REAL
+from normtriton.perf.cases.shapes import make
+from normtriton.perf.count.launches import recording
 from normtriton.plan import Device
 from normtriton.schedule import Problem
 

@@ -7,13 +7,13 @@ import warnings
 import pytest
 import torch
 from cases import CASES, LAYOUTS, Case, lay_out
-from normtriton.perf.shapes import Case as Real
-from normtriton.perf.shapes import make
 from test_norms import check, parameters
 
 import normtriton as nt
 from normtriton import clusters, launch, tuned
 from normtriton.explain import backward_direction, forward_direction
+from normtriton.perf.cases.shapes import Case as Real
+from normtriton.perf.cases.shapes import make
 from normtriton.plan import KNOBS, UNTUNED, Device, Tuning, Tunings
 from normtriton.schedule import backward_schedule, candidates, forward_schedule, tunings
 
