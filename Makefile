@@ -23,7 +23,7 @@ demo: .venv/demo
 	$(BIN)/python examples/demo.py
 
 results: .venv/test
-	$(BIN)/python -m normtriton.perf.results
+	$(BIN)/python -m normtriton.perf results
 
 test: lint test-interpreted test-compiled test-emulated
 

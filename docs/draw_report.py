@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from click.testing import CliRunner
-from normtriton.perf.report import command
+from normtriton.perf.commands.report import command
 from selenium import webdriver
 
 if TYPE_CHECKING:

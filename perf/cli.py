@@ -20,24 +20,28 @@ from rich.table import Table
 
 from normtriton import cache
 
-from .shapes import SETS, Case
+from .cases.shapes import SETS, Case
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+#: What runs them, after ``python -m``.
+PROGRAM = __package__
+
 #: Where each command is: what needs a GPU, what does not, and what reads results.
 COMMANDS = {
-    "bench": "bench:command",
-    "autotune": "autotune:command",
-    "selfcheck": "selfcheck:command",
-    "traffic": "offline:traffic",
-    "codegen": "offline:codegen",
-    "time": "offline:predicted_time",
-    "emulate": "emulate:command",
-    "validate": "validation:command",
-    "report": "report:command",
-    "compare": "compare:command",
+    "bench": "commands.bench:command",
+    "autotune": "commands.autotune:command",
+    "selfcheck": "commands.selfcheck:command",
+    "traffic": "commands.offline:traffic",
+    "codegen": "commands.offline:codegen",
+    "time": "commands.offline:predicted_time",
+    "emulate": "commands.emulate:command",
+    "validate": "commands.validation:command",
+    "results": "commands.results:command",
+    "report": "commands.report:command",
+    "compare": "commands.compare:command",
 }
 
 

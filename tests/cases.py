@@ -1,8 +1,8 @@
 """The branches of the plan, and what the textbook's oracle needs to know of each."""
 
-from normtriton.perf.branches import BRANCHES as CASES
-from normtriton.perf.branches import CLUSTERED, LAYOUTS, SMALL, lay_out
-from normtriton.perf.branches import Branch as Case
+from normtriton.perf.cases.branches import BRANCHES as CASES
+from normtriton.perf.cases.branches import CLUSTERED, LAYOUTS, SMALL, lay_out
+from normtriton.perf.cases.branches import Branch as Case
 
 __all__ = ["BUILT", "CASES", "CLUSTERED", "LAYOUTS", "SMALL", "Case", "lay_out", "textbook"]
 

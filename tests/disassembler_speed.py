@@ -1,6 +1,6 @@
 """The disassembler, run once for all kernels of a test: it takes 0.3 s to start, and next to nothing for a kernel.
 
-`normtriton.perf.codegen` runs it for each kernel. `disassemble` hands it the instructions of several kernels for one
+`normtriton.perf.count.codegen` runs it for each kernel. `disassemble` hands it the instructions of several kernels for one
 target as one, and keeps what `codegen.read_code` asks for later: `test_disassembled_together` compares the two.
 """
 
@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from normtriton.perf import codegen
+from normtriton.perf.count import codegen
 
 _known = {}
 _alone = codegen._disassemble

@@ -11,7 +11,7 @@ FACTS = {
 
 
 def pretend(monkeypatch, gpu):
-    """Put the made-up GPU in place of `normtriton.perf.gpu`'s; returns the runs that were timed."""
+    """Put the made-up GPU in place of `normtriton.perf.time.gpu`'s; returns the runs that were timed."""
     timed = []
 
     def time(run, _device):

@@ -7,7 +7,7 @@ import json
 import sys
 
 import torch
-from normtriton.perf import checks
+from normtriton.perf.cases import checks
 from normtriton.perf.emulator import device as emulated
 from normtriton.perf.emulator.gpus import GPUS
 from normtriton.perf.emulator.timer import Timer

@@ -9,9 +9,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from made_up import FACTS, pretend
-from normtriton.perf import autotune, gpu
 from normtriton.perf.cli import Lines, main
-from normtriton.perf.gpu import Times
+from normtriton.perf.commands import autotune
+from normtriton.perf.time import gpu
+from normtriton.perf.time.gpu import Times
 
 import normtriton as nt
 from normtriton import clusters, launch, schedule, tuned
@@ -24,7 +25,10 @@ ROWS = ("--shapes", "layer-2x600", "--dtypes", "float32", "--directions", "forwa
 
 
 class Gpu:
-    """Stands for `normtriton.perf.gpu`. Times are made up: 100 µs, but for what ``us`` says of a case and a tuning."""
+    """Stands for `normtriton.perf.time.gpu`.
+
+    Times are made up: 100 µs, but for what ``us`` says of a case and a tuning.
+    """
 
     def __init__(self):
         self.timed, self.us, self.raises, self.noise = [], {FASTER: 60.0, SLOWER: 200.0}, {}, 0.05

@@ -12,12 +12,14 @@ import triton
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
     pytest.skip("results are measured with Triton 3.9 or later", allow_module_level=True)
 
-from normtriton.perf.codegen import PLANNED_FOR
-from normtriton.perf.compare import changes, read
-from normtriton.perf.jobs import Job, figures
-from normtriton.perf.l2 import MACHINES
-from normtriton.perf.render import LIBRARY, RESULTS, key
-from normtriton.perf.shapes import Case, Cell, planned
+from normtriton.perf.cases.shapes import Case, Cell
+from normtriton.perf.cases.targets import PLANNED_FOR
+from normtriton.perf.commands.compare import changes, read
+from normtriton.perf.commands.jobs import Job, figures
+from normtriton.perf.count.l2 import MACHINES
+from normtriton.perf.count.launches import planned
+from normtriton.perf.show.render import RESULTS
+from normtriton.perf.show.rows import LIBRARY, key
 
 GROUP = Cell(Case("group", (8, 320, 64, 64), 32), "contiguous", "bfloat16")
 BATCH = Cell(Case("batch", (1024, 256)), "contiguous", "float32")

@@ -11,11 +11,13 @@ import torch
 import triton
 from click.testing import CliRunner
 from made_up import pretend
-from normtriton.perf import bench, gpu, providers, render
-from normtriton.perf.bench import command, compulsory, operands
-from normtriton.perf.oracle import differences, expected, named
-from normtriton.perf.providers import PROVIDERS, by_name, installed
-from normtriton.perf.shapes import Case, Cell
+from normtriton.perf.cases.oracle import differences, expected, named
+from normtriton.perf.cases.shapes import Case, Cell
+from normtriton.perf.commands import bench
+from normtriton.perf.commands.bench import command, compulsory, operands
+from normtriton.perf.show.rows import key, load
+from normtriton.perf.time import gpu, providers
+from normtriton.perf.time.providers import PROVIDERS, by_name, installed
 
 from normtriton.plan import Tunings
 
@@ -58,7 +60,7 @@ def test_every_library_layout_and_direction_has_a_row(made_up, tmp_path):
     names = "rms-4x16,group2-2x4x3x3"
     result, rows = run(tmp_path, "--shapes", names, "--dtypes", "bfloat16", "--providers", "normtriton,torch")
     assert result.exit_code == 0, result.output
-    assert len(rows) == (1 + 2) * 2 * 2 == len({render.key(row) for row in rows}) == len(made_up)
+    assert len(rows) == (1 + 2) * 2 * 2 == len({key(row) for row in rows}) == len(made_up)
     first = rows[0]
     assert (first["instrument"], first["machine"], first["library"]) == ("bench", "made-up GPU", "normtriton")
     assert (first["us"], first["us_low"], first["us_high"], first["method"]) == (10.0, 9.0, 12.0, "made up")
@@ -66,7 +68,7 @@ def test_every_library_layout_and_direction_has_a_row(made_up, tmp_path):
     assert first["gbps"] == pytest.approx(first["bytes"] / 10e-6 / 1e9)
     assert (first["ceiling_gbps"], first["of_ceiling"]) == (100.0, pytest.approx(first["gbps"] / 100))
     assert (first["host_us"], first["version"]) == (5.0, PROVIDERS["normtriton"].version())
-    assert render.load(tmp_path / "results")  # as others read them
+    assert load(tmp_path / "results")  # as others read them
     assert "9.0 to 12.0" in result.output and "100 GB/s" in result.output and "channels_last" in result.output
 
 
@@ -86,8 +88,8 @@ def test_json_lines_and_a_file_of_the_machines_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_compulsory_bytes_are_those_of_traffic(direction):
     """The byte model has one definition."""
-    from normtriton.perf.l2 import H100
-    from normtriton.perf.traffic import measure
+    from normtriton.perf.count.l2 import H100
+    from normtriton.perf.count.traffic import measure
 
     for norm, layout in (("batch", torch.channels_last), ("rms", torch.contiguous_format)):
         case = CASES[norm]

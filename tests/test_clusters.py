@@ -14,8 +14,8 @@ import pytest
 import torch
 import triton
 from cases import CLUSTERED, lay_out
-from normtriton.perf.shapes import Case as Real
-from normtriton.perf.shapes import make
+from normtriton.perf.cases.shapes import Case as Real
+from normtriton.perf.cases.shapes import make
 from test_norms import check, parameters
 
 import normtriton as nt

@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 from normtriton.perf.cli import main
-from normtriton.perf.render import RESULTS
+from normtriton.perf.show.render import RESULTS
 
 
 def compare(*arguments):
@@ -114,6 +114,9 @@ def test_out(tmp_path):
 TIMED = {"case": "layer-8192x4096", "layout": "contiguous", "dtype": "bfloat16", "direction": "forward"}
 TIMED |= {
     "library": "normtriton",
+    "norm": "layer",
+    "torch": "2",
+    "triton": "3",
     "instrument": "bench",
     "machine": "none",
     "us": 50.0,
@@ -136,6 +139,7 @@ def test_times(tmp_path, us, status):
 
 #: No prediction: made up, for these tests.
 PREDICTED = TIMED | {"instrument": "model", "us_alone": 55.0, "kernels": [{"us": 50.0}]}
+PREDICTED |= {"of_ceiling": 0.5, "of_ceiling_alone": 0.4, "compulsory": 1}
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,11 @@ import disassembler_speed
 import pytest
 import torch
 import triton
-from normtriton.perf import branches
-from normtriton.perf.codegen import (
-    H100,
-    H100_CLUSTERS,
-    TARGETS,
-    compile_key,
-    compile_launch,
-    facts,
-    launches_of,
-    read_code,
-    tensor_accesses,
-)
-from normtriton.perf.shapes import CASES, Case, make
+from normtriton.perf.cases import branches
+from normtriton.perf.cases.shapes import CASES, Case, make
+from normtriton.perf.cases.targets import H100, H100_CLUSTERS, TARGETS
+from normtriton.perf.count.codegen import compile_key, compile_launch, facts, read_code, tensor_accesses
+from normtriton.perf.count.launches import launches_of
 
 from normtriton.clusters import compiles
 from normtriton.plan import Tuning, Tunings

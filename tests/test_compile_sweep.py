@@ -11,8 +11,10 @@ import random
 
 import pytest
 import torch
-from normtriton.perf.codegen import H100, H100_CLUSTERS, TARGETS, compile_launch, read_code
-from normtriton.perf.shapes import LAYOUTS, Case, Cell, planned
+from normtriton.perf.cases.shapes import LAYOUTS, Case, Cell
+from normtriton.perf.cases.targets import H100, H100_CLUSTERS, TARGETS
+from normtriton.perf.count.codegen import compile_launch, read_code
+from normtriton.perf.count.launches import planned
 
 from normtriton.clusters import compiles
 

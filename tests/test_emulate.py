@@ -9,11 +9,12 @@ import pytest
 import torch
 import triton
 from click.testing import CliRunner
-from normtriton.perf import checks, emulate
-from normtriton.perf.bench import FLOATING
+from normtriton.perf.cases import checks
+from normtriton.perf.cases.oracle import Textbook
+from normtriton.perf.commands import emulate
+from normtriton.perf.commands.bench import FLOATING
 from normtriton.perf.emulator.device import LAUNCHER
-from normtriton.perf.oracle import Textbook
-from normtriton.perf.rows import check
+from normtriton.perf.show.rows import check
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < LAUNCHER:
     pytest.skip("the emulator needs Triton 3.9 or later", allow_module_level=True)

@@ -3,9 +3,10 @@
 `make emulated` runs all dtypes, layouts and targets; here each branch has one dtype, on sm_80 every third.
 """
 
-from normtriton.perf import checks, emulate
-from normtriton.perf.bench import FLOATING
-from normtriton.perf.branches import BRANCHES, CLUSTERED
+from normtriton.perf.cases import checks
+from normtriton.perf.cases.branches import BRANCHES, CLUSTERED
+from normtriton.perf.commands import emulate
+from normtriton.perf.commands.bench import FLOATING
 
 from normtriton import clusters
 

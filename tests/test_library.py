@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, lay_out
-from normtriton.perf.codegen import recording
-from normtriton.perf.shapes import CASES as REAL
-from normtriton.perf.shapes import make
+from normtriton.perf.cases.shapes import CASES as REAL
+from normtriton.perf.cases.shapes import make
+from normtriton.perf.count.launches import recording
 from oracle import close, reference
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from normtriton.perf import codegen, shapes
+from normtriton.perf.cases import shapes, targets
+from normtriton.perf.count import codegen
+from normtriton.perf.count.launches import launches_of
 from normtriton.perf.emulator import sass
 from normtriton.perf.emulator.gpus import GPUS
 from normtriton.perf.emulator.timer import Space, Timer, pack
@@ -47,7 +49,7 @@ def compiled(kernel, target):
     with codegen.pretending(target):
         source = ASTSource(kernel, signature, {(4,): BLOCK}, aligned)
         made = triton.compile(
-            source, target=codegen.TARGETS[target], options={"num_warps": 4, "enable_fp_fusion": True}
+            source, target=targets.TARGETS[target], options={"num_warps": 4, "enable_fp_fusion": True}
         )
     return made.asm["cubin"], made.asm["ptx"], made.metadata.shared
 
@@ -111,7 +113,7 @@ def test_a_share_is_never_faster(case):
 def cell(name, gpu):
     """The launches of a case in bfloat16."""
     made = shapes.make(shapes.Case.named(name), torch.bfloat16, torch.contiguous_format)
-    return codegen.launches_of(*made, codegen.PLANNED_FOR[GPUS[gpu].target][1])
+    return launches_of(*made, targets.PLANNED_FOR[GPUS[gpu].target][1])
 
 
 def launched(recorded, gpu):

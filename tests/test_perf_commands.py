@@ -11,14 +11,16 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
     pytest.skip("results are measured with Triton 3.9 or later", allow_module_level=True)
 
 from click.testing import CliRunner
-from normtriton.perf import offline, rivals
+from normtriton.perf.cases.shapes import SETS, Case, Cell, cells, make
+from normtriton.perf.cases.targets import PLANNED_FOR, TARGETS
 from normtriton.perf.cli import COMMANDS, main
-from normtriton.perf.codegen import PLANNED_FOR, TARGETS, TensorAccess, loaded_at_once
-from normtriton.perf.jobs import Job, failed
-from normtriton.perf.occupancy import LIMITS, resident_blocks
-from normtriton.perf.predict import GPUS, device_of
-from normtriton.perf.render import LIBRARY
-from normtriton.perf.shapes import SETS, Case, Cell, cells, make
+from normtriton.perf.commands import offline
+from normtriton.perf.commands.jobs import Job, failed
+from normtriton.perf.count import rivals
+from normtriton.perf.count.codegen import TensorAccess, loaded_at_once
+from normtriton.perf.count.occupancy import LIMITS, resident_blocks
+from normtriton.perf.show.rows import LIBRARY
+from normtriton.perf.time.predict import GPUS, device_of
 
 TINY = "layer-64x256"
 INSTRUMENTS = ("traffic", "codegen", "time")

@@ -4,10 +4,11 @@ import re
 
 import pytest
 import torch
-from normtriton.perf.branches import CLUSTERED, CLUSTERS
-from normtriton.perf.codegen import compile_launch, launches_of
-from normtriton.perf.shapes import LAYOUTS as FORMATS
-from normtriton.perf.shapes import Case, make
+from normtriton.perf.cases.branches import CLUSTERED, CLUSTERS
+from normtriton.perf.cases.shapes import LAYOUTS as FORMATS
+from normtriton.perf.cases.shapes import Case, make
+from normtriton.perf.count.codegen import compile_launch
+from normtriton.perf.count.launches import launches_of
 
 from normtriton import clusters
 

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("plotly", reason="the report's libraries are not installed: pip install 'normtriton[perf]'")
 from click.testing import CliRunner
 from matplotlib.image import imread
-from normtriton.perf import contents, render, rows
+from normtriton.perf.cases.shapes import cells
 from normtriton.perf.cli import main
-from normtriton.perf.shapes import cells
+from normtriton.perf.show import contents, render, rows
 
 ROOT = Path(__file__).parents[1]
 MADE_UP = "Imaginary GPU"
@@ -237,7 +237,7 @@ def test_predicted_times_equal_the_rows(few, tmp_path):
 
 def test_a_predicted_time_is_drawn_between_its_bounds(few):
     """The bar of a mark ends at the other bound; hovering says both, that it is predicted, and what is launched."""
-    from normtriton.perf.draw import figures
+    from normtriton.perf.show.draw import figures
 
     (chart,) = contents.gather(rows.read([write(few / "model.jsonl", model_rows())]), "").charts
     drawn = figures(chart)
@@ -265,7 +265,7 @@ def test_verdicts_count_what_is_predicted_faster(few):
 
 def test_every_series_has_its_own_mark():
     """Libraries the same in all charts, whoever is beside them; others any that is free."""
-    from normtriton.perf.draw import LIBRARIES, MARKS, marks
+    from normtriton.perf.show.draw import LIBRARIES, MARKS, marks
 
     assert list(marks(LIBRARIES).values()) == list(MARKS)
     found = marks(["new", "normtriton", "torch"])
@@ -329,7 +329,7 @@ def test_refusals_name_cause_and_remedy(tmp_path, few):
 
 def test_what_is_written_stays_where_it_is_stopped(tmp_path, few, monkeypatch):
     """Ctrl-C in the second of two files: the status of an interrupt, and the first file."""
-    import normtriton.perf.report as module
+    import normtriton.perf.commands.report as module
 
     def stop(_rows):
         raise KeyboardInterrupt

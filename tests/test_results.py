@@ -9,11 +9,13 @@ import triton
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
     pytest.skip("results are measured with Triton 3.9 or later", allow_module_level=True)
 
-from normtriton.perf import jobs as running
-from normtriton.perf import render, results
-from normtriton.perf.jobs import Job, failed, made_from, measured
-from normtriton.perf.results import Store, jobs, update
-from normtriton.perf.shapes import OFFERED, Cell, cells
+from normtriton.perf.cases.shapes import OFFERED, Cell, cells
+from normtriton.perf.commands import jobs as running
+from normtriton.perf.commands import results
+from normtriton.perf.commands.jobs import Job, failed, made_from, measured
+from normtriton.perf.commands.results import Store, jobs, update
+from normtriton.perf.show import render
+from normtriton.perf.show.rows import FIGURES, LIBRARY, key, load
 
 ROW = next(cell for cell in cells() if cell.case.name == "layer-8192x4096")
 COLUMNS = next(cell for cell in cells() if cell.case.name == "batch-1024x256")
@@ -22,14 +24,14 @@ COLUMNS = next(cell for cell in cells() if cell.case.name == "batch-1024x256")
 def test_pages_show_what_the_files_say():
     """The committed tables are those that the committed results render to, and none is left out."""
     for page, text in render.rendered().items():
-        assert page.read_text() == text, f"{page.name}: run `python -m normtriton.perf.results --render`"
+        assert page.read_text() == text, f"{page.name}: run `python -m normtriton.perf results --render`"
     pages = "".join(page.read_text() for page in render.PAGES)
     assert all(f"<!-- table {name} -->" in pages for name in render.TABLES)
 
 
 def test_every_cell_of_the_readme_is_measured():
     """In every layout, dtype and direction; and of the rest none has failed."""
-    files = render.load(render.RESULTS)
+    files = load(render.RESULTS)
     for job in jobs("", others=False):
         for direction in ("forward", "backward"):
             row = render.find(files, job.file, job.cell, direction)
@@ -39,16 +41,17 @@ def test_every_cell_of_the_readme_is_measured():
 
 def fake(job, **figures):
     """Rows of a job whose figures are made up."""
-    return job.rows({d: {"launches": 1, "strategy": "resident", **figures} for d in ("forward", "backward")})
+    known = dict.fromkeys(set(FIGURES[job.instrument]) - {"shape", "torch", "triton"}, 1)
+    return job.rows({d: {**known, "strategy": "resident", **figures} for d in ("forward", "backward")})
 
 
 def test_a_table_says_what_is_missing():
     """What no one offers, what was not measured, and why a measurement failed."""
     moved = {"part": 8, "live": 20, "request": 30, "dram": 10, "compulsory": 10}
-    ours = fake(Job("traffic", "H100", render.LIBRARY, ROW), **moved)
+    ours = fake(Job("traffic", "H100", LIBRARY, ROW), **moved)
     theirs = failed(Job("traffic", "H100", "liger-kernel", ROW), ValueError("no | luck"))
     files = {
-        f"traffic-H100{suffix}.jsonl": {render.key(row): json.loads(json.dumps(row)) for row in rows}
+        f"traffic-H100{suffix}.jsonl": {key(row): json.loads(json.dumps(row)) for row in rows}
         for suffix, rows in (("", ours), ("-rivals", theirs))
     }
     lines = {tuple(line.split(" | ")[:3]): line for line in render.beside(files, ROW.dtype).splitlines()}
@@ -61,7 +64,7 @@ def test_a_table_says_what_is_missing():
 
 def test_what_is_measured_is_kept(tmp_path, monkeypatch):
     """A second run measures nothing; other versions, or a failure, are measured again."""
-    wanted = [Job("traffic", "H100", render.LIBRARY, cell) for cell in (COLUMNS, ROW)]
+    wanted = [Job("traffic", "H100", LIBRARY, cell) for cell in (COLUMNS, ROW)]
     store = Store(tmp_path)
     bad = ValueError("no luck")
     assert update(store, wanted, 1, lambda todo, _n: [(todo[0], fake(todo[0])), (todo[1], failed(todo[1], bad))]) == 1
@@ -82,7 +85,7 @@ def test_a_change_of_plan_is_measured_again(monkeypatch):
     """A plan's constant counts; a comment in a kernel does not."""
     from normtriton import plan, schedule
 
-    job = Job("traffic", "A100", render.LIBRARY, Cell(ROW.case, "contiguous", "float32"))
+    job = Job("traffic", "A100", LIBRARY, Cell(ROW.case, "contiguous", "float32"))
     made_from.cache_clear()
     before = made_from(job)
     monkeypatch.setattr(plan, "PER_THREAD", plan.PER_THREAD // 2)
@@ -115,7 +118,7 @@ def die_of_columns(job):
 def test_a_cell_that_dies_does_not_stop_the_rest(monkeypatch):
     """A worker that is killed costs its own cell, which says so."""
     monkeypatch.setattr(running, "work", die_of_columns)
-    todo = [Job("traffic", "H100", render.LIBRARY, cell) for cell in (COLUMNS, ROW)]
+    todo = [Job("traffic", "H100", LIBRARY, cell) for cell in (COLUMNS, ROW)]
     done = dict(measured(todo, 1))
     assert "BrokenProcessPool" in done[todo[0]][0]["error"]
     assert done[todo[1]][0]["launches"] == 1
@@ -123,6 +126,6 @@ def test_a_cell_that_dies_does_not_stop_the_rest(monkeypatch):
 
 def test_what_is_offered_is_measured():
     """Every library of the table has a way to be run."""
-    from normtriton.perf.rivals import RUNS
+    from normtriton.perf.count.rivals import RUNS
 
     assert set(RUNS) == set(OFFERED)

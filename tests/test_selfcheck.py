@@ -12,11 +12,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from made_up import pretend
-from normtriton.perf import checks as kinds
-from normtriton.perf import gpu, selfcheck
-from normtriton.perf.branches import CLUSTERS, DEVICE, LAYOUTS, SMALL, Branch
-from normtriton.perf.selfcheck import checks, command
-from normtriton.perf.shapes import DIRECTIONS, NORMS, Case, Cell
+from normtriton.perf.cases import checks as kinds
+from normtriton.perf.cases.branches import CLUSTERS, DEVICE, LAYOUTS, SMALL, Branch
+from normtriton.perf.cases.shapes import DIRECTIONS, NORMS, Case, Cell
+from normtriton.perf.commands import selfcheck
+from normtriton.perf.commands.selfcheck import checks, command
+from normtriton.perf.time import gpu
 
 import normtriton as nt
 from normtriton import cache, clusters, launch

@@ -7,9 +7,9 @@ from threading import Barrier
 import pytest
 import torch
 from cases import CASES, SMALL, lay_out
-from normtriton.perf.codegen import launches_of
-from normtriton.perf.shapes import CASES as REAL
-from normtriton.perf.shapes import make
+from normtriton.perf.cases.shapes import CASES as REAL
+from normtriton.perf.cases.shapes import make
+from normtriton.perf.count.launches import launches_of
 
 import normtriton as nt
 from normtriton import clusters, launch
@@ -107,7 +107,7 @@ def test_addresses_beside_launches(pytestconfig):
     """Threads that run kernels for their addresses alone, in the same interpreter, take their turns too."""
     if pytestconfig.getoption("compiled") or not clusters.compiles():
         pytest.skip("addresses are found by the interpreter, of Triton 3.9")
-    from normtriton.perf import l2, traffic
+    from normtriton.perf.count import l2, traffic
 
     call, *tensors = make(REAL[0]._replace(shape=(64, 256)), torch.float32, torch.contiguous_format)
     launches = launches_of(call, *tensors)["forward"]

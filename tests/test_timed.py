@@ -7,10 +7,13 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from normtriton.perf import cli, rivals, timed, validation
+from normtriton.perf import cli
+from normtriton.perf.cases.shapes import Case, Cell
+from normtriton.perf.commands import validation
+from normtriton.perf.commands.validation import Published
+from normtriton.perf.count import rivals
 from normtriton.perf.emulator.timer import Timer
-from normtriton.perf.shapes import Case, Cell
-from normtriton.perf.validation import Published
+from normtriton.perf.time import timed
 
 TINY = Published(
     "liger-kernel", "9.9", "0000000", "a file", "rms", "forward", 64, 256, "float32", "H100", 10.0, "events", ""

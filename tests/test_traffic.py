@@ -8,9 +8,9 @@ import triton.language as tl
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
     pytest.skip("traffic is measured with Triton 3.9 or later", allow_module_level=True)
 
-from normtriton.perf.l2 import H100, L2, LOAD, Access, Machine, interleave
-from normtriton.perf.shapes import Case
-from normtriton.perf.traffic import Pass, measure
+from normtriton.perf.cases.shapes import Case
+from normtriton.perf.count.l2 import H100, L2, LOAD, Access, Machine, interleave
+from normtriton.perf.count.traffic import Pass, measure
 
 
 @triton.jit

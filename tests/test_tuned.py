@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CASES, LAYOUTS, Case, lay_out
-from normtriton.perf.shapes import Case as Real
-from normtriton.perf.shapes import make
+from normtriton.perf.cases.shapes import Case as Real
+from normtriton.perf.cases.shapes import make
 from test_norms import check, parameters
 
 import normtriton as nt

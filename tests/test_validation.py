@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from normtriton.perf import cli, timed, validation
+from normtriton.perf import cli
+from normtriton.perf.commands import validation
+from normtriton.perf.commands.validation import Compared, Published
 from normtriton.perf.emulator.timer import GPUS
-from normtriton.perf.validation import Compared, Published
+from normtriton.perf.time import timed
 
 TINY = Published(
     "liger-kernel", "9.9", "0000000", "a file", "rms", "forward", 64, 256, "float32", "H100", 10.0, "events", ""

@@ -24,9 +24,9 @@ import torch
 
 from normtriton.switch import whole_number
 
-from .. import l2
-from ..codegen import PLANNED_FOR
-from ..occupancy import LIMITS
+from ..cases.targets import PLANNED_FOR
+from ..count import l2
+from ..count.occupancy import LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .. import occupancy
+from ..count import occupancy
 from . import build, sass
 from .gpus import GPUS, Gpu
 

@@ -1,0 +1,180 @@
+"""Real shapes, shared by tests and reports, and the cells that are made of them."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from normtriton import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from normtriton.autograd import Call
+
+
+class Case(NamedTuple):
+    """One norm of one shape.
+
+    Attributes:
+        norm: "layer", "rms", "batch", "instance" or "group".
+        shape: of the input.
+        groups: of a group norm.
+    """
+
+    norm: str
+    shape: tuple[int, ...]
+    groups: int = 0
+
+    @property
+    def name(self) -> str:
+        """For people, test ids and the command line."""
+        return f"{self.norm}{self.groups or ''}-{'x'.join(map(str, self.shape))}"
+
+    @classmethod
+    def named(cls, name: str) -> Case:
+        """The case of a name such as "layer-8192x4096" or "group32-8x320x64x64".
+
+        Raises:
+            ValueError: no such norm, a shape that it cannot have, or groups that do not divide the channels.
+        """
+        match = re.fullmatch(r"([a-z]+?)(\d*)-(\d+(?:x\d+)+)", name)
+        if match is None or match[1] not in NORMS:
+            raise ValueError(
+                f"{name!r} is not NORM-SHAPE, as layer-8192x4096 or group32-8x320x64x64: {', '.join(NORMS)}"
+            )
+        case = cls(match[1], tuple(map(int, match[3].split("x"))), int(match[2] or 0))
+        if min(case.shape) < 1:
+            raise ValueError(f"{name!r} has an empty axis")
+        if (case.norm == "group") != bool(case.groups) or (case.groups and case.shape[1] % case.groups):
+            raise ValueError(f"{name!r}: a group norm, and only that, has groups, which divide its channels")
+        if case.norm in ("instance", "group") and len(case.shape) < 3:
+            raise ValueError(f"{name!r}: an {case.norm} norm has a batch, channels and space")
+        return case
+
+
+NORMS = ("layer", "rms", "batch", "instance", "group")
+
+#: Language models, vision transformers, ResNet-50, U-Nets, segmentation.
+CASES = (
+    Case("layer", (8192, 4096)),
+    Case("layer", (8192, 768)),
+    Case("layer", (4096, 12288)),
+    Case("layer", (1024, 65536)),
+    Case("layer", (8192, 1000)),
+    Case("rms", (8192, 4096)),
+    Case("group", (8, 320, 64, 64), 32),
+    Case("group", (2, 512, 128, 128), 32),
+    Case("instance", (8, 64, 256, 256)),
+    Case("batch", (256, 64, 56, 56)),
+    Case("batch", (32, 2048, 7, 7)),
+    Case("batch", (1024, 256)),
+)
+
+#: Shapes by the models they come from.
+SETS = {
+    # hidden sizes of 2048 tokens and of one generated for each of 64 requests: Llama 8B and 70B, Gemma 9B
+    "llm": tuple(
+        Case(norm, (rows, size)) for norm in ("rms", "layer") for rows in (2048, 64) for size in (3584, 4096, 8192)
+    ),
+    # 64 images of 197 patches: ViT-S, B and L
+    "vit": tuple(Case("layer", (64 * 197, size)) for size in (384, 768, 1024)),
+    # ResNet-50, 64 images of 224x224: the first norm of each stage, its widest, and the last
+    "resnet": tuple(
+        Case("batch", (64, channels, side, side))
+        for channels, side in (
+            (64, 112), (64, 56), (256, 56), (128, 28), (512, 28), (256, 14), (1024, 14), (512, 7), (2048, 7)
+        )
+    ),
+    # Stable Diffusion's U-Net on a latent of 64x64, two images for guidance, and its decoder at 512x512
+    "unet": tuple(
+        Case("group", (batch, channels, side, side), 32)
+        for batch, channels, side in (
+            (2, 320, 64), (2, 640, 32), (2, 1280, 16), (2, 2560, 8), (1, 512, 64), (1, 512, 256), (1, 128, 512)
+        )
+    ),
+    # nnU-Net on patches of 128x128x128, two at a time
+    "segmentation-3d": tuple(
+        Case("instance", (2, channels, side, side, side))
+        for channels, side in ((32, 128), (64, 64), (128, 32), (256, 16), (320, 8))
+    ),
+    "reports": CASES,
+}  # fmt: skip
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = ("bfloat16", "float32")
+DIRECTIONS = ("forward", "backward")
+
+#: The norms that other libraries offer in Triton.
+OFFERED = {
+    "liger-kernel": ("layer", "rms", "group"),
+    "flag-gems": ("layer", "rms", "group", "batch", "instance"),
+}
+#: The norms whose times can be predicted of other libraries: what torch.compile generates is Triton's, too.
+TIMED = {**OFFERED, "torch.compile": NORMS}
+
+
+def offered(instrument: str) -> dict[str, tuple[str, ...]]:
+    """The norms of other libraries that an instrument can look at."""
+    return TIMED if instrument == "model" else OFFERED
+
+
+class Cell(NamedTuple):
+    """A case in one of `LAYOUTS` and a dtype, by name."""
+
+    case: Case
+    layout: str
+    dtype: str
+
+    @property
+    def options(self) -> tuple[torch.dtype, torch.memory_format]:
+        """The dtype and the memory format of x: channels_last of a volume is PyTorch's channels_last_3d."""
+        volume = self.layout == "channels_last" and len(self.case.shape) == 5
+        return getattr(torch, self.dtype), torch.channels_last_3d if volume else LAYOUTS[self.layout]
+
+
+def cells(
+    cases: Iterable[Case] = CASES, layouts: Iterable[str] = tuple(LAYOUTS), dtypes: Iterable[str] = DTYPES
+) -> list[Cell]:
+    """Every case in every layout that its input can have, in every dtype."""
+    return [
+        Cell(case, layout, dtype)
+        for dtype, case, layout in product(dtypes, cases, layouts)
+        if layout == "contiguous" or len(case.shape) in (4, 5)
+    ]
+
+
+def make(
+    case: Case,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    device: str = "meta",
+    parameters: torch.dtype | None = None,
+) -> tuple[Call, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(call, x, weight, bias) of a case, in training, batch norm with running statistics.
+
+    ``parameters`` is their dtype and that of running statistics, None for x's.
+    """
+    x = torch.empty(case.shape, dtype=dtype, device=device)
+    if x.dim() in (4, 5):
+        x = x.to(memory_format=memory_format)
+    features = case.shape[-1:] if case.norm in ("layer", "rms") else case.shape[1:2]
+    options: dict[str, Any] = {"dtype": parameters or dtype, "device": device}
+    weight, bias = torch.ones(features, **options), torch.zeros(features, **options)
+    call: Call
+    if case.norm == "layer":
+        call = functional.layer_norm_call(x, features, weight, bias, 1e-5)
+    elif case.norm == "rms":
+        return functional.rms_norm_call(x, features, weight, None), x, weight, None
+    elif case.norm == "group":
+        call = functional.group_norm_call(x, case.groups, weight, bias, 1e-5)
+    elif case.norm == "instance":
+        call = functional.instance_norm_call(x, None, None, weight, bias, True, 0.1, 1e-5)
+    else:
+        mean, var = torch.zeros(features, **options), torch.ones(features, **options)
+        batches = torch.zeros((), dtype=torch.int64, device=device)
+        call = functional.batch_norm_call(x, mean, var, weight, bias, True, 0.1, 1e-5, batches)
+    return call, x, weight, bias

@@ -1,0 +1,1 @@
+"""The commands of ``python -m normtriton.perf``: each reads its options, has figures made, and shows them."""

@@ -1,0 +1,90 @@
+"""The launches of a call, collected instead of made: what every instrument that needs no GPU begins with."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from normtriton import launch
+from normtriton.explain import backward_direction, forward_direction
+
+from ..cases.shapes import make
+from ..cases.targets import H100
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from normtriton.autograd import Call
+    from normtriton.plan import Device
+    from normtriton.schedule import Launch
+
+    from ..cases.shapes import Case
+
+
+class Recorded(NamedTuple):
+    """A launch with the arguments it was made with."""
+
+    launch: Launch
+    args: tuple[Any, ...]
+
+
+@contextmanager
+def recording(device: Device = H100) -> Iterator[list[Recorded]]:
+    """Collect launches instead of making them, planned for a device. Not for use among threads."""
+    launches: list[Recorded] = []
+    before = launch._run, launch._run_clustered, launch.device_of
+
+    def record(step: Launch, _kinds: object, *args: Any) -> bool:
+        launches.append(Recorded(step, args))
+        return True
+
+    launch._run = launch._run_clustered = record  # type: ignore[assignment]  # mypy would have the very functions
+    launch.device_of = lambda x: device  # noqa: ARG005  called by position
+    try:
+        yield launches
+    finally:
+        launch._run, launch._run_clustered, launch.device_of = before
+
+
+def launches_of(
+    call: Call, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, device: Device = H100
+) -> dict[str, list[Recorded]]:
+    """The launches of a checked call, {"forward": ..., "backward": ...}. Tensors may be on the meta device."""
+    problem = call.problem
+    with recording(device) as forward:
+        _y, mean, rstd = launch.forward(problem, x, weight, bias, call.eps, call.running, call.use_running)
+    running = call.running if call.use_running else None
+    dtypes = [None if p is None else p.dtype for p in (weight, bias)]
+    with recording(device) as backward:
+        dy = torch.empty_like(x)
+        launch.backward(problem, dy, x, weight, mean, rstd, running, call.eps, (True, dtypes[0], dtypes[1]))
+    return {"forward": forward, "backward": backward}
+
+
+class Planned(NamedTuple):
+    """A case as a device would run it: the checked call and its tensors, and by direction the strategy and launches."""
+
+    call: Call
+    x: torch.Tensor
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    strategies: dict[str, str]
+    launches: dict[str, list[Recorded]]
+
+
+def planned(
+    case: Case,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    device: Device,
+    parameters: torch.dtype | None = None,
+) -> Planned:
+    """Plan a case for a device, forward and backward; with parameters of x's dtype, or another."""
+    call, x, weight, bias = make(case, dtype, memory_format, parameters=parameters)
+    strategies = {
+        "forward": forward_direction(call, x, weight, bias, device).schedule.strategy,
+        "backward": backward_direction(call, x, weight, bias, device).schedule.strategy,
+    }
+    return Planned(call, x, weight, bias, strategies, launches_of(call, x, weight, bias, device))

@@ -1,0 +1,187 @@
+"""The tables of README.md and docs/results.md from the files in perf/results; measures nothing.
+
+A table stands between two comments, ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is one of `TABLES`. What is
+there is replaced by what the files say (`python -m normtriton.perf results --render`).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..cases.shapes import DIRECTIONS, DTYPES, OFFERED, TIMED, Cell, cells
+from ..cases.targets import PLANNED_FOR
+from .rows import LIBRARY, Files, Row, load, versions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_ROOT = Path(__file__).resolve().parents[2]
+RESULTS = _ROOT / "perf" / "results"
+PAGES = (_ROOT / "README.md", _ROOT / "docs" / "results.md", _ROOT / "docs" / "emulator.md")
+
+
+def find(files: Files, file: str, cell: Cell, direction: str, library: str = LIBRARY) -> Row:
+    """A row; one that says so if the cell was not measured."""
+    row = files.get(file, {}).get((cell.case.name, cell.layout, cell.dtype, direction, library))
+    return {"error": ""} if row is None else row
+
+
+def missing(row: Row, done: str) -> str:
+    """Why a row has no figures: what was not ``done`` to its cell; nothing if it has."""
+    if "error" not in row:
+        return ""
+    return f"not {done}: {row['error']}" if row["error"] else f"not {done} yet"
+
+
+def launches(row: Row) -> str:
+    """Of Triton kernels, and of PyTorch's operations where there may be any."""
+    own = row.get("pytorch")
+    return str(row["launches"]) if own is None else f"{row['launches'] - own}+{own}"
+
+
+def ratios(row: Row) -> list[str]:
+    """Live, request and dram, over the compulsory bytes."""
+    return [f"{row[name] / row['compulsory']:.2f}" for name in ("live", "request", "dram")]
+
+
+def access(row: Row) -> str:
+    """The narrowest and widest access to tensors of x's size."""
+    widths = {int(width) for kernel in row["kernels"] for width in kernel["tensors"]}
+    return " to ".join(str(width) for width in dict.fromkeys((min(widths), max(widths)))) if widths else "-"
+
+
+def most(row: Row, name: str) -> int:
+    """The most of any of a direction's kernels."""
+    return max((int(kernel[name]) for kernel in row["kernels"]), default=0)
+
+
+def code(row: Row) -> list[str]:
+    """Registers, spilled bytes and access widths."""
+    return [str(most(row, "registers")), str(most(row, "stack")), access(row)]
+
+
+def waits(kernel: Row) -> str:
+    """What the warps of a kernel wait for, most first, as parts of their time."""
+    most = sorted(kernel["stalls"].items(), key=lambda item: -item[1])[:4]
+    return ", ".join(f"{reason} {part:.0%}" for reason, part in most if part >= 0.02)
+
+
+def longest(row: Row) -> Row:
+    """The launch of a pass that is predicted to take the most of its time."""
+    launch: Row = max(row["kernels"], key=lambda kernel: kernel["us"])
+    return launch
+
+
+def launch_words(kernel: Row) -> list[str]:
+    """A launch in words, for a line below its pass: what it is, how busy it keeps the GPU, what its warps wait for."""
+    cluster = f" in clusters of {kernel['cluster']}" if kernel["cluster"] > 1 else ""
+    moved = (kernel["dram_read"] + kernel["dram_write"]) / 1e6
+    return [
+        f"{kernel['us']:.1f} µs",
+        f"{kernel['blocks']} blocks of {kernel['warps']} warps{cluster}, {kernel['resident']} resident",
+        f"{kernel['registers']} registers" + (f", {kernel['spills']} bytes spilled" if kernel["spills"] else ""),
+        f"DRAM {moved:.1f} MB, busy {kernel['dram_busy']:.0%}",
+        f"issue slots {kernel['issue_busy']:.0%}, load/store queue {kernel['queue_busy']:.0%}",
+        f"warps wait: {waits(kernel)}",
+        *([f"{kernel['guessed']} addresses or branches guessed"] if kernel["guessed"] else []),
+    ]
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    heads = list(heads)
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
+
+
+def made_with(files: Files, names: Iterable[str]) -> str:
+    """What measured some files, in words."""
+    return versions(row for name in names for row in files.get(name, {}).values())
+
+
+def beside(files: Files, dtype: str) -> str:
+    """Ours beside other libraries', on an H100."""
+    traffic, compiled = ("traffic-H100", "code-sm_90")
+    rows = []
+    for cell in cells():
+        if cell.dtype != dtype:
+            continue
+        for direction in DIRECTIONS:
+            ours = find(files, f"{traffic}.jsonl", cell, direction)
+            columns = [cell.case.name, cell.layout, direction, ours.get("strategy", "-")]
+            for library in (LIBRARY, *OFFERED):
+                suffix = "" if library == LIBRARY else "-rivals"
+                if cell.case.norm not in OFFERED.get(library, cell.case.norm):
+                    columns.append("not offered")
+                    continue
+                moves, made = (find(files, f"{f}{suffix}.jsonl", cell, direction, library) for f in (traffic, compiled))
+                first = missing(moves, "measured") or f"{launches(moves)}: {' / '.join(ratios(moves))}"
+                second = missing(made, "compiled") or ", ".join(code(made))
+                columns.append(f"{first}<br>{second}".replace("|", "/"))
+            rows.append(columns)
+    names = [f"{f}{suffix}.jsonl" for f in (traffic, compiled) for suffix in ("", "-rivals")]
+    text = table(("shape", "layout", "direction", "our strategy", LIBRARY, *OFFERED), rows)
+    return f"{dtype}. Measured with {made_with(files, names)}.\n\n{text}"
+
+
+def ours(files: Files, target: str, machine: str) -> str:
+    """All figures of ours on one target, with traffic where the machine is simulated."""
+    rows = []
+    simulated = f"traffic-{machine}.jsonl" in files
+    for cell in cells():
+        for direction in DIRECTIONS:
+            made = find(files, f"code-{target}.jsonl", cell, direction)
+            columns: list[object] = [cell.case.name, cell.layout, cell.dtype, direction]
+            if "error" in made:
+                columns += [missing(made, "compiled"), *"------"]
+            else:
+                columns += [made["strategy"], len(made["kernels"]), f"{made['blocks']:,}", *code(made)]
+                columns += [most(made, "cluster_barriers")]
+            if simulated:
+                moves = find(files, f"traffic-{machine}.jsonl", cell, direction)
+                absent = missing(moves, "measured")
+                columns += [absent, *"---"] if absent else [f"1/{moves['part']}", *ratios(moves)]
+            rows.append(columns)
+    heads = ["shape", "layout", "dtype", "direction", "strategy", "launches", "thread blocks", "registers", "spilled"]
+    heads += ["access", "cluster barriers"] + ["part", "live", "request", "dram"] * simulated
+    names = (f"code-{target}.jsonl", f"traffic-{machine}.jsonl")
+    return f"Measured with {made_with(files, names)}.\n\n{table(heads, rows)}"
+
+
+def predicted(files: Files, dtype: str, machine: str = "H100") -> str:
+    """Predicted times of ours and of other libraries', and their part of a copy's rate."""
+    names = (f"model-{machine}.jsonl", f"model-{machine}-rivals.jsonl")
+    rows = []
+    for cell in cells():
+        for direction in DIRECTIONS if cell.dtype == dtype else ():
+            columns = [cell.case.name, cell.layout, direction]
+            for library in (LIBRARY, *TIMED):
+                if cell.case.norm not in TIMED.get(library, cell.case.norm):
+                    columns.append("not offered")
+                    continue
+                row = find(files, names[library != LIBRARY], cell, direction, library)
+                part = missing(row, "predicted") or f"{row['of_ceiling']:.0%} ({row['of_ceiling_alone']:.0%})"
+                columns.append(part if "error" in row else f"{part}, {row['us']:.1f} µs")
+            rows.append(columns)
+    text = table(("shape", "layout", "direction", LIBRARY, *TIMED), rows)
+    return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{text}"
+
+
+#: The tables, by the name in their comment.
+TABLES: dict[str, Callable[[Files], str]] = {f"beside-{dtype}": partial(beside, dtype=dtype) for dtype in DTYPES}
+TABLES |= {target: partial(ours, target=target, machine=name) for target, (name, _device) in PLANNED_FOR.items()}
+TABLES |= {f"predicted-{dtype}": partial(predicted, dtype=dtype) for dtype in DTYPES}
+
+
+def rendered(folder: Path = RESULTS, pages: Iterable[Path] = PAGES) -> dict[Path, str]:
+    """Every page's text with its tables as the files have them."""
+    files = load(folder)
+
+    def put(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{TABLES[match[2]](files)}\n{match[3]}"
+
+    pattern = re.compile(r"(<!-- table (\S+) -->)\n.*?(<!-- end -->)", re.DOTALL)
+    return {page: pattern.sub(put, page.read_text()) for page in pages}
