@@ -1,7 +1,7 @@
 """The disassembler, run once for all kernels of a test: it takes 0.3 s to start, and next to nothing for a kernel.
 
-`normtriton.perf.count.codegen` runs it for each kernel. `disassemble` hands it the instructions of several kernels for one
-target as one, and keeps what `codegen.read_code` asks for later: `test_disassembled_together` compares the two.
+`normtriton.perf.count.codegen` runs it for each kernel. `disassemble` hands it the instructions of several kernels for
+one target as one, and keeps what `codegen.read_code` asks for later: `test_disassembled_together` compares the two.
 """
 
 import re
