@@ -1,0 +1,124 @@
+"""What is registered with PyTorch's tools, so that they take the library's norms as they take `torch.nn`'s.
+
+ONNX's exporter decomposes what it has no translation for, by the table of all decompositions: so it turns
+``torch.ops.normtriton.normalize`` into PyTorch's own operators, and these into ONNX's. Fusing before quantization looks
+modules up by their exact classes.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
+from torch._decomp import register_decomposition
+from torch.ao.quantization.fuser_method_mappings import _DEFAULT_OP_LIST_TO_FUSER_METHOD
+
+from . import norms
+from .convert import LIBRARY, restore
+from .launch import statistics_dtype
+from .operators import _rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from .schedule import Problem
+
+    Maybe = Tensor | None
+
+
+@register_decomposition(torch.ops.normtriton.normalize.default)
+def normalize(x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, *rest: Any) -> tuple[Tensor, ...]:
+    """`normtriton.operators.normalize_op` in PyTorch's operators."""
+    *words, constant, momentum, eps, dtype = rest
+    problem = _rule(x, *words).problem
+    used = (mean, var) if constant else (None, None)
+    common = x.dtype  # PyTorch's functions, and ONNX, take few mixtures
+    for t in (weight, bias, *used):
+        common = common if t is None else torch.promote_types(common, t.dtype)
+    given = (None if t is None else t.to(common) for t in (x, weight, bias, *used))
+    y = _OPERATORS.get(problem.norm, _composed)(problem, *given, eps).to(dtype or x.dtype)
+
+    if constant:
+        return y, *(x.new_empty(0) for _ in range(4))
+    own_mean, own_var = _measured(problem, x)
+    own = own_mean.reshape(-1) if problem.norm.centered else x.new_empty(0), (own_var + eps).rsqrt().reshape(-1)
+    if mean is None or var is None:
+        return y, *own, x.new_empty(0), x.new_empty(0)
+    count = prod(problem.axes[key] for key in problem.over)
+    others = [i for i, key in enumerate(problem.axes) if key not in problem.affine]
+    new = own_mean.mean(others), own_var.mean(others) * (count / (count - 1))
+    return y, *own, *(t + momentum * (n - t).to(t.dtype) for t, n in zip((mean, var), new, strict=True))
+
+
+def _batch_norm(_: Problem, x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, eps: float) -> Tensor:
+    # a training one is given no statistics: ONNX's exporter, of torch 2.13, would normalize by them
+    return F.batch_norm(x, mean, var, weight, bias, training=mean is None, eps=eps)
+
+
+def _instance_norm(_: Problem, x: Tensor, weight: Maybe, bias: Maybe, _mean: Maybe, _var: Maybe, eps: float) -> Tensor:
+    return F.instance_norm(x, None, None, weight, bias, eps=eps)
+
+
+def _group_norm(p: Problem, x: Tensor, weight: Maybe, bias: Maybe, _mean: Maybe, _var: Maybe, eps: float) -> Tensor:
+    return F.group_norm(x, dict(p.sizes)["g"], weight, bias, eps)
+
+
+def _layer_norm(p: Problem, x: Tensor, weight: Maybe, bias: Maybe, _mean: Maybe, _var: Maybe, eps: float) -> Tensor:
+    return F.layer_norm(x, list(p.parameter_shape), weight, bias, eps)
+
+
+def _rms_norm(p: Problem, x: Tensor, weight: Maybe, _bias: Maybe, _mean: Maybe, _var: Maybe, eps: float) -> Tensor:
+    return F.rms_norm(x, list(p.parameter_shape), weight, eps)
+
+
+#: The norms that PyTorch has an operator for.
+_OPERATORS: dict[norms.Norm, Callable[..., Tensor]] = {
+    norms.BATCH: _batch_norm,
+    norms.INSTANCE: _instance_norm,
+    norms.GROUP: _group_norm,
+    norms.LAYER: _layer_norm,
+    norms.RMS: _rms_norm,
+}
+
+
+def _by_axes(problem: Problem, x: Tensor) -> Tensor:
+    """The input with a dimension for each axis, in the dtype of statistics."""
+    return x.to(statistics_dtype(x)).reshape(list(problem.axes.values()))
+
+
+def _measured(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the variance of each group, with a dimension for each axis."""
+    view, over = _by_axes(problem, x), [i for i, key in enumerate(problem.axes) if key in problem.over]
+    mean = view.mean(over, keepdim=True)
+    mean = mean if problem.norm.centered else torch.zeros_like(mean)
+    return mean, (view - mean).square().mean(over, keepdim=True)
+
+
+def _composed(problem: Problem, x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, eps: float) -> Tensor:
+    """Any norm, by its axes."""
+    shape = [size if key in problem.affine else 1 for key, size in problem.axes.items()]
+    own = _measured(problem, x) if mean is None or var is None else (mean.reshape(shape), var.reshape(shape))
+    y = (_by_axes(problem, x) - own[0]) * (own[1] + eps).rsqrt()
+    y = y if weight is None else y * weight.reshape(shape)
+    y = y if bias is None else y + bias.reshape(shape)
+    return y.reshape(x.shape)
+
+
+def _restoring(fuse: Callable[..., Any]) -> Callable[..., Any]:
+    """One of PyTorch's ways to fuse modules, for the library's: what it makes holds, and checks for, `torch.nn`'s."""
+
+    def fuse_restored(is_qat: bool, *fused: nn.Module) -> Any:
+        for module in fused:
+            restore(module)
+        return fuse(is_qat, *fused)
+
+    return fuse_restored
+
+
+for _pattern, _fuse in list(_DEFAULT_OP_LIST_TO_FUSER_METHOD.items()):
+    _ours = tuple(LIBRARY.get(kind, kind) for kind in _pattern)
+    _DEFAULT_OP_LIST_TO_FUSER_METHOD.setdefault(_ours, _restoring(_fuse))
