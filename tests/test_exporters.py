@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 from collections import Counter
 from contextlib import redirect_stdout
 from functools import partial
@@ -24,7 +25,7 @@ from normtriton import launch
 pytestmark = [  # PyTorch warns of its own ways of exporting, and of what it uses itself
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),  # as often as of torch.nn's, see the test of it
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),  # as often as of torch.nn's, which is tested
     pytest.mark.filterwarnings("ignore:(It is recommended|Exporting a model while|ONNX Preprocess):UserWarning"),
     pytest.mark.filterwarnings("ignore:Please use quant_min:UserWarning"),
 ]
@@ -176,6 +177,18 @@ def test_a_script_is_of_pytorchs_operators(name, training, kernels):
     assert not kernels
     same(got, other(x))
     same_buffers(loaded, other)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_trace_warns_as_that_of_pytorchs_module(name):
+    """Of Python's decisions by sizes, as often; and it holds no batch size that PyTorch's does not."""
+    (arguments, shape), warned = BUILT[name], []
+    for library in (nt, nn):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.jit.trace(getattr(library, name)(*arguments).eval(), torch.randn(shape))
+        warned.append(sum(issubclass(w.category, torch.jit.TracerWarning) for w in caught))
+    assert warned[0] == warned[1]
 
 
 @each_function
