@@ -4,7 +4,8 @@ Functions with the signatures of `torch.nn.functional`, modules that subclass `t
 the norms of a finished model, and `explain`, which says what a call does and why.
 """
 
-from .convert import convert, restore
+from . import exporters  # noqa: F401  registered as it is imported
+from .convert import convert, restore, restored
 from .explain import explain
 from .functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from .modules import (
@@ -38,5 +39,6 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "restore",
+    "restored",
     "rms_norm",
 ]

@@ -42,14 +42,18 @@ class Call(NamedTuple):
 
 
 _is_compiling = torch.compiler.is_compiling
+tracing_state = torch._C._get_tracing_state
 _modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._are_functorch_transforms_active
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Whether a tensor takes the Triton kernels rather than PyTorch's own functions."""
-    return x.is_cuda or (launch.INTERPRETED and x.is_cpu)
+    """Whether a tensor takes the Triton kernels rather than PyTorch's own functions.
+
+    None does while `torch.jit.trace` records: its graphs leave Python, where the kernels are.
+    """
+    return (x.is_cuda or (launch.INTERPRETED and x.is_cpu)) and tracing_state() is None
 
 
 def unwatched(x: Any) -> bool:

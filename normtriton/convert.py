@@ -11,6 +11,7 @@ from __future__ import annotations
 import copyreg
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -22,16 +23,16 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from . import functional, modules
 from .autograd import Call, has_kernels, normalize, unwatched
-from .modules import _parameter
+from .modules import _parameter, scripted_as
 from .recognize import FUNCTIONS, Recognized, names_eps, recognize, structure_of
 from .schedule import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-__all__ = ["convert", "restore"]
+__all__ = ["convert", "restore", "restored"]
 
 
 class Converted(NamedTuple):
@@ -170,6 +171,34 @@ def restore(model: nn.Module) -> Report:
     return Report(tuple(changes), tuple(left_alone))
 
 
+@contextmanager
+def restored(model: nn.Module) -> Iterator[Report]:
+    """`restore` for a while: `torch.nn`'s and others' own classes within, the library's again afterwards.
+
+    For tools that know modules by their exact class, such as quantization, and for files that are to need no library.
+
+    Args:
+        model: as `restore` takes it. What is copied from it within has the original classes, and keeps them.
+    Yields:
+        What `restore` reports.
+    Raises:
+        TypeError: model is no module.
+    """
+    before = {module: (type(module), _plain_class(module)) for module in _named_modules(model)}
+    report = restore(model)
+    changed = {
+        module: (type(module), _plain_class(module)) for module in before if type(module) is not before[module][0]
+    }
+    try:
+        yield report
+    finally:
+        for module, (cls, plain) in changed.items():
+            if type(module) is cls:
+                module.__class__ = before[module][0]
+            elif _plain_class(module) is plain:  # it was parametrized within, or is no longer
+                module.__class__ = _on_top_of(module, before[module][1])
+
+
 def _named_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
     """Each module once, with all its names."""
     if not isinstance(model, nn.Module):
@@ -198,12 +227,12 @@ def _select(found: dict[nn.Module, list[str]], which: str, selector: Selector) -
 
 
 #: The library's class of each of `torch.nn`'s.
-_LIBRARY: dict[type[nn.Module], type[nn.Module]] = {
+LIBRARY: dict[type[nn.Module], type[nn.Module]] = {
     getattr(nn, name): getattr(modules, name) for name in modules.__all__
 }
 
 #: What each class was before: the library's, and those that `_derived` made.
-_originals = {after: before for before, after in _LIBRARY.items()}
+_originals = {after: before for before, after in LIBRARY.items()}
 
 #: Methods in which a norm of `torch.nn` computes.
 _COMPUTING = ("forward", "_apply_instance_norm")
@@ -216,18 +245,18 @@ def _replacement(module: nn.Module) -> tuple[type[nn.Module], str] | str | None:
     cls, plain = type(module), _plain_class(module)
     if any(kind in _originals for kind in cls.__mro__):
         return None
-    base = next((kind for kind in _LIBRARY if issubclass(plain, kind)), None)
+    base = next((kind for kind in LIBRARY if issubclass(plain, kind)), None)
     looks = base is not None or isinstance(module, nn.modules.batchnorm._NormBase) or _looks_like_a_norm(module)
     if "forward" in vars(module):
         return "its forward was replaced on the object" if looks else None
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "is not initialized: convert it after its first input" if looks else None
-    if plain in _LIBRARY:
-        return _LIBRARY[plain], f"as normtriton.{plain.__name__}"
+    if plain in LIBRARY:
+        return LIBRARY[plain], f"as normtriton.{plain.__name__}"
     if isinstance(module, nn.SyncBatchNorm):
         return "gathers statistics from all processes, which the library does not"
     if base is not None and all(getattr(plain, name, None) is getattr(base, name, None) for name in _COMPUTING):
-        return _derived(plain, _LIBRARY[base]), f"as normtriton.{base.__name__}"
+        return _derived(plain, LIBRARY[base]), f"as normtriton.{base.__name__}"
     structure = structure_of(module) if looks else None
     if structure is None or isinstance(structure, str):
         return structure
@@ -289,12 +318,11 @@ def _derived(original: type[nn.Module], how: type[nn.Module] | Recognized) -> ty
         "__qualname__": original.__qualname__,
         "__reduce_ex__": __reduce_ex__,
     }
-    bases: tuple[type, ...] = (original,)
+    base: type[nn.Module] = modules.Leaf if isinstance(how, Recognized) else how
     if isinstance(how, Recognized):
         members["forward"] = _forward(original, how)
-    else:  # it comes after the original in the order of resolution, and before torch.nn's
-        bases = (original, how)
-    derived: type[nn.Module] = _class_like(original)(original.__name__, bases, members)
+    # the base comes after the original in the order of resolution, and before torch.nn's
+    derived: type[nn.Module] = _class_like(original)(original.__name__, (original, base), members)
     _derivations[original, how] = derived
     _originals[derived] = original
     return derived
@@ -316,7 +344,7 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
     results = {(x, parameters): result for x, parameters, result in found.dtypes}
     autocast_results: dict[tuple[torch.dtype | None, ...], torch.dtype] = {}
     named = (("d", 1),) if function.axis == -1 else ()  # what the shape does not tell
-    own = original.forward
+    own, run = original.forward, normalize
 
     def result_dtype(module: Any, x: Any, weight: Tensor | None, bias: Tensor | None) -> torch.dtype | None:
         """The result's, None for what was not tried."""
@@ -344,21 +372,27 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
             return autocast_results[key]
         return result
 
-    def forward(self: Any, input: Any) -> Any:  # noqa: A002  it is renamed below
-        weight = _parameter(self, "weight") if weighted else None
-        bias = _parameter(self, "bias") if biased else None
-        result = result_dtype(self, input, weight, bias)
+    def taken(module: Any, x: Any) -> tuple[Any, ...] | None:
+        """What `normalize` is given, None for what was not tried."""
+        weight = _parameter(module, "weight") if weighted else None
+        bias = _parameter(module, "bias") if biased else None
+        result = result_dtype(module, x, weight, bias)
         if result is None:
-            return own(self, input)
+            return None
         if weight is not None and found.from_one:
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + 1
-        way = functional.SHORT if unwatched(input) else functional.LONG
-        sizes = (("g", self.num_groups),) if function.grouped else named
-        problem = Problem(function.norm, tuple(input.shape), sizes)
-        dtype = None if result == input.dtype else result
-        return normalize(input, weight, bias, Call(problem, way.pair(getattr(self, found.eps)), dtype=dtype))
+        way = functional.SHORT if unwatched(x) else functional.LONG
+        sizes = (("g", module.num_groups),) if function.grouped else named
+        problem = Problem(function.norm, tuple(x.shape), sizes)
+        dtype = None if result == x.dtype else result
+        return x, weight, bias, Call(problem, way.pair(getattr(module, found.eps)), dtype=dtype)
 
-    # callers may name the argument as the original does
+    def forward(self: Any, input: Any) -> Any:  # noqa: A002  it is renamed below
+        _given = taken(self, input)
+        return own(self, input) if _given is None else run(*_given)
+
+    # callers may name the argument as the original does, and `torch.jit.script` compiles the original among its names
     names = forward.__code__.co_varnames
     code = forward.__code__.replace(co_varnames=(names[0], found.input, *names[2:]))
-    return FunctionType(code, forward.__globals__, "forward", None, forward.__closure__)
+    globals_ = getattr(own, "__globals__", forward.__globals__)
+    return scripted_as(own)(FunctionType(code, globals_, "forward", None, forward.__closure__))

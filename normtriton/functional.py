@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from torch.compiler import is_compiling
-from torch.overrides import _get_overloaded_args, has_torch_function_variadic
+from torch.fx import Proxy
+from torch.overrides import _get_overloaded_args, handle_torch_function, has_torch_function_variadic
 
 from . import amp, norms
-from .autograd import Call, has_kernels, normalize, normalize_unwatched, unwatched
+from .autograd import Call, has_kernels, normalize, normalize_unwatched, tracing_state, unwatched
 from .launch import Running, exact_pair
 from .schedule import Problem
 
@@ -63,6 +64,13 @@ def _takes(x: Tensor, *others: Tensor | None) -> bool:
     ):
         return False
     return isinstance(x, torch.Tensor) and has_kernels(x)
+
+
+def _by_pytorch(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Call PyTorch's function of the same name; while `torch.fx` traces, record that this one is to be called."""
+    if any(isinstance(arg, Proxy) for arg in args):
+        return handle_torch_function(function, args, *args)
+    return getattr(F, function.__name__)(*args)  # type: ignore[no-any-return]
 
 
 def _with_copies(
@@ -129,7 +137,7 @@ def counting_batch_norm(
 ) -> Tensor:
     """`batch_norm`, whose kernel counts the batch on the way: ``batches``, () int64 or None, grows by one."""
     if not _takes(input, running_mean, running_var, weight, bias):
-        y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        y = _by_pytorch(batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
     else:
         way = SHORT if unwatched(input) else LONG
         given = (running_mean, running_var, weight, bias, training, momentum, eps)
@@ -178,7 +186,8 @@ def instance_norm(
     Source: Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022.
     """
     if not _takes(input, running_mean, running_var, weight, bias):
-        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+        given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+        return _by_pytorch(instance_norm, input, *given)
     way = SHORT if unwatched(input) else LONG
     given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
     try:
@@ -222,7 +231,7 @@ def layer_norm(
             pass
         else:
             return way.normalize(input, weight, bias, call)
-    return F.layer_norm(input, normalized_shape, weight, bias, eps)
+    return _by_pytorch(layer_norm, input, normalized_shape, weight, bias, eps)
 
 
 def group_norm(
@@ -260,7 +269,7 @@ def group_norm(
             pass
         else:
             return way.normalize(input, weight, bias, call)
-    return F.group_norm(input, num_groups, weight, bias, eps)
+    return _by_pytorch(group_norm, input, num_groups, weight, bias, eps)
 
 
 def rms_norm(
@@ -296,7 +305,17 @@ def rms_norm(
             pass
         else:
             return way.normalize(input, weight, None, call)
-    return F.rms_norm(input, normalized_shape, weight, eps)
+    if tracing_state() is not None and torch.onnx.is_in_onnx_export():
+        return _rms_norm_in_parts(input, len(normalized_shape), weight, eps)
+    return _by_pytorch(rms_norm, input, normalized_shape, weight, eps)
+
+
+def _rms_norm_in_parts(x: Tensor, dims: int, weight: Tensor | None, eps: float | None) -> Tensor:
+    """`F.rms_norm` for the exporter to ONNX that traces: that of torch 2.13 knows what it consists of, but not it."""
+    eps = (_EPS64 if x.dtype == torch.float64 else _EPS32) if eps is None else eps
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    y = wide * (wide.square().mean(tuple(range(-dims, 0)), keepdim=True) + eps).rsqrt()
+    return (y if weight is None else y * weight).to(x.dtype)
 
 
 def _per_channel(norm: Norm, shape: torch.Size) -> tuple[Problem, int, int]:
@@ -592,3 +611,8 @@ SHORT = Way(
     lru_cache(maxsize=4096)(partial(_group_problem_call, exact_pair)),
 )
 LONG = Way(normalize, _whole, _per_channel, partial(_row_problem_call, _whole), partial(_group_problem_call, _whole))
+
+_function: Any
+for _function in (batch_norm, instance_norm, layer_norm, group_norm, rms_norm):
+    # `torch.jit.script` asks for what to compile in its place
+    _function.__prepare_scriptable__ = partial(getattr, F, _function.__name__)

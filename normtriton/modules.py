@@ -1,17 +1,25 @@
-"""The norms as modules: subclasses of `torch.nn`'s, with their constructors, parameters, buffers and state dicts."""
+"""The norms as modules: subclasses of `torch.nn`'s, with their constructors, parameters, buffers and state dicts.
+
+`torch.jit.script` compiles `torch.nn`'s forwards in place of the library's, see `scripted_as`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.nn.functional as F  # noqa: F401, N812  scripted functions call it so
 from torch import nn
 
 from . import functional
 from .autograd import unwatched
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
+
+_Method = TypeVar("_Method", bound="Callable[..., Any]")
 
 __all__ = [
     "BatchNorm1d",
@@ -34,7 +42,34 @@ def _parameter(module: nn.Module, name: str) -> Any:
     return getattr(module, name)
 
 
-class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+def _affine(module: nn.Module) -> tuple[Any, Any]:
+    """The weight and the bias: one call, where two of `_parameter` would take 0.3 µs more."""
+    parameters = module._parameters
+    try:
+        return parameters["weight"], parameters["bias"]
+    except KeyError:
+        return _parameter(module, "weight"), _parameter(module, "bias")
+
+
+def scripted_as(theirs: Callable[..., Any]) -> Callable[[_Method], _Method]:
+    """Have `torch.jit.script` compile another function in a method's place.
+
+    It looks for the source in what a method says it wraps, and for what that source names in the method's own module.
+    """
+
+    def mark(ours: _Method) -> _Method:
+        ours.__wrapped__ = theirs  # type: ignore[attr-defined]
+        return ours
+
+    return mark
+
+
+class Leaf(nn.Module):
+    """A module that `torch.fx` does not look into, as it looks into none of `torch.nn`'s: `normtriton.exporters`."""
+
+
+class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
+    @scripted_as(nn.modules.batchnorm._BatchNorm.forward)
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  PyTorch's name, here and below
         self._check_input_dim(input)  # type: ignore[no-untyped-call]  # torch has no types for it
         momentum, parameters, buffers = self.momentum, self._parameters, self._buffers
@@ -78,14 +113,16 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         )
 
 
-class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
+class _InstanceNorm(Leaf, nn.modules.instancenorm._InstanceNorm):
+    @scripted_as(nn.modules.instancenorm._InstanceNorm._apply_instance_norm)
     def _apply_instance_norm(self, input: Tensor) -> Tensor:  # noqa: A002
+        weight, bias = _affine(self)
         return functional.instance_norm(
             input,
             _parameter(self, "running_mean"),
             _parameter(self, "running_var"),
-            _parameter(self, "weight"),
-            _parameter(self, "bias"),
+            weight,
+            bias,
             self.training or not self.track_running_stats,
             0.0 if self.momentum is None else self.momentum,
             self.eps,
@@ -116,26 +153,25 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     """`torch.nn.InstanceNorm3d`, computed by `normtriton.instance_norm`."""
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(Leaf, nn.LayerNorm):
     """`torch.nn.LayerNorm`, computed by `normtriton.layer_norm`."""
 
+    @scripted_as(nn.LayerNorm.forward)
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return functional.layer_norm(
-            input, self.normalized_shape, _parameter(self, "weight"), _parameter(self, "bias"), self.eps
-        )
+        return functional.layer_norm(input, self.normalized_shape, *_affine(self), self.eps)
 
 
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(Leaf, nn.GroupNorm):
     """`torch.nn.GroupNorm`, computed by `normtriton.group_norm`."""
 
+    @scripted_as(nn.GroupNorm.forward)
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return functional.group_norm(
-            input, self.num_groups, _parameter(self, "weight"), _parameter(self, "bias"), self.eps
-        )
+        return functional.group_norm(input, self.num_groups, *_affine(self), self.eps)
 
 
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(Leaf, nn.RMSNorm):
     """`torch.nn.RMSNorm`, computed by `normtriton.rms_norm`."""
 
+    @scripted_as(nn.RMSNorm.forward)
     def forward(self, x: Tensor) -> Tensor:
         return functional.rms_norm(x, self.normalized_shape, _parameter(self, "weight"), self.eps)

@@ -1072,6 +1072,77 @@ def test_restore_reaches_what_was_made_as_the_library():
     assert isinstance(report, Report)
 
 
+def classes(model):
+    return [type(module) for module in model.modules()]
+
+
+def partly_converted():
+    """The library's own, converted, derived, recognized, parametrized, shared and unconverted norms."""
+    shared = nn.LayerNorm(4)
+    model = nn.ModuleList([
+        nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), Rounding(4),
+        type("Mine", (nn.LayerNorm,), {})(4), shared, shared, nn.GroupNorm(2, 4), nt.RMSNorm(4),
+    ])  # fmt: skip
+    parametrize.register_parametrization(model[0], "weight", nn.Identity())
+    nt.convert(model, exclude="6")
+    return model
+
+
+def test_restored_for_a_while():
+    """Every class goes and comes back exactly, also when the block raises, within another block, and as a decorator."""
+    model = partly_converted()
+    before = classes(model)
+    with nt.restored(model) as report:
+        within = classes(model)
+        assert len(report.converted) == 6 and not any(cls.__module__.startswith("normtriton") for cls in within[1:])
+        assert nt.restore(model) == ((), ())
+        with nt.restored(model):
+            assert classes(model) == within
+        assert classes(model) == within
+        x = torch.randn(3, 4)
+        assert torch.equal(model[4](x), nn.functional.layer_norm(x, (4,), model[4].weight, model[4].bias))
+    assert classes(model) == before
+
+    def failing():
+        with nt.restored(model):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert classes(model) == before
+
+    @nt.restored(model)
+    def run():
+        return classes(model)
+
+    assert [cls.__module__ for cls in run()] == [cls.__module__ for cls in within] and classes(model) == before
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module"), nt.restored([model]):
+        pass
+
+
+def test_what_changes_while_restored():
+    """Modules parametrized within, or no longer, come back as what they are; what was converted within stays."""
+    model = nn.ModuleList([nt.LayerNorm(4), nt.LayerNorm(4), nt.GroupNorm(2, 4), nn.RMSNorm(4)])
+    parametrize.register_parametrization(model[1], "weight", nn.Identity())
+    with nt.restored(model):
+        parametrize.register_parametrization(model[0], "weight", nn.Identity())
+        parametrize.remove_parametrizations(model[1], "weight")
+        nt.convert(model[2])
+        nt.convert(model[3])
+        removed, model[3] = model[3], nn.Identity()
+    assert parametrize.is_parametrized(model[0]) and isinstance(model[0], nt.LayerNorm)
+    assert [type(module) for module in (*model[1:3], removed)] == [nt.LayerNorm, nt.GroupNorm, nt.RMSNorm]
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(model[0](x), model[1](x))
+
+
+def test_a_class_derived_from_the_librarys_is_not_restored():
+    """It stays within the block, and the report says so."""
+    model = type("Mine", (nt.LayerNorm,), {})(4)
+    with nt.restored(model) as report:
+        assert [left.reason for left in report.left_alone] == ["its class was derived from the library's"]
+
+
 def test_state_dicts_go_both_ways():
     """Between a model, its converted twin and the twin restored, strictly."""
     model = nn.Sequential(nn.BatchNorm1d(4), nn.LayerNorm(4), FromOne(4), OneGroup(4))

@@ -1,0 +1,156 @@
+"""What is registered with PyTorch's tools, so that they take the library's norms as they take `torch.nn`'s.
+
+ONNX's exporter decomposes what it has no translation for, by the table of all decompositions: so it turns
+``torch.ops.normtriton.normalize`` into PyTorch's own operators, and these into ONNX's. Fusing before quantization looks
+modules up by their exact classes. A tracer of `torch.fx` knows the modules that it does not look into by where their
+class is defined, so it is told of the library's here: a check in each call of a module would take 0.3 µs.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import wraps
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
+from torch._decomp import register_decomposition
+from torch.fx import Tracer
+
+from . import norms
+from .convert import LIBRARY, restore
+from .launch import statistics_dtype
+from .modules import Leaf
+from .operators import _rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from .schedule import Problem
+
+    Maybe = Tensor | None
+
+
+@register_decomposition(torch.ops.normtriton.normalize.default)
+def normalize(x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, *rest: Any) -> tuple[Tensor, ...]:
+    """`normtriton.operators.normalize_op` in PyTorch's operators."""
+    *words, constant, momentum, eps, dtype = rest
+    problem = _rule(x, *words).problem
+    used = (mean, var) if constant else (None, None)
+    common = x.dtype  # PyTorch's functions, and ONNX, take few mixtures
+    for t in (weight, bias, *used):
+        common = common if t is None else torch.promote_types(common, t.dtype)
+    given = (None if t is None else t.to(common) for t in (x, weight, bias, *used))
+    y = _OPERATORS.get(problem.norm, _composed)(problem, *given, eps).to(dtype or x.dtype)
+
+    if constant:
+        return y, *(x.new_empty(0) for _ in range(4))
+    own_mean, own_var = _measured(problem, x)
+    own = own_mean.reshape(-1) if problem.norm.centered else x.new_empty(0), (own_var + eps).rsqrt().reshape(-1)
+    if mean is None or var is None:
+        return y, *own, x.new_empty(0), x.new_empty(0)
+    count = prod(problem.axes[key] for key in problem.over)
+    others = [i for i, key in enumerate(problem.axes) if key not in problem.affine]
+    new = own_mean.mean(others), own_var.mean(others) * (count / (count - 1))
+    return y, *own, *(t + momentum * (n - t).to(t.dtype) for t, n in zip((mean, var), new, strict=True))
+
+
+def _batch_norm(_: Problem, x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, eps: float) -> Tensor:
+    # a training one is given no statistics: ONNX's exporter, of torch 2.13, would normalize by them
+    return F.batch_norm(x, mean, var, weight, bias, training=mean is None, eps=eps)
+
+
+def _instance_norm(_: Problem, x: Tensor, weight: Maybe, bias: Maybe, _mean: Maybe, _var: Maybe, eps: float) -> Tensor:
+    return F.instance_norm(x, None, None, weight, bias, eps=eps)
+
+
+def _group_norm(p: Problem, x: Tensor, weight: Maybe, bias: Maybe, _mean: Maybe, _var: Maybe, eps: float) -> Tensor:
+    return F.group_norm(x, dict(p.sizes)["g"], weight, bias, eps)
+
+
+def _layer_norm(p: Problem, x: Tensor, weight: Maybe, bias: Maybe, _mean: Maybe, _var: Maybe, eps: float) -> Tensor:
+    return F.layer_norm(x, list(p.parameter_shape), weight, bias, eps)
+
+
+def _rms_norm(p: Problem, x: Tensor, weight: Maybe, _bias: Maybe, _mean: Maybe, _var: Maybe, eps: float) -> Tensor:
+    return F.rms_norm(x, list(p.parameter_shape), weight, eps)
+
+
+#: The norms that PyTorch has an operator for.
+_OPERATORS: dict[norms.Norm, Callable[..., Tensor]] = {
+    norms.BATCH: _batch_norm,
+    norms.INSTANCE: _instance_norm,
+    norms.GROUP: _group_norm,
+    norms.LAYER: _layer_norm,
+    norms.RMS: _rms_norm,
+}
+
+
+def _by_axes(problem: Problem, x: Tensor) -> Tensor:
+    """The input with a dimension for each axis, in the dtype of statistics."""
+    return x.to(statistics_dtype(x)).reshape(list(problem.axes.values()))
+
+
+def _measured(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the variance of each group, with a dimension for each axis."""
+    view, over = _by_axes(problem, x), [i for i, key in enumerate(problem.axes) if key in problem.over]
+    mean = view.mean(over, keepdim=True)
+    mean = mean if problem.norm.centered else torch.zeros_like(mean)
+    return mean, (view - mean).square().mean(over, keepdim=True)
+
+
+def _composed(problem: Problem, x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, eps: float) -> Tensor:
+    """Any norm, by its axes."""
+    shape = [size if key in problem.affine else 1 for key, size in problem.axes.items()]
+    own = _measured(problem, x) if mean is None or var is None else (mean.reshape(shape), var.reshape(shape))
+    y = (_by_axes(problem, x) - own[0]) * (own[1] + eps).rsqrt()
+    y = y if weight is None else y * weight.reshape(shape)
+    y = y if bias is None else y + bias.reshape(shape)
+    return y.reshape(x.shape)
+
+
+def _restoring(fuse: Callable[..., Any]) -> Callable[..., Any]:
+    """One of PyTorch's ways to fuse modules, for the library's: what it makes holds, and checks for, `torch.nn`'s."""
+
+    def fuse_restored(is_qat: bool, *fused: nn.Module) -> Any:
+        for module in fused:
+            restore(module)
+        return fuse(is_qat, *fused)
+
+    return fuse_restored
+
+
+with suppress(ImportError):  # PyTorch is to do without this module one day
+    from torch.ao.quantization.fuser_method_mappings import _DEFAULT_OP_LIST_TO_FUSER_METHOD as _FUSERS
+
+    for _pattern, _fuse in list(_FUSERS.items()):
+        _FUSERS.setdefault(tuple(LIBRARY.get(kind, kind) for kind in _pattern), _restoring(_fuse))
+
+
+def _is_leaf(original: Callable[..., bool]) -> Callable[..., bool]:
+    """`Tracer.is_leaf_module`, to which the library's modules are leaves too."""
+
+    @wraps(original)
+    def is_leaf_module(self: Tracer, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Leaf) or original(self, m, module_qualified_name)
+
+    return is_leaf_module
+
+
+def _call(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`Tracer.call_module`, for tracers that decide on their own what a leaf is, as quantization's does."""
+
+    @wraps(original)
+    def call_module(self: Tracer, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if isinstance(m, Leaf):
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+        return original(self, m, forward, args, kwargs)
+
+    return call_module
+
+
+Tracer.is_leaf_module = _is_leaf(Tracer.is_leaf_module)  # type: ignore[method-assign]
+Tracer.call_module = _call(Tracer.call_module)  # type: ignore[method-assign]
