@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from torch._decomp import register_decomposition
-from torch.fx import Tracer
+from torch.fx import Proxy, Tracer
 
 from . import norms
 from .convert import LIBRARY, restore
@@ -145,7 +145,8 @@ def _call(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(original)
     def call_module(self: Tracer, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if isinstance(m, Leaf):
+        # `torch.export`'s tracer comes by with tensors, and records what is done to them
+        if isinstance(m, Leaf) and any(isinstance(arg, Proxy) for arg in (*args, *kwargs.values())):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
         return original(self, m, forward, args, kwargs)
 
