@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from . import functional, modules
-from .autograd import Call, has_kernels, normalize, unwatched
+from . import modules
+from .autograd import Call, has_kernels, normalize
 from .modules import _parameter
 from .recognize import FUNCTIONS, Recognized, names_eps, recognize, structure_of
 from .schedule import Problem
@@ -352,11 +352,10 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
             return own(self, input)
         if weight is not None and found.from_one:
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + 1
-        way = functional.SHORT if unwatched(input) else functional.LONG
         sizes = (("g", self.num_groups),) if function.grouped else named
         problem = Problem(function.norm, tuple(input.shape), sizes)
         dtype = None if result == input.dtype else result
-        return normalize(input, weight, bias, Call(problem, way.pair(getattr(self, found.eps)), dtype=dtype))
+        return normalize(input, weight, bias, Call(problem, float(getattr(self, found.eps)), dtype=dtype))
 
     # callers may name the argument as the original does
     names = forward.__code__.co_varnames

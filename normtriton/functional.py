@@ -17,7 +17,7 @@ input, same bits, on every run. Under autocast on a GPU the result's dtype is Py
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import prod
 from numbers import Real
 from operator import index
@@ -29,8 +29,8 @@ from torch.compiler import is_compiling
 from torch.overrides import _get_overloaded_args, has_torch_function_variadic
 
 from . import amp, norms
-from .autograd import Call, has_kernels, normalize, normalize_unwatched, unwatched
-from .launch import Running, exact_pair
+from .autograd import Call, has_kernels, normalize, normalize_unwatched, own, unwatched
+from .passes import refuse_shared_memory
 from .schedule import Problem
 
 if TYPE_CHECKING:
@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from .launch import Statistics
     from .norms import Norm
-
-    Pair = Callable[[float], tuple[float, float]]
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
@@ -129,7 +128,7 @@ def counting_batch_norm(
     if not _takes(input, running_mean, running_var, weight, bias):
         y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     else:
-        way = SHORT if unwatched(input) else LONG
+        way = SHORT if unwatched(input, running_mean, running_var, weight, bias) else LONG
         given = (running_mean, running_var, weight, bias, training, momentum, eps)
         try:
             call = batch_norm_call(input, *given, batches, way)
@@ -177,7 +176,7 @@ def instance_norm(
     """
     if not _takes(input, running_mean, running_var, weight, bias):
         return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    way = SHORT if unwatched(input) else LONG
+    way = SHORT if unwatched(input, running_mean, running_var, weight, bias) else LONG
     given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
     try:
         call = instance_norm_call(input, *given, way)
@@ -213,7 +212,7 @@ def layer_norm(
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     if _takes(input, weight, bias):
-        way = SHORT if unwatched(input) else LONG
+        way = SHORT if unwatched(input, weight, bias) else LONG
         try:
             call = layer_norm_call(input, normalized_shape, weight, bias, eps, way)
         except Refused:
@@ -251,7 +250,7 @@ def group_norm(
     Source: Wu and He 2018, arXiv:1803.08494.
     """
     if _takes(input, weight, bias):
-        way = SHORT if unwatched(input) else LONG
+        way = SHORT if unwatched(input, weight, bias) else LONG
         try:
             call = group_norm_call(input, num_groups, weight, bias, eps, way)
         except Refused:
@@ -287,7 +286,7 @@ def rms_norm(
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     if _takes(input, weight):
-        way = SHORT if unwatched(input) else LONG
+        way = SHORT if unwatched(input, weight) else LONG
         try:
             call = rms_norm_call(input, normalized_shape, weight, eps, way)
         except Refused:
@@ -327,9 +326,9 @@ def batch_norm_call(
             raise Refused
     elif eps < 0.0 or training is not False or running_mean is None:
         raise Refused
-    running = _running(channels, running_mean, running_var, momentum, training, way, batches)
+    statistics = _statistics(channels, running_mean, running_var, momentum, training, way, batches)
     _check_channels(channels, weight, bias)
-    return Call(problem, way.pair(eps), running, not training)
+    return Call(problem, eps, statistics, not training)
 
 
 def instance_norm_call(
@@ -354,10 +353,10 @@ def instance_norm_call(
         raise Refused
     else:  # with given statistics the samples differ no longer: batch norm's evaluation
         problem, channels, _ = way.per_channel(norms.BATCH, x.shape)
-    running = _running(channels, running_mean, running_var, momentum, use_input_stats, way)
+    statistics = _statistics(channels, running_mean, running_var, momentum, use_input_stats, way)
     _check_channels(channels, weight, bias)
     eps = eps if type(eps) is float else _number(eps)
-    return Call(problem, way.pair(eps), running, not use_input_stats)
+    return Call(problem, eps, statistics, not use_input_stats)
 
 
 def layer_norm_call(
@@ -395,7 +394,6 @@ def group_norm_call(
 
 
 def _group_problem_call(
-    pair: Pair,
     shape: torch.Size,
     num_groups: int,
     weight: torch.Size | None,
@@ -409,7 +407,7 @@ def _group_problem_call(
         raise Refused
     if not {weight, bias} <= {None, shape[1:2]}:
         raise Refused
-    return Call(Problem(norms.GROUP, tuple(shape), (("g", num_groups),)), pair(eps))
+    return Call(Problem(norms.GROUP, tuple(shape), (("g", num_groups),)), eps)
 
 
 def _with_dtype(x: Tensor, call: Call) -> Call:
@@ -437,7 +435,6 @@ def _row_call(
 
 
 def _row_problem_call(
-    pair: Pair,
     norm: Norm,
     shape: torch.Size,
     weight: torch.Size | None,
@@ -450,7 +447,7 @@ def _row_problem_call(
     dims = len(wanted)
     if dims == 0 or shape[-dims:] != wanted or not {weight, bias} <= {None, wanted}:
         raise Refused
-    return Call(Problem(norm, tuple(shape), (("d", dims),)), pair(eps))
+    return Call(Problem(norm, tuple(shape), (("d", dims),)), eps)
 
 
 def _check_memory(x: Tensor, *others: Tensor | None) -> None:
@@ -506,7 +503,7 @@ def _check_channels(channels: int, weight: Tensor | None, bias: Tensor | None) -
         raise Refused
 
 
-def _running(
+def _statistics(
     channels: int,
     mean: Tensor | None,
     var: Tensor | None,
@@ -514,7 +511,7 @@ def _running(
     updated: bool,
     way: Way,
     batches: Tensor | None = None,
-) -> Running | None:
+) -> Statistics | None:
     momentum = momentum if type(momentum) is float else _number(momentum)
     if mean is None or var is None:
         if mean is not var:
@@ -524,69 +521,36 @@ def _running(
         raise Refused
     if (mean.requires_grad or var.requires_grad) and torch.is_grad_enabled():
         raise Refused
+    mean, var = own(mean), own(var)
     try:  # a view, never a copy: it is written
         mean, var = mean if mean.dim() == 1 else mean.view(-1), var if var.dim() == 1 else var.view(-1)
     except RuntimeError:
         raise Refused from None
-    mean_stride, var_stride = mean.stride(0), var.stride(0)
-    if updated and channels and not is_compiling():
-        if channels > 1 and (mean_stride == 0 or var_stride == 0):
-            raise RuntimeError(
-                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
-                "location. Please clone() the tensor before performing the operation."
-            )
-        if torch._C._is_alias_of(mean, var) and _overlap(mean, var):  # type: ignore[attr-defined]  # not in its stubs
-            raise RuntimeError(
-                "unsupported operation: some elements of running_mean and running_var refer to a single memory "
-                "location. Please clone() one of them before performing the operation."
-            )
-    counter = () if batches is None else (batches,)
-    return Running(mean, var, mean_stride, var_stride, counter, way.pair(momentum))
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two one-dimensional views of one storage have a byte in common."""
-
-    def addresses(t: Tensor) -> range:
-        size, stride = t.itemsize, t.stride(0)
-        return range(t.storage_offset() * size, (t.storage_offset() + t.numel() * stride) * size, stride * size)
-
-    first, second = addresses(a), addresses(b)
-    if first[-1] + a.itemsize <= second[0] or second[-1] + b.itemsize <= first[0]:
-        return False
-    taken = {start + i for start in first for i in range(a.itemsize)}
-    return any(start + i in taken for start in second for i in range(b.itemsize))
+    if updated and channels and (way is SHORT or not is_compiling()):  # compilers know no addresses
+        refuse_shared_memory(mean, var)
+    return mean, var, mean.stride(0), var.stride(0), () if batches is None else (batches,), momentum
 
 
 class Way(NamedTuple):
-    """How a call is made: of a plain tensor, whose sizes are numbers, by caches; of a watched one, anew.
+    """How a call is made: of plain tensors, whose sizes are numbers, by caches; of watched ones, anew.
 
-    A compiler warns of caches, through which it looks; its sizes may be symbols; and it cannot split a number, see
-    `normtriton.launch.exact_pair`.
+    A compiler warns of caches, through which it looks, and its sizes may be symbols.
 
     Attributes:
         normalize: runs the call.
-        pair: eps or momentum as two numbers.
         per_channel, row_problem_call, group_problem_call: the functions of these names.
     """
 
     normalize: Callable[..., Tensor]
-    pair: Pair
     per_channel: Callable[..., tuple[Problem, int, int]]
     row_problem_call: Callable[..., Call]
     group_problem_call: Callable[..., Call]
 
 
-def _whole(value: float) -> tuple[float, float]:
-    """A number that is yet to be split, by the operator."""
-    return float(value), 0.0
-
-
 SHORT = Way(
     normalize_unwatched,
-    lru_cache(exact_pair),
     lru_cache(maxsize=4096)(_per_channel),
-    lru_cache(maxsize=4096, typed=True)(partial(_row_problem_call, exact_pair)),  # typed: 3.0 is not 3
-    lru_cache(maxsize=4096)(partial(_group_problem_call, exact_pair)),
+    lru_cache(maxsize=4096, typed=True)(_row_problem_call),  # typed: 3.0 is not 3
+    lru_cache(maxsize=4096)(_group_problem_call),
 )
-LONG = Way(normalize, _whole, _per_channel, partial(_row_problem_call, _whole), partial(_group_problem_call, _whole))
+LONG = Way(normalize, _per_channel, _row_problem_call, _group_problem_call)
