@@ -65,7 +65,12 @@ def _takes(x: Tensor, *others: Tensor | None) -> bool:
 def _with_copies(
     function: Callable[..., Tensor], x: Tensor, mean: Any, var: Any, weight: Any, bias: Any, updating: bool, *rest: Any
 ) -> Tensor:
-    """Call PyTorch's own function, which may have written running statistics when it raises; so it is given copies."""
+    """Call PyTorch's own function, which may have written running statistics when it raises; so it is given copies.
+
+    Not within transforms, which refuse to copy back to what a function captured: there PyTorch's own are written.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return function(x, mean, var, weight, bias, updating, *rest)
     statistics = [t for t in (mean, var) if isinstance(t, torch.Tensor)]
     copies = [t.clone() if isinstance(t, torch.Tensor) else t for t in (mean, var)]
     y = function(x, *copies, weight, bias, updating, *rest)

@@ -78,7 +78,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 def _addresses(t: Tensor) -> list[int]:
     """Of every element, in bytes from the storage's first."""
-    found = [t.storage_offset()]
+    found = [int(t.storage_offset())]
     for size, stride in zip(t.shape, t.stride(), strict=True):
         found = [start + i * stride for start in found for i in range(size)]
     return [start * t.itemsize for start in found]
@@ -94,9 +94,10 @@ def _statistics(mean: Tensor | None, var: Tensor | None, rule: Rule) -> Statisti
 
 
 def _update(statistics: Sequence[Tensor], given: Sequence[Tensor], shape: Sequence[int]) -> None:
-    """Write what the launcher made of statistics that are not its own. Autograd must notice."""
+    """Write what the launcher made of copies. Autograd must notice."""
     for new, old in zip(statistics, given, strict=True):
-        old.copy_(new.view(shape)[tuple(slice(size) for size in old.shape)])
+        if new.data_ptr() != old.data_ptr():
+            old.copy_(new.view(shape)[tuple(slice(size) for size in old.shape)])
     torch.autograd.graph.increment_version(tuple(given))
 
 
