@@ -161,7 +161,8 @@ def instance_norm(
 
     Differs from PyTorch in keeping the input's memory format, in that an empty batch or no channels are fine with
     parameters too, that parameters and statistics may have any shape with C elements, as `F.batch_norm`'s parameters
-    may, and that statistics which share memory are refused when updated, where PyTorch writes one over the other.
+    may, and that statistics which share memory are refused when updated, where PyTorch writes one over the other. The
+    weight is kept for the backward pass, as by the other norms: autograd raises if it is changed in place before.
 
     Args:
         input: (N, C, *spatial).

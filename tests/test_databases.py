@@ -6,6 +6,7 @@ from conformance import SECTIONS, run_section
 COMPOSED = ("torch.func", "composite compliance")  # minutes in all: one input of each section is run here
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's first dual number does so
 @pytest.mark.parametrize("section", SECTIONS, ids=str)
 def test_databases(section):
     """Every input passes, and they are as many as PyTorch has."""

@@ -316,11 +316,12 @@ def test_captured_statistics_are_updated(how, norm):
         version = mean._version
         made = TRANSFORMS[how](lambda t, f=f, m=mean, v=var: getattr(f, norm)(t, m, v, None, None, True), X)
         made = () if how == "make_fx of grad" else made
-        assert mean._version > version
+        assert f is F or mean._version > version  # autograd is told; PyTorch's batch norm does not
         results.append((made, mean, var))
     agree(*results)
 
 
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # by PyTorch's own tracing
 @pytest.mark.parametrize("norm", ["batch_norm", "instance_norm"])
 def test_a_linearized_function(norm):
     """`torch.func.linearize` traces the derivative of the operator."""
@@ -340,12 +341,15 @@ def test_modules_with_statistics_under_grad(kind, how):
         momentum = None if "without" in how else 0.1
         module = getattr(library, kind)(3, affine=True, track_running_stats=True, momentum=momentum).double()
         buffers, parameters = dict(module.named_buffers()), dict(module.named_parameters())
-        if how == "captured":
-            call = lambda: grad(lambda t: module(t).sin().sum())(X)  # noqa: B023, E731
-        else:
-            call = lambda: grad(lambda p, b: functional_call(module, (p, b), (X,)).sin().sum())(parameters, buffers)  # noqa: B023, E731
+
+        def loss(p, b, t, module=module):
+            return functional_call(module, (p, b), (t,)).sin().sum()
+
         try:
-            results.append((call(), buffers))
+            if how == "captured":
+                results.append((grad(lambda t, module=module: module(t).sin().sum())(X), buffers))
+            else:
+                results.append((grad(loss)(parameters, buffers, X), buffers))
         except RuntimeError as error:
             results.append((str(error), buffers))
     if isinstance(results[1][0], str):
@@ -391,10 +395,7 @@ def test_each_call_updates_its_own_statistics(norm, dims, nested):
     rows = [[t.select(d, i).clone() for t, d in zip(stats, dims, strict=True)] for i in range(2)]
     ys = [getattr(nt, norm)(t, *row, None, None, True) for t, row in zip(x, rows, strict=True)]
     call = vmap(lambda *args: getattr(nt, norm)(*args, None, None, True), in_dims=(0, *dims))
-    if nested:
-        y = vmap(call, in_dims=-1)(*(t.unsqueeze(-1) for t in (x, *stats)))[0]
-    else:
-        y = call(x, *stats)
+    y = vmap(call, in_dims=-1)(*(t.unsqueeze(-1) for t in (x, *stats)))[0] if nested else call(x, *stats)
     agree(y, torch.stack(ys))
     for t, d, *each in zip(stats, dims, *rows, strict=True):
         agree(t, torch.stack(each, dim=d))
@@ -435,14 +436,12 @@ def test_statistics_have_no_derivatives_in_evaluation(norm, which):
 @pytest.mark.parametrize("norm", ["batch_norm", "instance_norm"])
 def test_statistics_that_are_updated_change_no_result(norm):
     """In training the result does not depend on them: a tangent of theirs adds nothing, as in PyTorch."""
-    got, want = (
-        jvp(
-            lambda x, m, v, f=f: getattr(f, norm)(x, m, v, None, None, True),
-            (X, torch.zeros(3).double(), torch.ones(3).double()), (X.cos(), torch.ones(3).double(), torch.ones(3).double()),
-        )
-        for f in (nt, F)
-    )  # fmt: skip
-    agree(got, want)
+    results = []
+    for f in (nt, F):
+        primals = (X, torch.zeros(3, dtype=X.dtype), torch.ones(3, dtype=X.dtype))
+        tangents = tuple(t.cos() for t in primals)
+        results.append(jvp(lambda x, m, v, f=f: getattr(f, norm)(x, m, v, None, None, True), primals, tangents))
+    agree(*results)
 
 
 def test_a_statistic_that_a_transform_left_behind():
