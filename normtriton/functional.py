@@ -532,9 +532,15 @@ def _statistics(
         mean, var = mean if mean.dim() == 1 else mean.view(-1), var if var.dim() == 1 else var.view(-1)
     except RuntimeError:
         raise Refused from None
-    if updated and channels and (way is SHORT or not is_compiling()):  # compilers know no addresses
+    strides = mean.stride(0), var.stride(0)
+    if (
+        updated
+        and channels
+        and (way is SHORT or not is_compiling())  # compilers know no addresses
+        and (0 in strides or torch._C._is_alias_of(mean, var))  # type: ignore[attr-defined]  # not in its stubs
+    ):
         refuse_shared_memory(mean, var)
-    return mean, var, mean.stride(0), var.stride(0), () if batches is None else (batches,), momentum
+    return mean, var, *strides, () if batches is None else (batches,), momentum
 
 
 class Way(NamedTuple):
