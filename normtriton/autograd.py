@@ -1,8 +1,8 @@
 """The one differentiable operation behind every norm, the short way.
 
-`normalize` takes it for a plain tensor that nothing watches, which is nearly every call. Whatever traces, transforms or
-replaces tensors (compilers, `torch.func`, forward-mode derivatives, tensor subclasses) goes by `normtriton.operators`
-or `normtriton.transforms`: the same kernels, at a few times the host time.
+`normalize` takes it for plain tensors that nothing watches, which is nearly every call. Whatever traces, transforms or
+replaces tensors (compilers, `torch.func`, forward-mode derivatives, tensor subclasses) goes by `normtriton.operators`:
+the same kernels, at a few times the host time.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from . import launch, operators, sharded, transforms
+from . import launch, operators, sharded
+from .passes import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from .launch import Running
+    from .launch import Statistics
     from .schedule import Problem
 
 
@@ -28,15 +29,15 @@ class Call(NamedTuple):
 
     Attributes:
         problem: the norm and the shape.
-        eps: two numbers that add up to it, see `normtriton.launch.exact_pair`.
-        running: running statistics, to be updated or used.
+        eps: added to the variance.
+        statistics: running statistics, to be updated or used.
         use_running: whether they take the place of the input's own statistics.
         dtype: the result's; None for the input's.
     """
 
     problem: Problem
-    eps: tuple[float, float]
-    running: Running | None = None
+    eps: float
+    statistics: Statistics | None = None
     use_running: bool = False
     dtype: torch.dtype | None = None
 
@@ -45,7 +46,9 @@ _is_compiling = torch.compiler.is_compiling
 tracing_state = torch._C._get_tracing_state
 _modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._are_functorch_transforms_active
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_is_included = torch._C._dispatch_tls_is_dispatch_key_included
+_VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
+_PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))
 
 
 def has_kernels(x: Tensor) -> bool:
@@ -56,11 +59,19 @@ def has_kernels(x: Tensor) -> bool:
     return (x.is_cuda or (launch.INTERPRETED and x.is_cpu)) and tracing_state() is None
 
 
-def unwatched(x: Any) -> bool:
-    """Whether x is a plain tensor, and nothing traces or transforms what happens to it."""
+def unwatched(x: Any, a: Any = None, b: Any = None, c: Any = None, d: Any = None, e: Any = None) -> bool:
+    """Whether the tensors of a call are plain, and nothing traces or transforms what happens to them.
+
+    (By name, since a loop over them took 0.1 µs more.)
+    """
     return (
         not _is_compiling()
         and type(x) in _PLAIN
+        and type(a) in _PLAIN
+        and type(b) in _PLAIN
+        and type(c) in _PLAIN
+        and type(d) in _PLAIN
+        and type(e) in _PLAIN
         and not _modes()
         and not _transforms()
         and forward_ad._current_level < 0
@@ -72,16 +83,15 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
-        problem, eps, running, use_running, dtype = call
-        y, mean, rstd = launch.forward(problem, x, weight, bias, eps, running, use_running, dtype)
+        problem, eps, statistics, use_running, dtype = call
+        y, mean, rstd = launch.forward(problem, x, weight, bias, eps, statistics, use_running, dtype)
         ctx.call = call
         ctx.weight_dtype = None if weight is None else weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         if use_running:
-            assert running is not None
-            ctx.save_for_backward(x, weight, running.mean, running.var)
-        else:
-            ctx.save_for_backward(x, weight, mean, rstd)
+            assert statistics is not None
+            mean, rstd, *_ = statistics
+        ctx.save_for_backward(x, weight, mean, rstd)
         return y
 
     @staticmethod
@@ -89,41 +99,40 @@ class Normalize(torch.autograd.Function):
         x, weight, mean, rstd = ctx.saved_tensors
         wants_dx, wants_dweight, wants_dbias, _ = ctx.needs_input_grad
         wants = (wants_dx, ctx.weight_dtype if wants_dweight else None, ctx.bias_dtype if wants_dbias else None)
-        problem, eps, running, use_running, _dtype = ctx.call
-        # grad mode is on in a backward pass whose own graph is wanted
-        if torch.is_grad_enabled() or _transforms() or transforms.old_vmap():
-            return *transforms.PullBack.of(dy, x, weight, mean, rstd, ctx.call, wants), None
+        problem, eps, statistics, use_running, _dtype = ctx.call
+        # grad mode is on in a backward pass whose own graph is wanted; autograd's ``is_grads_batched`` and gradcheck
+        # batch by the vmap before `torch.func`'s, which operators go through one call after the other
+        if torch.is_grad_enabled() or not unwatched(dy) or _is_included(_VMAP_MODE):
+            found = operators.PASSES.pull_back(dy, x, weight, mean, rstd, rule_of(ctx.call, wants))
+            return *(t if want not in (False, None) else None for t, want in zip(found, wants, strict=True)), None
         if use_running:
-            running = running._replace(mean=mean, var=rstd)
-            mean = rstd = None
+            statistics, mean, rstd = (mean, rstd, *statistics[2:]), None, None
         else:
-            running = None
-        return *launch.backward(problem, dy, x, weight, mean, rstd, running, eps, wants), None
+            statistics = None
+        return *launch.backward(problem, dy, x, weight, mean, rstd, statistics, eps, wants), None
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
     """Normalize x, which takes the kernels, as ``call`` says."""
-    if unwatched(x):
+    statistics = call.statistics[:2] if call.statistics else (None, None)
+    if unwatched(x, weight, bias, *statistics):
         return normalize_unwatched(x, weight, bias, call)
-    if not _is_compiling():
-        if _transforms() or forward_ad._current_level >= 0:
-            return transforms.normalize(x, weight, bias, call)
-        if sharded.is_sharded(x):
-            return sharded.normalize(x, weight, bias, call)
+    if not _is_compiling() and not _transforms() and any(map(sharded.is_sharded, (x, weight, bias, *statistics))):
+        return sharded.normalize(x, weight, bias, call)
     return operators.normalize(x, weight, bias, call)
 
 
 #: `Normalize.apply` without the frames of `torch.autograd.Function.apply`, 2 of its 17 µs: they look for transforms, of
-#: which there are none, and for what a transform that has ended left behind, which `_own` unwraps.
+#: which there are none, and for what a transform that has ended left behind, which `own` unwraps.
 _apply: Callable[..., Tensor] = super(torch.autograd.Function, Normalize).apply
-_own: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead
+own: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead
 
 
 def normalize_unwatched(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
-    """`normalize` of a tensor that is `unwatched`. The gradient's device is autograd's care."""
-    x = _own(x)
-    weight = weight if weight is None else _own(weight)
-    bias = bias if bias is None else _own(bias)
+    """`normalize` of tensors that are `unwatched`. The gradient's device is autograd's care."""
+    x = own(x)
+    weight = weight if weight is None else own(weight)
+    bias = bias if bias is None else own(bias)
     run = _apply if torch.is_grad_enabled() else _without_graph
     if launch.elsewhere(x):
         with torch.cuda.device(x.get_device()):
@@ -132,5 +141,5 @@ def normalize_unwatched(x: Tensor, weight: Tensor | None, bias: Tensor | None, c
 
 
 def _without_graph(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
-    problem, eps, running, use_running, dtype = call
-    return launch.forward(problem, x, weight, bias, eps, running, use_running, dtype)[0]
+    problem, eps, statistics, use_running, dtype = call
+    return launch.forward(problem, x, weight, bias, eps, statistics, use_running, dtype)[0]

@@ -21,8 +21,8 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from . import functional, modules
-from .autograd import Call, has_kernels, normalize, unwatched
+from . import modules
+from .autograd import Call, has_kernels, normalize
 from .modules import _parameter, scripted_as
 from .recognize import FUNCTIONS, Recognized, names_eps, recognize, structure_of
 from .schedule import Problem
@@ -381,11 +381,10 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
             return None
         if weight is not None and found.from_one:
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + 1
-        way = functional.SHORT if unwatched(x) else functional.LONG
         sizes = (("g", module.num_groups),) if function.grouped else named
         problem = Problem(function.norm, tuple(x.shape), sizes)
         dtype = None if result == x.dtype else result
-        return x, weight, bias, Call(problem, way.pair(getattr(module, found.eps)), dtype=dtype)
+        return x, weight, bias, Call(problem, float(getattr(module, found.eps)), dtype=dtype)
 
     def forward(self: Any, input: Any) -> Any:  # noqa: A002  it is renamed below
         _given = taken(self, input)

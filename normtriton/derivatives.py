@@ -47,17 +47,19 @@ class Rule:
 
     Attributes:
         problem: the norm and the shape.
-        eps: as two numbers, see `normtriton.launch.exact_pair`.
+        eps: added to the variance.
         constant: whether the statistics are given: then they are the running mean and variance.
         dtype: y's; None for x's.
         wants: the gradients that pull_back gives.
+        momentum: of running statistics that are given and not ``constant``: they are updated.
     """
 
     problem: Problem
-    eps: tuple[float, float]
+    eps: float
     constant: bool = False
     dtype: torch.dtype | None = None
     wants: Wants = (True, None, None)
+    momentum: float = 0.0
 
     def only_dx(self) -> Rule:
         """The same, for dx alone."""

@@ -119,12 +119,12 @@ def forward_direction(
 ) -> Direction:
     """The forward pass of a checked call."""
     y = torch.empty_like(x, device="meta") if y is None else y
-    mode = "" if call.running is None else "use" if call.use_running else "update"
+    mode = "" if call.statistics is None else "use" if call.use_running else "update"
     strides = [None if p is None else p.stride() for p in (weight, bias)]
     schedule = forward_schedule(call.problem, x.stride(), y.stride(), *strides, x.itemsize, device, mode)
     parameters = sum(p.numel() * p.itemsize for p in (weight, bias) if p is not None)
-    if call.running is not None:
-        parameters += sum(t.numel() * t.itemsize for t in call.running[:2]) * (1 if call.use_running else 2)
+    if call.statistics is not None:
+        parameters += sum(t.numel() * t.itemsize for t in call.statistics[:2]) * (1 if call.use_running else 2)
     size = statistics_size(x)
     stats = 0 if call.use_running else schedule.num_groups * size * (2 if call.problem.norm.centered else 1)
     tensor = x.numel() * x.itemsize

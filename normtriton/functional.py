@@ -32,8 +32,8 @@ from torch.fx import Proxy
 from torch.overrides import _get_overloaded_args, handle_torch_function, has_torch_function_variadic
 
 from . import amp, norms
-from .autograd import Call, has_kernels, normalize, normalize_unwatched, tracing_state, unwatched
-from .launch import Running, exact_pair
+from .autograd import Call, has_kernels, normalize, normalize_unwatched, own, tracing_state, unwatched
+from .passes import refuse_shared_memory
 from .schedule import Problem
 
 if TYPE_CHECKING:
@@ -41,9 +41,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from .launch import Statistics
     from .norms import Norm
-
-    Pair = Callable[[float], tuple[float, float]]
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
@@ -76,7 +75,12 @@ def _by_pytorch(function: Callable[..., Tensor], *args: Any) -> Tensor:
 def _with_copies(
     function: Callable[..., Tensor], x: Tensor, mean: Any, var: Any, weight: Any, bias: Any, updating: bool, *rest: Any
 ) -> Tensor:
-    """Call PyTorch's own function, which may have written running statistics when it raises; so it is given copies."""
+    """Call PyTorch's own function, which may have written running statistics when it raises; so it is given copies.
+
+    Not within transforms, which refuse to copy back to what a function captured: there PyTorch's own are written.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return function(x, mean, var, weight, bias, updating, *rest)
     statistics = [t for t in (mean, var) if isinstance(t, torch.Tensor)]
     copies = [t.clone() if isinstance(t, torch.Tensor) else t for t in (mean, var)]
     y = function(x, *copies, weight, bias, updating, *rest)
@@ -139,7 +143,7 @@ def counting_batch_norm(
     if not _takes(input, running_mean, running_var, weight, bias):
         y = _by_pytorch(batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
     else:
-        way = SHORT if unwatched(input) else LONG
+        way = SHORT if unwatched(input, running_mean, running_var, weight, bias) else LONG
         given = (running_mean, running_var, weight, bias, training, momentum, eps)
         try:
             call = batch_norm_call(input, *given, batches, way)
@@ -167,7 +171,8 @@ def instance_norm(
 
     Differs from PyTorch in keeping the input's memory format, in that an empty batch or no channels are fine with
     parameters too, that parameters and statistics may have any shape with C elements, as `F.batch_norm`'s parameters
-    may, and that statistics which share memory are refused when updated, where PyTorch writes one over the other.
+    may, and that statistics which share memory are refused when updated, where PyTorch writes one over the other. The
+    weight is kept for the backward pass, as by the other norms: autograd raises if it is changed in place before.
 
     Args:
         input: (N, C, *spatial).
@@ -188,7 +193,7 @@ def instance_norm(
     if not _takes(input, running_mean, running_var, weight, bias):
         given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return _by_pytorch(instance_norm, input, *given)
-    way = SHORT if unwatched(input) else LONG
+    way = SHORT if unwatched(input, running_mean, running_var, weight, bias) else LONG
     given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
     try:
         call = instance_norm_call(input, *given, way)
@@ -224,7 +229,7 @@ def layer_norm(
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     if _takes(input, weight, bias):
-        way = SHORT if unwatched(input) else LONG
+        way = SHORT if unwatched(input, weight, bias) else LONG
         try:
             call = layer_norm_call(input, normalized_shape, weight, bias, eps, way)
         except Refused:
@@ -262,7 +267,7 @@ def group_norm(
     Source: Wu and He 2018, arXiv:1803.08494.
     """
     if _takes(input, weight, bias):
-        way = SHORT if unwatched(input) else LONG
+        way = SHORT if unwatched(input, weight, bias) else LONG
         try:
             call = group_norm_call(input, num_groups, weight, bias, eps, way)
         except Refused:
@@ -298,7 +303,7 @@ def rms_norm(
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     if _takes(input, weight):
-        way = SHORT if unwatched(input) else LONG
+        way = SHORT if unwatched(input, weight) else LONG
         try:
             call = rms_norm_call(input, normalized_shape, weight, eps, way)
         except Refused:
@@ -348,9 +353,9 @@ def batch_norm_call(
             raise Refused
     elif eps < 0.0 or training is not False or running_mean is None:
         raise Refused
-    running = _running(channels, running_mean, running_var, momentum, training, way, batches)
+    statistics = _statistics(channels, running_mean, running_var, momentum, training, way, batches)
     _check_channels(channels, weight, bias)
-    return Call(problem, way.pair(eps), running, not training)
+    return Call(problem, eps, statistics, not training)
 
 
 def instance_norm_call(
@@ -375,10 +380,10 @@ def instance_norm_call(
         raise Refused
     else:  # with given statistics the samples differ no longer: batch norm's evaluation
         problem, channels, _ = way.per_channel(norms.BATCH, x.shape)
-    running = _running(channels, running_mean, running_var, momentum, use_input_stats, way)
+    statistics = _statistics(channels, running_mean, running_var, momentum, use_input_stats, way)
     _check_channels(channels, weight, bias)
     eps = eps if type(eps) is float else _number(eps)
-    return Call(problem, way.pair(eps), running, not use_input_stats)
+    return Call(problem, eps, statistics, not use_input_stats)
 
 
 def layer_norm_call(
@@ -416,7 +421,6 @@ def group_norm_call(
 
 
 def _group_problem_call(
-    pair: Pair,
     shape: torch.Size,
     num_groups: int,
     weight: torch.Size | None,
@@ -430,7 +434,7 @@ def _group_problem_call(
         raise Refused
     if not {weight, bias} <= {None, shape[1:2]}:
         raise Refused
-    return Call(Problem(norms.GROUP, tuple(shape), (("g", num_groups),)), pair(eps))
+    return Call(Problem(norms.GROUP, tuple(shape), (("g", num_groups),)), eps)
 
 
 def _with_dtype(x: Tensor, call: Call) -> Call:
@@ -458,7 +462,6 @@ def _row_call(
 
 
 def _row_problem_call(
-    pair: Pair,
     norm: Norm,
     shape: torch.Size,
     weight: torch.Size | None,
@@ -471,7 +474,7 @@ def _row_problem_call(
     dims = len(wanted)
     if dims == 0 or shape[-dims:] != wanted or not {weight, bias} <= {None, wanted}:
         raise Refused
-    return Call(Problem(norm, tuple(shape), (("d", dims),)), pair(eps))
+    return Call(Problem(norm, tuple(shape), (("d", dims),)), eps)
 
 
 def _check_memory(x: Tensor, *others: Tensor | None) -> None:
@@ -527,7 +530,7 @@ def _check_channels(channels: int, weight: Tensor | None, bias: Tensor | None) -
         raise Refused
 
 
-def _running(
+def _statistics(
     channels: int,
     mean: Tensor | None,
     var: Tensor | None,
@@ -535,7 +538,7 @@ def _running(
     updated: bool,
     way: Way,
     batches: Tensor | None = None,
-) -> Running | None:
+) -> Statistics | None:
     momentum = momentum if type(momentum) is float else _number(momentum)
     if mean is None or var is None:
         if mean is not var:
@@ -545,72 +548,45 @@ def _running(
         raise Refused
     if (mean.requires_grad or var.requires_grad) and torch.is_grad_enabled():
         raise Refused
+    mean, var = own(mean), own(var)
     try:  # a view, never a copy: it is written
         mean, var = mean if mean.dim() == 1 else mean.view(-1), var if var.dim() == 1 else var.view(-1)
     except RuntimeError:
         raise Refused from None
-    mean_stride, var_stride = mean.stride(0), var.stride(0)
-    if updated and channels and not is_compiling():
-        if channels > 1 and (mean_stride == 0 or var_stride == 0):
-            raise RuntimeError(
-                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
-                "location. Please clone() the tensor before performing the operation."
-            )
-        if torch._C._is_alias_of(mean, var) and _overlap(mean, var):  # type: ignore[attr-defined]  # not in its stubs
-            raise RuntimeError(
-                "unsupported operation: some elements of running_mean and running_var refer to a single memory "
-                "location. Please clone() one of them before performing the operation."
-            )
-    counter = () if batches is None else (batches,)
-    return Running(mean, var, mean_stride, var_stride, counter, way.pair(momentum))
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two one-dimensional views of one storage have a byte in common."""
-
-    def addresses(t: Tensor) -> range:
-        size, stride = t.itemsize, t.stride(0)
-        return range(t.storage_offset() * size, (t.storage_offset() + t.numel() * stride) * size, stride * size)
-
-    first, second = addresses(a), addresses(b)
-    if first[-1] + a.itemsize <= second[0] or second[-1] + b.itemsize <= first[0]:
-        return False
-    taken = {start + i for start in first for i in range(a.itemsize)}
-    return any(start + i in taken for start in second for i in range(b.itemsize))
+    strides = mean.stride(0), var.stride(0)
+    if (
+        updated
+        and channels
+        and (way is SHORT or not is_compiling())  # compilers know no addresses
+        and (0 in strides or torch._C._is_alias_of(mean, var))  # type: ignore[attr-defined]  # not in its stubs
+    ):
+        refuse_shared_memory(mean, var)
+    return mean, var, *strides, () if batches is None else (batches,), momentum
 
 
 class Way(NamedTuple):
-    """How a call is made: of a plain tensor, whose sizes are numbers, by caches; of a watched one, anew.
+    """How a call is made: of plain tensors, whose sizes are numbers, by caches; of watched ones, anew.
 
-    A compiler warns of caches, through which it looks; its sizes may be symbols; and it cannot split a number, see
-    `normtriton.launch.exact_pair`.
+    A compiler warns of caches, through which it looks, and its sizes may be symbols.
 
     Attributes:
         normalize: runs the call.
-        pair: eps or momentum as two numbers.
         per_channel, row_problem_call, group_problem_call: the functions of these names.
     """
 
     normalize: Callable[..., Tensor]
-    pair: Pair
     per_channel: Callable[..., tuple[Problem, int, int]]
     row_problem_call: Callable[..., Call]
     group_problem_call: Callable[..., Call]
 
 
-def _whole(value: float) -> tuple[float, float]:
-    """A number that is yet to be split, by the operator."""
-    return float(value), 0.0
-
-
 SHORT = Way(
     normalize_unwatched,
-    lru_cache(exact_pair),
     lru_cache(maxsize=4096)(_per_channel),
-    lru_cache(maxsize=4096, typed=True)(partial(_row_problem_call, exact_pair)),  # typed: 3.0 is not 3
-    lru_cache(maxsize=4096)(partial(_group_problem_call, exact_pair)),
+    lru_cache(maxsize=4096, typed=True)(_row_problem_call),  # typed: 3.0 is not 3
+    lru_cache(maxsize=4096)(_group_problem_call),
 )
-LONG = Way(normalize, _whole, _per_channel, partial(_row_problem_call, _whole), partial(_group_problem_call, _whole))
+LONG = Way(normalize, _per_channel, _row_problem_call, _group_problem_call)
 
 _function: Any
 for _function in (batch_norm, instance_norm, layer_norm, group_norm, rms_norm):

@@ -1,29 +1,46 @@
-"""The norms as operators of the dispatcher, `torch.ops.normtriton.*`: what compilers, exporters and modes see.
+"""The norms as operators of the dispatcher, `torch.ops.normtriton.*`: what compilers, modes and transforms see.
 
 One operator a direction, told which norm by its axes, as `normtriton.norms.Norm` describes it, so that one they have
-not heard of needs nothing here. They have shape rules (fake kernels), derivatives of any order and batching rules.
+not heard of needs nothing here. They have shape rules (fake kernels), derivatives of any order in both modes and
+batching rules; a third operator updates running statistics in place, as PyTorch's own does.
 Plain tensors don't come this way: an operator registered from Python that does nothing took 16 µs of the host, an
 autograd function 5 (torch 2.13.0, one core of a shared machine).
 """
 
+# torch.library has no types
+# mypy: disable-error-code="no-untyped-call,untyped-decorator"
+
 from __future__ import annotations
 
-from collections.abc import Sequence  # noqa: TC003  read at run time: the operators' schemas follow from annotations
+from collections.abc import Callable, Sequence  # noqa: TC003  read at run time: schemas follow from annotations
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import custom_op, register_autograd, register_fake, register_vmap
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.library import Library, infer_schema, register_fake, register_vmap
 
 from . import launch
-from .derivatives import Passes, Rule, normalize_backward, pull_back_backward, wanted
-from .launch import exact_pair, statistics_dtype
+from .derivatives import (
+    Passes,
+    Rule,
+    normalize_backward,
+    normalize_jvp,
+    pull_back_backward,
+    pull_back_jvp,
+    wanted,
+)
+from .launch import statistics_dtype
 from .norms import Norm
-from .passes import rule_of, run_normalize, run_pull_back, vmap_normalize, vmap_pull_back
+from .passes import front, rule_of, run_normalize, run_pull_back, vmap_normalize, vmap_pull_back
 from .schedule import Problem
 
-_DEVICES = ("cuda", "cpu") if launch.INTERPRETED else ("cuda",)
+_LIBRARY = Library("normtriton", "DEF")
+_DEVICES = ("CUDA", "CPU") if launch.INTERPRETED else ("CUDA",)
+_transforms = torch._C._are_functorch_transforms_active
+_is_fwd_grad_enabled = torch._C._is_fwd_grad_enabled
 
 
 def _rule(
@@ -38,10 +55,10 @@ def _rule(
     eps: float = 0.0,
     **more: Any,
 ) -> Rule:
-    """What an operator is told besides tensors; eps is yet to be split, which a compiler's number cannot be."""
+    """What an operator is told besides tensors."""
     norm = Norm(axes, over, affine, centered)
     problem = Problem(norm, tuple(x.shape), tuple(zip(names.split(), sizes, strict=True)))
-    return Rule(problem, (eps, 0.0), **more)
+    return Rule(problem, eps, **more)
 
 
 def _words(rule: Rule) -> tuple[Any, ...]:
@@ -50,7 +67,16 @@ def _words(rule: Rule) -> tuple[Any, ...]:
     return (*norm, " ".join(name for name, _ in sizes), [size for _, size in sizes])
 
 
-@custom_op("normtriton::normalize", mutates_args=(), device_types=_DEVICES)
+def _operator(function: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Any:
+    """Define an operator by the function that is its kernel."""
+    name = function.__name__.removesuffix("_op")
+    schema = infer_schema(function, mutates_args=mutates)
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for device in _DEVICES:
+        _LIBRARY.impl(name, function, device)
+    return getattr(torch.ops.normtriton, name).default
+
+
 def normalize_op(
     x: Tensor,
     weight: Tensor | None,
@@ -82,25 +108,38 @@ def normalize_op(
         dtype: of y; None for that of x.
     """
     words = (axes, over, affine, centered, names, sizes)
-    rule = replace(_rule(x, *words, constant=constant, dtype=dtype), eps=exact_pair(eps))
+    rule = _rule(x, *words, eps=eps, constant=constant, dtype=dtype, momentum=momentum)
     if constant or mean is None or var is None:
         return *run_normalize(x, weight, bias, mean, var, rule), x.new_empty(0), x.new_empty(0)
     new = mean.clone(), var.clone()
-    return *run_normalize(x, weight, bias, *new, rule, momentum), *new
+    return *run_normalize(x, weight, bias, *new, rule), *new
 
 
-@register_fake("normtriton::normalize")  # type: ignore[untyped-decorator]  # here and below: torch has no types for it
-def _(x: Tensor, _weight: Any, _bias: Any, mean: Any, var: Any, *rest: Any) -> tuple[Tensor, ...]:
-    *words, constant, _momentum, _eps, dtype = rest
-    problem = _rule(x, *words).problem
-    groups = 0 if constant else problem.num_groups
-    own = (x.new_empty(n, dtype=statistics_dtype(x)) for n in (groups if problem.norm.centered else 0, groups))
-    updated = not constant and mean is not None and var is not None
-    new = (torch.empty_like(mean), torch.empty_like(var)) if updated else (x.new_empty(0), x.new_empty(0))
-    return torch.empty_like(x, dtype=dtype or x.dtype), *own, *new
+def normalize_and_update_op(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    axes: str,
+    over: str,
+    affine: str,
+    centered: bool,
+    names: str,
+    sizes: Sequence[int],
+    momentum: float,
+    eps: float,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, rstd), as of `normalize_op`; running statistics are updated in place.
+
+    Transforms know how to go through it: of a change in place of what a function captured they say that it is none of
+    its arguments', and refuse it, unless it is within an operator.
+    """
+    words = (axes, over, affine, centered, names, sizes)
+    return run_normalize(x, weight, bias, mean, var, _rule(x, *words, eps=eps, dtype=dtype, momentum=momentum))
 
 
-@custom_op("normtriton::normalize_backward", mutates_args=(), device_types=_DEVICES)
 def normalize_backward_op(
     dy: Tensor,
     x: Tensor,
@@ -130,11 +169,36 @@ def normalize_backward_op(
         weight_dtype, bias_dtype: of the parameters' gradients; None if one is not wanted.
     """
     words, wants = (axes, over, affine, centered, names, sizes), (wants_dx, weight_dtype, bias_dtype)
-    rule = replace(_rule(x, *words, constant=constant, wants=wants), eps=exact_pair(eps))
-    return run_pull_back(dy, x, weight, mean, rstd, rule)
+    return run_pull_back(dy, x, weight, mean, rstd, _rule(x, *words, eps=eps, constant=constant, wants=wants))
 
 
-@register_fake("normtriton::normalize_backward")  # type: ignore[untyped-decorator]
+_NORMALIZE = _operator(normalize_op)
+_UPDATE = _operator(normalize_and_update_op, ("mean", "var"))
+_BACKWARD = _operator(normalize_backward_op)
+
+
+def _empty_like_results(x: Tensor, rule: Rule) -> tuple[Tensor, ...]:
+    """(y, mean, rstd) of a forward pass, without their numbers."""
+    groups = 0 if rule.constant else rule.problem.num_groups
+    own = (x.new_empty(n, dtype=statistics_dtype(x)) for n in (groups if rule.problem.norm.centered else 0, groups))
+    return torch.empty_like(x, dtype=rule.dtype or x.dtype), *own
+
+
+@register_fake("normtriton::normalize")
+def _(x: Tensor, _weight: Any, _bias: Any, mean: Any, var: Any, *rest: Any) -> tuple[Tensor, ...]:
+    *words, constant, _momentum, _eps, dtype = rest
+    updated = not constant and mean is not None and var is not None
+    new = (torch.empty_like(mean), torch.empty_like(var)) if updated else (x.new_empty(0), x.new_empty(0))
+    return *_empty_like_results(x, _rule(x, *words, constant=constant, dtype=dtype)), *new
+
+
+@register_fake("normtriton::normalize_and_update")
+def _(x: Tensor, _weight: Any, _bias: Any, _mean: Any, _var: Any, *rest: Any) -> tuple[Tensor, ...]:
+    *words, _momentum, _eps, dtype = rest
+    return _empty_like_results(x, _rule(x, *words, dtype=dtype))
+
+
+@register_fake("normtriton::normalize_backward")
 def _(_dy: Tensor, x: Tensor, _weight: Any, _mean: Any, _rstd: Any, *rest: Any) -> tuple[Tensor, ...]:
     *words, _constant, _eps, wants_dx, weight_dtype, bias_dtype = rest
     shape = _rule(x, *words).problem.parameter_shape
@@ -143,78 +207,191 @@ def _(_dy: Tensor, x: Tensor, _weight: Any, _mean: Any, _rstd: Any, *rest: Any) 
 
 
 def _normalize(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, rule: Rule) -> Any:
-    own = (*_words(rule), rule.constant, 0.0, sum(rule.eps), rule.dtype)
-    return torch.ops.normtriton.normalize(x, weight, bias, mean, var, *own)[:3]
+    if mean is None or rule.constant:
+        own = (*_words(rule), rule.constant, rule.momentum, rule.eps, rule.dtype)
+        return torch.ops.normtriton.normalize(x, weight, bias, mean, var, *own)[:3]
+    own = (*_words(rule), rule.momentum, rule.eps, rule.dtype)
+    return torch.ops.normtriton.normalize_and_update(x, weight, bias, mean, var, *own)
 
 
 def _pull_back(dy: Tensor, x: Tensor, weight: Any, mean: Any, rstd: Any, rule: Rule) -> Any:
-    own = (*_words(rule), rule.constant, sum(rule.eps), *rule.wants)
+    own = (*_words(rule), rule.constant, rule.eps, *rule.wants)
     return torch.ops.normtriton.normalize_backward(dy, x, weight, mean, rstd, *own)
 
 
 PASSES = Passes(_normalize, _pull_back)
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, mean, var, *words, constant, _momentum, eps, dtype = inputs
-    _y, own_mean, rstd, *new = output
-    rule = _rule(x, *words, eps=eps, constant=constant, dtype=dtype)
-    ctx.rule, ctx.dtypes = rule, (None if weight is None else weight.dtype, None if bias is None else bias.dtype)
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(own_mean, *((rstd,) if constant else ()), *new)
-    ctx.save_for_backward(x, weight, *((mean, var) if constant else (own_mean, rstd)))
+class _Level(NamedTuple):
+    """An operator at one level of transforms: the dispatcher's keys, and the caller's modes, which it hands on."""
+
+    operator: Any
+    keys: Any
+    grad: bool
+    forward_grad: bool
 
 
-def _forward_backward(ctx: Any, dy: Tensor | None, _dmean: Any, drstd: Tensor | None, *_new: Any) -> tuple[Any, ...]:
-    rule = replace(ctx.rule, wants=wanted(ctx.needs_input_grad, ctx.dtypes))
-    return *normalize_backward(PASSES, rule, ctx.saved_tensors, dy, drstd), *(None,) * 12
+class _Derivatives(torch.autograd.Function):
+    """An operator with its derivatives, called with its `_Level` and its arguments."""
+
+    @staticmethod
+    def forward(level: _Level, *args: Any) -> Any:
+        modes = torch.set_grad_enabled(level.grad), _set_fwd_grad_enabled(level.forward_grad)
+        with modes[0], modes[1], torch._C._AutoDispatchBelowAutograd():
+            return level.operator.redispatch(level.keys & torch._C._after_autograd_keyset, *args)
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    dy, x, weight, mean, rstd, *words, constant, eps, wants_dx, weight_dtype, bias_dtype = inputs
-    wants = (wants_dx, weight_dtype, bias_dtype)
-    ctx.rule = _rule(x, *words, eps=eps, constant=constant, wants=wants)
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*(t for t, want in zip(output, wants, strict=True) if want in (False, None)))
-    ctx.save_for_backward(dy, x, weight, mean, rstd)
+class _Normalize(_Derivatives):
+    """Both forward operators; y and rstd can be differentiated."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        level, x, weight, bias, mean, var, *rest = inputs
+        *words, eps, dtype = rest
+        words, constant = (words[:-2], words[-2]) if level.operator is _NORMALIZE else (words[:-1], False)
+        _y, own_mean, rstd, *new = output
+        ctx.set_materialize_grads(False)
+        ctx.rule = _rule(x, *words, eps=eps, constant=constant, dtype=dtype)
+        ctx.dtypes = (None if weight is None else weight.dtype, None if bias is None else bias.dtype)
+        ctx.mark_non_differentiable(own_mean, *((rstd,) if constant else ()), *new)
+        saved = (x, weight, *((mean, var) if constant else (own_mean, rstd)))
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+        ctx.counts = len(inputs), len(new)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, _dmean: Any, drstd: Tensor | None, *_new: Any) -> tuple[Any, ...]:
+        rule = replace(ctx.rule, wants=wanted(ctx.needs_input_grad[1:], ctx.dtypes))
+        gradients = normalize_backward(PASSES, rule, ctx.saved_tensors, dy, drstd)
+        return None, *gradients, *(None,) * (ctx.counts[0] - 4)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        dx, dweight, dbias, dmean, dvar = tangents[1:6]
+        if ctx.rule.constant and (dmean is not None or dvar is not None):
+            raise RuntimeError(
+                "batch_norm is not differentiable wrt running_mean and running_var, they cannot have forward grad "
+                "defined"
+            )
+        change, rstd_change = normalize_jvp(PASSES, ctx.rule, ctx.saved_tensors, dx, dweight, dbias)
+        return change, None, rstd_change, *(None,) * ctx.counts[1]
 
 
-def _backward_backward(ctx: Any, v: Any, vweight: Any, vbias: Any) -> tuple[Any, ...]:
-    needs = ctx.needs_input_grad[:3]
-    return *pull_back_backward(PASSES, ctx.rule, ctx.saved_tensors, v, vweight, vbias, needs), *(None,) * 13
+class _PullBack(_Derivatives):
+    """The backward operator."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _level, dy, x, weight, mean, rstd, *words, constant, eps, wants_dx, weight_dtype, bias_dtype = inputs
+        wants = (wants_dx, weight_dtype, bias_dtype)
+        ctx.set_materialize_grads(False)
+        ctx.rule = _rule(x, *words, eps=eps, constant=constant, wants=wants)
+        ctx.mark_non_differentiable(*(t for t, want in zip(output, wants, strict=True) if want in (False, None)))
+        ctx.save_for_backward(dy, x, weight, mean, rstd)
+        ctx.save_for_forward(dy, x, weight, mean, rstd)
+        ctx.count = len(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, v: Any, vweight: Any, vbias: Any) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad[1:4]
+        gradients = pull_back_backward(PASSES, ctx.rule, ctx.saved_tensors, v, vweight, vbias, needs)
+        return None, *gradients, *(None,) * (ctx.count - 4)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        return pull_back_jvp(PASSES, ctx.rule, ctx.saved_tensors, *tangents[1:4])
 
 
-register_autograd("normtriton::normalize", _forward_backward, setup_context=_save_forward)
-register_autograd("normtriton::normalize_backward", _backward_backward, setup_context=_save_backward)
+def _register_derivatives(operator: Any, function: type[_Derivatives]) -> None:
+    """Give an operator its derivatives.
+
+    `torch.library.register_autograd` drops the tangents of forward mode and refuses `torch.func.grad` (torch 2.13).
+    Within the dispatcher each transform has its turn, so that the function is always applied to one level alone, as
+    PyTorch's own derivatives are.
+    """
+    apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]  # it is, in C++
+
+    def autograd(keys: Any, *args: Any) -> Any:
+        if function is _Normalize and torch.is_grad_enabled():
+            for name, t in (("running_mean", args[3]), ("running_var", args[4])):
+                if t is not None and t.requires_grad:
+                    raise RuntimeError(
+                        f"normalize is not differentiable with respect to argument '{name}'. This input cannot have "
+                        "requires_grad True."
+                    )
+        with enable_single_level_autograd_function():
+            return apply(_Level(operator, keys, torch.is_grad_enabled(), _is_fwd_grad_enabled()), *args)
+
+    _LIBRARY.impl(operator, autograd, "Autograd", with_keyset=True)
 
 
-@register_vmap("normtriton::normalize")  # type: ignore[untyped-decorator]
+_register_derivatives(_NORMALIZE, _Normalize)
+_register_derivatives(_UPDATE, _Normalize)
+_register_derivatives(_BACKWARD, _PullBack)
+
+
+@register_vmap("normtriton::normalize")
 def _(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-    x, weight, bias, mean, var, *words, constant, _momentum, eps, dtype = args
-    if not constant and mean is not None:
-        raise NotImplementedError("vmap of torch.ops.normtriton.normalize does not update running statistics")
-    rule = _rule(x, *words, eps=eps, constant=constant, dtype=dtype)
+    x, weight, bias, mean, var, *words, constant, momentum, eps, dtype = args
+    rule = _rule(x, *words, eps=eps, constant=constant, dtype=dtype, momentum=momentum)
+    if constant or mean is None:
+        new = [x.new_empty((info.batch_size, 0)) for _ in range(2)]
+    else:
+        given = zip((mean, var), in_dims[3:5], strict=True)
+        mean, var = new = [front(t, dim, info.batch_size).clone() for t, dim in given]  # type: ignore[union-attr]
+        in_dims = (*in_dims[:3], 0, 0)
     results, dims = vmap_normalize(_normalize, info.batch_size, in_dims, x, weight, bias, mean, var, rule)
-    nothing = x.new_empty((info.batch_size, 0))
-    return (*results, nothing, nothing.clone()), (*dims, 0, 0)
+    return (*results, *new), (*dims, 0, 0)
 
 
-@register_vmap("normtriton::normalize_backward")  # type: ignore[untyped-decorator]
+@register_vmap("normtriton::normalize_and_update")
+def _(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+    x, weight, bias, mean, var, *words, momentum, eps, dtype = args
+    rule = _rule(x, *words, eps=eps, dtype=dtype, momentum=momentum)
+    return vmap_normalize(_normalize, info.batch_size, in_dims, x, weight, bias, mean, var, rule)
+
+
+@register_vmap("normtriton::normalize_backward")
 def _(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     dy, x, weight, mean, rstd, *words, constant, eps, wants_dx, weight_dtype, bias_dtype = args
     rule = _rule(x, *words, eps=eps, constant=constant, wants=(wants_dx, weight_dtype, bias_dtype))
     return vmap_pull_back(_pull_back, info.batch_size, in_dims, dy, x, weight, mean, rstd, rule)
 
 
+def _functionalized(*args: Any) -> Any:
+    """The update where changes in place are taken out: of statistics that `torch.func.functionalize` knows, or not."""
+    x, weight, bias, mean, var, *rest = args
+    if torch._is_functional_tensor(mean) and torch._is_functional_tensor(var):
+        *words, momentum, eps, dtype = rest
+        more = (*words, False, momentum, eps, dtype)
+        *results, new_mean, new_var = torch.ops.normtriton.normalize(x, weight, bias, mean, var, *more)
+        mean.copy_(new_mean)
+        var.copy_(new_var)
+        return tuple(results)
+
+    def inside(t: Any) -> Any:
+        if not isinstance(t, Tensor) or not torch._is_functional_tensor(t):
+            return t
+        torch._sync(t)  # type: ignore[attr-defined]  # not in its stubs
+        return torch._from_functional_tensor(t)
+
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)):
+        results = _UPDATE(*map(inside, args))
+    return tuple(map(torch._to_functional_tensor, results))
+
+
+_LIBRARY.impl(_UPDATE, _functionalized, "Functionalize")
+
+
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Any) -> Tensor:
     """`normtriton.autograd.normalize` by the operators."""
-    running, rule = call.running, rule_of(call)
-    given = (None, None) if running is None else (running.mean, running.var)
-    momentum = 0.0 if running is None else sum(running.momentum)
-    y, _mean, _rstd, *new = torch.ops.normtriton.normalize(
-        x, weight, bias, *given, *_words(rule), rule.constant, momentum, sum(rule.eps), rule.dtype
-    )
-    if running is not None and not rule.constant:
-        running.mean.copy_(new[0])
-        running.var.copy_(new[1])
+    statistics, rule = call.statistics, rule_of(call)
+    mean, var = (None, None) if statistics is None else statistics[:2]
+    if mean is None or var is None or rule.constant or _transforms() or not torch.compiler.is_compiling():
+        return PASSES.normalize(x, weight, bias, mean, var, rule)[0]
+    # an exported program holds changes in place of buffers at its end, as PyTorch's operations
+    own = (*_words(rule), False, rule.momentum, rule.eps, rule.dtype)
+    y, _mean, _rstd, *new = torch.ops.normtriton.normalize(x, weight, bias, mean, var, *own)
+    mean.copy_(new[0])
+    var.copy_(new[1])
     return y  # type: ignore[no-any-return]  # operators have no types

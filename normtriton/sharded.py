@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .launch import exact_pair
 from .norms import name_axes
 
 if TYPE_CHECKING:
@@ -35,20 +34,21 @@ def batch_dimensions(problem: Problem) -> set[int]:
 
 
 def normalize(x: Any, weight: Any, bias: Any, call: Any) -> Tensor:
-    """`normtriton.autograd.normalize` of a DTensor; every tensor of the call is one.
+    """`normtriton.autograd.normalize` of DTensors; every tensor of the call is one.
 
     Raises:
-        RuntimeError: a parameter or a running statistic is a plain tensor; PyTorch mixes them no more than this.
+        RuntimeError: some of them are plain tensors; PyTorch mixes them no more than this.
     """
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard  # noqa: PLC0415  a second, and seldom needed
 
-    from .autograd import normalize_unwatched  # noqa: PLC0415  it asks this module
+    from .autograd import normalize as normalize_part  # noqa: PLC0415  it asks this module
 
-    running = call.running
-    others = [weight, bias, *(() if running is None else (running.mean, running.var))]
-    if any(t is not None and not isinstance(t, DTensor) for t in others):
+    statistics = call.statistics
+    tensors = [x, weight, bias, *(() if statistics is None else statistics[:2])]
+    if any(t is not None and not isinstance(t, DTensor) for t in tensors):
         raise RuntimeError(
-            "got mixed torch.Tensor and DTensor: weight, bias and running statistics are DTensors if x is"
+            "got mixed torch.Tensor and DTensor: input, weight, bias and running statistics are DTensors if one of "
+            "them is"
         )
     whole = (Replicate(),) * x.device_mesh.ndim
     free = batch_dimensions(call.problem)
@@ -62,12 +62,10 @@ def normalize(x: Any, weight: Any, bias: Any, call: Any) -> Tensor:
 
     part = local(x, placements, placements)
     weight, bias = (p if p is None else local(p, whole, sums) for p in (weight, bias))
-    if running is not None:
-        mean, var = (local(t, whole, whole) for t in (running.mean, running.var))
-        momentum = exact_pair(sum(running.momentum)) if running.momentum else ()
-        running = running._replace(mean=mean, var=var, momentum=momentum)
+    if statistics is not None:
+        mean, var = (local(t, whole, whole) for t in statistics[:2])
+        statistics = (mean, var, mean.stride(0), var.stride(0), *statistics[4:])
     problem = call.problem._replace(shape=tuple(part.shape))
-    call = call._replace(problem=problem, eps=exact_pair(sum(call.eps)), running=running)
-    y = normalize_unwatched(part, weight, bias, call)
+    y = normalize_part(part, weight, bias, call._replace(problem=problem, statistics=statistics))
     laid = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta"))
     return DTensor.from_local(y, x.device_mesh, placements, run_check=False, shape=x.shape, stride=laid.stride())

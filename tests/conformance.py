@@ -22,7 +22,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
-from torch import nn
+from torch import func, nn
+from torch.func import jvp, vjp, vmap
 
 import normtriton as nt
 from normtriton import functional
@@ -69,6 +70,14 @@ MADE = {
     "large mean": ("float64", "float32"),
     "parameters of another dtype": ("float16", "bfloat16"),
 }
+#: Compositions of transforms by the names in PyTorch's test/functorch/test_ops.py, and their dtypes.
+COMPOSITIONS = {
+    **dict.fromkeys(("grad", "vjp", "jvp", "vjpvjp", "jvpvjp"), ("float64", "float32")),
+    **dict.fromkeys(("vjpvmap", "jvpvmap", "vmapvjp", "vmapjvp", "vmapvjpvjp", "vmapjvpvjp"), ("float64",)),
+}
+#: As PyTorch's tests, each of these takes every sample noncontiguous too.
+NONCONTIGUOUS_TOO = ("torch.func grad", "torch.func vjp", "torch.func jvp")
+COMPLIANCE = ("operator", "backward", "forward AD")
 SECTIONS = [
     *(Section("sample inputs", name, dtype) for name in FUNCTIONS for dtype in DTYPES),
     *(Section("sample inputs", "batch_norm without_cudnn", dtype) for dtype in DTYPES),
@@ -79,6 +88,13 @@ SECTIONS = [
     *(Section("error inputs", name, "float32") for name in ("group_norm", "rms_norm", "layer_norm")),
     *(Section("module inputs", name, dtype) for name in MODULES for dtype in DTYPES),
     *(Section("module error inputs", name, "float32") for name in MODULES if "Batch" in name or "Group" in name),
+    *(
+        Section(f"torch.func {check}", name, dtype)
+        for check, dtypes in COMPOSITIONS.items()
+        for name in FUNCTIONS
+        for dtype in dtypes
+    ),
+    *(Section(f"composite compliance {check}", name, "float64") for check in COMPLIANCE for name in FUNCTIONS),
 ]
 
 #: Inputs a dtype in torch 2.13, so that none is lost unseen.
@@ -112,8 +128,10 @@ COUNTS = {
 
 def expected(section):
     """How many inputs a section has, or None with another torch."""
-    kind = "sample inputs" if section.kind in MADE else section.kind
-    return COUNTS[kind][section.name] if torch.__version__.startswith("2.13.") else None
+    made = section.kind in MADE or section.kind.startswith(("torch.func", "composite compliance"))
+    count = COUNTS["sample inputs" if made else section.kind][section.name]
+    twice = section.kind in NONCONTIGUOUS_TOO
+    return count * (1 + twice) if torch.__version__.startswith("2.13.") else None
 
 
 # -- how far rounding may take a result ------------------------------------------------------------------------------
@@ -325,6 +343,210 @@ def complex_cases(section):
         yield f"{tuple(sample.input.shape)} {sample.kwargs}", run
 
 
+# -- torch.func --------------------------------------------------------------------------------------------------------
+
+
+class Given(NamedTuple):
+    """What a composition of transforms is given: a call's tensors, and those that derivatives are taken along."""
+
+    primals: tuple[torch.Tensor, ...]
+    statistics: tuple[torch.Tensor, ...]
+    dy: torch.Tensor
+    tangents: tuple[torch.Tensor, ...]
+    ddy: torch.Tensor
+
+    def flat(self):
+        """Every tensor."""
+        return (*self.primals, *self.statistics, self.dy, *self.tangents, self.ddy)
+
+    def of(self, flat):
+        """The same of other tensors."""
+        parts, rest = [], list(flat)
+        for part in self:
+            count = len(part) if isinstance(part, tuple) else 1
+            parts.append(tuple(rest[:count]) if isinstance(part, tuple) else rest[0])
+            rest = rest[count:]
+        return Given(*parts)
+
+
+def by_grad(call, given):
+    """Gradients of a number."""
+    every = tuple(range(len(given.primals)))
+    return func.grad(lambda *p: (call(*p, *given.statistics) * given.dy).sum(), every)(*given.primals)
+
+
+def by_vjp(call, given):
+    """The result and its gradients."""
+    y, pull = vjp(lambda *p: call(*p, *given.statistics), *given.primals)
+    return y, *pull(given.dy)
+
+
+def by_jvp(call, given):
+    """The result and its change."""
+    return jvp(lambda *p: call(*p, *given.statistics), given.primals, given.tangents)
+
+
+def pulling(call, given):
+    """Gradients as a function of primals and dy."""
+    return lambda *args: by_vjp(call, given._replace(primals=args[:-1], dy=args[-1]))[1:]
+
+
+def by_vjpvjp(call, given):
+    """Gradients of gradients."""
+    _gradients, pull = vjp(pulling(call, given), *given.primals, given.dy)
+    return pull(given.tangents)
+
+
+def by_jvpvjp(call, given):
+    """Gradients and their changes."""
+    gradients, changes = jvp(pulling(call, given), (*given.primals, given.dy), (*given.tangents, given.ddy))
+    return *gradients, *changes
+
+
+def looped(function, dims):
+    """`torch.vmap` by a loop."""
+
+    def loop(*args):
+        size = next(t.shape[d] for t, d in zip(args, dims, strict=True) if d is not None)
+        rows = [
+            function(*(t if d is None else t.select(d, i) for t, d in zip(args, dims, strict=True)))
+            for i in range(size)
+        ]
+        return (
+            torch.stack(rows) if isinstance(rows[0], torch.Tensor) else tuple(map(torch.stack, zip(*rows, strict=True)))
+        )
+
+    return loop
+
+
+def vmapped(by):
+    """A batch of compositions."""
+
+    def run(call, given, dims, batch):
+        return batch(lambda *flat: by(call, given.of(flat)), dims)(*given.flat())
+
+    return run
+
+
+def of_vmap(by):
+    """A composition of a batch of calls."""
+
+    def run(call, given, dims, batch):
+        dims = dims[: len(given.primals) + len(given.statistics)]
+        return by(batch(call, dims), given)
+
+    return run
+
+
+#: The compositions of PyTorch's test/functorch/test_ops.py, and those of a batch.
+PLAIN = {"grad": by_grad, "vjp": by_vjp, "jvp": by_jvp, "vjpvjp": by_vjpvjp, "jvpvjp": by_jvpvjp}
+BATCHED = {
+    **{f"vmap{name}": vmapped(by) for name, by in PLAIN.items() if name != "grad"},
+    **{name: of_vmap(PLAIN[name.removesuffix("vmap")]) for name in ("vjpvmap", "jvpvmap")},
+}
+
+
+def batches(given, check, updating):
+    """Which tensors have a batch, and where: all in front, all behind, one alone."""
+    count, own = len(given.flat()), len(given.primals) + len(given.statistics)
+    choices = [
+        (0,) * count,
+        (-1,) * count,
+        *(tuple(-1 if i == j else None for j in range(count)) for i in range(count)),
+    ]
+    for dims in choices:
+        if updating and dims[0] is not None and None in dims[len(given.primals) : own]:
+            continue  # refused, as by PyTorch
+        if not check.endswith("vmap"):
+            yield dims
+        elif set(dims[:own]) != {None}:  # what derivatives are taken along follows the call's tensors
+            yield *dims[:own], 0, *dims[: len(given.primals)], 0
+
+
+def check_transforms(name, arguments, check):
+    """One composition of transforms, of ours and of PyTorch's in float64, by a loop instead of vmap."""
+    keys = [key for key in PARAMETERS if arguments.get(key) is not None]
+    known = [key for key in STATISTICS if arguments.get(key) is not None]
+    updating = bool(known) and arguments.get("training", arguments.get("use_input_stats", True))
+    x = arguments["input"]
+
+    def call(library):
+        rest = {k: v for k, v in arguments.items() if k not in (*keys, *known)}
+        if rest.get("eps", 0.0) is None:
+            rest["eps"] = default_eps(x)
+        return lambda *t: getattr(library, name)(**dict(zip((*keys, *known), t, strict=True)), **rest)
+
+    primals = tuple(arguments[key].detach() for key in keys)
+    statistics = tuple(arguments[key].detach() for key in known)
+    given = Given(primals, statistics, torch.randn_like(x), tuple(map(torch.randn_like, primals)), torch.randn_like(x))
+
+    def compare_runs(given, ours, theirs, compared):
+        narrow = given.of([t.clone(memory_format=torch.preserve_format) for t in given.flat()])
+        wide = given.of([t.double() for t in given.flat()])
+        wide = wide._replace(statistics=tuple(t.clone() for t in wide.statistics))
+        got, want = ours(call(nt), narrow), theirs(call(F), wide)
+        pairs = [*zip(got, want, strict=True)]
+        pairs += [pair for *pair, own in zip(narrow.statistics, wide.statistics, compared, strict=True) if own]
+        for a, b in pairs:
+            scale = b[b.isfinite()].abs().max().clamp_min(1.0) if b.isfinite().any() else 1.0
+            limit = (1e-9 if x.dtype == torch.float64 else 1e-3) * scale
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=float(limit), equal_nan=True)
+
+    if check in PLAIN:
+        compare_runs(given, PLAIN[check], PLAIN[check], [True] * len(known))
+        return
+    for dims in batches(given, check, updating):
+        flat = [
+            t if d is None else torch.stack([t, t + 0.25 * torch.rand_like(t)], dim=d)
+            for t, d in zip(given.flat(), dims, strict=True)
+        ]
+        ours, theirs = (partial(BATCHED[check], dims=dims, batch=batch) for batch in (vmap, looped))
+        own = [d is not None for d in dims[len(primals) : len(primals) + len(known)]]
+        compare_runs(given.of(flat), ours, theirs, own)
+
+
+def transform_cases(section):
+    """One thunk for each of op_db's sample inputs, and one for it made noncontiguous where PyTorch does that too."""
+    check = section.kind.removeprefix("torch.func ")
+    for sample in databases()[0][f"nn.functional.{section.name}"].sample_inputs(
+        "cpu", getattr(torch, section.dtype), requires_grad=True
+    ):
+        for each in (sample, sample.noncontiguous()) if section.kind in NONCONTIGUOUS_TOO else (sample,):
+            arguments = bind(section.name, (each.input, *each.args), each.kwargs)
+            yield f"{tuple(each.input.shape)} {each.kwargs}", partial(check_transforms, section.name, arguments, check)
+
+
+# -- composite compliance ----------------------------------------------------------------------------------------------
+
+
+def compliance_cases(section):
+    """PyTorch's checks that functions on tensors keep to operators that every subclass knows."""
+    from torch.testing._internal import composite_compliance
+
+    checks = {
+        "operator": lambda op, args, kwargs: (
+            composite_compliance.check_with_mode(op, args, kwargs, assert_equal),
+            composite_compliance.check_all_permutations(op, args, kwargs, assert_equal),
+        ),
+        "backward": lambda op, args, kwargs: composite_compliance.check_backward_formula(
+            op, args, kwargs, None, None, assert_equal
+        ),
+        "forward AD": lambda op, args, kwargs: composite_compliance.check_forward_ad_formula(
+            op, args, kwargs, None, assert_equal
+        ),
+    }
+    run = checks[section.kind.removeprefix("composite compliance ")]
+
+    def assert_equal(a, b, equal_nan=True):
+        torch.testing.assert_close(a, b, equal_nan=equal_nan)
+
+    for sample in databases()[0][f"nn.functional.{section.name}"].sample_inputs(
+        "cpu", getattr(torch, section.dtype), requires_grad="operator" not in section.kind
+    ):
+        args, kwargs = [sample.input, *sample.args], sample.kwargs
+        yield f"{tuple(sample.input.shape)} {kwargs}", partial(run, getattr(nt, section.name), args, kwargs)
+
+
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
@@ -447,17 +669,20 @@ MAKERS = {
     "error inputs": error_cases,
     "module inputs": module_cases,
     "module error inputs": module_error_cases,
+    **{f"torch.func {check}": transform_cases for check in COMPOSITIONS},
+    **{f"composite compliance {check}": compliance_cases for check in COMPLIANCE},
 }
 
 
-def run_section(section):
-    """(number of cases, failures), each failure its case and its message."""
+def run_section(section, every=1):
+    """(number of cases, failures), each failure its case and its message; of so many cases one is run."""
     torch.manual_seed(zlib.crc32(str(section).encode()))
     total, failures = 0, []
     for case, run in MAKERS.get(section.kind, function_cases)(section):
         total += 1
         try:
-            run()
+            if (total - 1) % every == 0:
+                run()
         except Exception as error:  # noqa: BLE001  the run goes on
             failures.append(f"{section}, {case}: {type(error).__name__}: {error}")
     wanted = expected(section)

@@ -34,7 +34,7 @@ def test_a_new_norm_is_its_axes():
     for layout in ("contiguous", "channels_last", "sliced"):
         x = lay_out(torch.randn(3, 10, 7, 5), layout).requires_grad_()
         weight, bias = torch.randn(10, requires_grad=True), torch.randn(10, requires_grad=True)
-        y = normalize(x, weight, bias, Call(Problem(over_channels, tuple(x.shape)), launch.exact_pair(1e-6)))
+        y = normalize(x, weight, bias, Call(Problem(over_channels, tuple(x.shape)), 1e-6))
         dy = torch.randn(x.shape)
         y.backward(dy)
         want = reference(x, weight, bias, dy, dims=(1,), spread=(1, -1, 1, 1), eps=1e-6)
@@ -49,7 +49,7 @@ def test_a_norm_with_parameters_for_each_sample():
     adaptive = Norm("b t d", over="d", affine="b d")
     x = torch.randn(2, 3, 8, requires_grad=True)
     weight, bias = torch.randn(2, 8, requires_grad=True), torch.randn(2, 8, requires_grad=True)
-    y = normalize(x, weight, bias, Call(Problem(adaptive, (2, 3, 8)), launch.exact_pair(1e-5)))
+    y = normalize(x, weight, bias, Call(Problem(adaptive, (2, 3, 8)), 1e-5))
     dy = torch.randn(x.shape)
     y.backward(dy)
     want = reference(x, weight, bias, dy, dims=(2,), spread=(2, 1, 8))
@@ -112,7 +112,7 @@ def test_partial_buffers_are_small(case, layout):
     for direction in ("forward", "backward"):
         with recording(), Allocations() as allocations:
             if direction == "forward":
-                launch.forward(call.problem, x, weight, bias, call.eps, call.running, call.use_running)
+                launch.forward(call.problem, x, weight, bias, call.eps, call.statistics, call.use_running)
             else:
                 launch.backward(call.problem, y, x, weight, mean, rstd, None, call.eps, wants)
         assert set(allocations.names) <= {"aten::empty_like", "aten::new_empty"}

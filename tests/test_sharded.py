@@ -100,3 +100,24 @@ def test_plain_parameters_are_refused(mesh):
     for module in (F, nt):
         with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
             module.layer_norm(x, (8,), torch.ones(8))
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_plain_input_with_sharded_tensors_is_refused(mesh, place):
+    """The other way round: weight, bias or a statistic alone is a DTensor."""
+    others = [torch.zeros(3), torch.ones(3), torch.ones(3), torch.zeros(3)]
+    others[place] = DTensor.from_local(others[place], mesh, [Replicate()], run_check=False)
+    for module in (F, nt):
+        with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
+            module.batch_norm(torch.randn(4, 3, 5), *others, training=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_bits_of_a_plain_call(mesh, dtype):
+    """Replicated, with an eps and a momentum that no float32 holds."""
+    x, mean, var = 1e-3 * torch.randn(4, 3, 5, dtype=dtype), torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype)
+    own = [DTensor.from_local(t.clone(), mesh, [Replicate()], run_check=False) for t in (x, mean, var)]
+    more = {"training": True, "momentum": 0.1234567891234567, "eps": 1.2345678912345e-6}
+    y, expected = nt.batch_norm(*own, **more), nt.batch_norm(x, mean, var, **more)
+    for got, want in zip((y, *own[1:]), (expected, mean, var), strict=True):
+        assert torch.equal(got.to_local(), want)

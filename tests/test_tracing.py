@@ -147,7 +147,7 @@ def test_a_compiled_norm_of_ones_own():
     weight = torch.randn(6)
 
     def norm(x):
-        return normalize(x, weight, None, Call(Problem(over_channels, tuple(x.shape)), (1e-5, 0.0)))
+        return normalize(x, weight, None, Call(Problem(over_channels, tuple(x.shape)), 1e-5))
 
     x = torch.randn(2, 6, 3)
     got = torch.compile(norm, fullgraph=True, backend="aot_eager")(x)

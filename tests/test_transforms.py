@@ -242,7 +242,7 @@ def test_a_norm_of_ones_own():
     over_channels = Norm("n c *s", over="c", affine="c")
 
     def norm(x, weight):
-        return normalize(x, weight, None, Call(Problem(over_channels, tuple(x.shape)), launch.exact_pair(1e-5)))
+        return normalize(x, weight, None, Call(Problem(over_channels, tuple(x.shape)), 1e-5))
 
     def want(x, weight):
         return F.layer_norm(x.movedim(1, -1), (4,), weight).movedim(-1, 1)
@@ -285,3 +285,195 @@ def test_gradients_that_are_not_what_their_memory_says(name, kind):
             dy = torch._efficientzerotensor(x.shape, dtype=x.dtype)
         results.append(torch.autograd.grad(norm(x, weight, bias), (x, weight), dy))
     agree(*results)
+
+
+X = given(5, 3, 4, seed=30)
+#: what transforms make of a function, given it and x
+TRANSFORMS = {
+    "grad": lambda f, x: grad(lambda t: f(t).sin().sum())(x),
+    "vjp": lambda f, x: torch.func.vjp(f, x)[1](x),
+    "jvp": lambda f, x: jvp(f, (x,), (x.cos(),)),
+    "jvp of vjp": lambda f, x: jvp(lambda t: torch.func.vjp(f, t)[1](x), (x,), (x.cos(),)),
+    "vjp of vjp": lambda f, x: torch.func.vjp(lambda t: torch.func.vjp(f, t)[1](x), x)[1]((x.cos(),)),
+    "grad of grad": lambda f, x: grad(lambda t: grad(lambda u: f(u).sin().sum())(t).sin().sum())(x),
+    "jacrev": lambda f, x: jacrev(f)(x),
+    "jacfwd": lambda f, x: jacfwd(f)(x),
+    "hessian": lambda f, x: hessian(lambda t: f(t).sin().sum())(x[:2, :, :2]),
+    "functionalize": lambda f, x: torch.func.functionalize(f)(x),
+    "functionalize of grad": lambda f, x: torch.func.functionalize(grad(lambda t: f(t).sin().sum()))(x),
+    "grad of functionalize": lambda f, x: grad(lambda t: torch.func.functionalize(f)(t).sin().sum())(x),
+    "make_fx of grad": lambda f, x: torch.fx.experimental.proxy_tensor.make_fx(grad(lambda t: f(t).sin().sum()))(x),
+}
+
+
+@pytest.mark.parametrize("how", TRANSFORMS)
+@pytest.mark.parametrize("norm", ["batch_norm", "instance_norm"])
+def test_captured_statistics_are_updated(how, norm):
+    """Statistics that a transformed function finds, not among its arguments: PyTorch's numbers, and as often."""
+    results = []
+    for f in (nt, F):
+        mean, var = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+        version = mean._version
+        made = TRANSFORMS[how](lambda t, f=f, m=mean, v=var: getattr(f, norm)(t, m, v, None, None, True), X)
+        made = () if how == "make_fx of grad" else made
+        assert f is F or mean._version > version  # autograd is told; PyTorch's batch norm does not
+        results.append((made, mean, var))
+    agree(*results)
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # by PyTorch's own tracing
+@pytest.mark.parametrize("norm", ["batch_norm", "instance_norm"])
+def test_a_linearized_function(norm):
+    """`torch.func.linearize` traces the derivative of the operator."""
+    got, want = (
+        torch.func.linearize(lambda t, f=f: getattr(f, norm)(t, None, None, None, None, True), X)[1](X.cos())
+        for f in (nt, F)
+    )
+    agree(got, want)
+
+
+@pytest.mark.parametrize("kind", ["BatchNorm1d", "InstanceNorm1d"])
+@pytest.mark.parametrize("how", ["captured", "given", "given without a momentum"])
+def test_modules_with_statistics_under_grad(kind, how):
+    """As `torch.nn`'s: what it updates is updated, what it refuses to is refused with its words."""
+    results = []
+    for library in (nt, torch.nn):
+        momentum = None if "without" in how else 0.1
+        module = getattr(library, kind)(3, affine=True, track_running_stats=True, momentum=momentum).double()
+        buffers, parameters = dict(module.named_buffers()), dict(module.named_parameters())
+
+        def loss(p, b, t, module=module):
+            return functional_call(module, (p, b), (t,)).sin().sum()
+
+        try:
+            if how == "captured":
+                results.append((grad(lambda t, module=module: module(t).sin().sum())(X), buffers))
+            else:
+                results.append((grad(loss)(parameters, buffers, X), buffers))
+        except RuntimeError as error:
+            results.append((str(error), buffers))
+    if isinstance(results[1][0], str):
+        assert results[0][0] == results[1][0]
+    else:
+        agree(results[0][0], results[1][0])
+    agree(results[0][1], results[1][1])
+
+
+def shared(norm, library, **batched):
+    """A batch of calls that share what is not named."""
+    tensors = {"x": X, "mean": torch.zeros(3), "var": torch.ones(3), "weight": given(3)}
+    tensors = {key: torch.stack([t.double()] * 2) if key in batched else t.double() for key, t in tensors.items()}
+    dims = tuple(0 if key in batched else None for key in tensors)
+    call = vmap(lambda x, m, v, w: getattr(library, norm)(x, m, v, w, None, True), in_dims=dims)
+    return call, tensors
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "instance_norm"])
+@pytest.mark.parametrize("batched", [("x",), ("x", "mean"), ("x", "var"), ("x", "weight")])
+def test_shared_statistics_are_refused_in_pytorchs_words(norm, batched):
+    """Several inputs would update one statistic; nothing is written."""
+    words = []
+    for library in (nt, F):
+        call, tensors = shared(norm, library, **dict.fromkeys(batched))
+        before = {key: t.clone() for key, t in tensors.items()}
+        with pytest.raises(RuntimeError) as raised:
+            call(*tensors.values())
+        words.append(str(raised.value))
+        agree(tensors, before)
+    assert words[0] == words[1]
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "instance_norm"])
+@pytest.mark.parametrize("dims", [(0, 0), (1, 1), (0, 1)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_each_call_updates_its_own_statistics(norm, dims, nested):
+    """Wherever their batch lies, in memory that is no vector, under one vmap or two: as calls one after the other."""
+    x = torch.stack([X, X.cos()])
+    stats = [
+        torch.stack([given(3, seed=i), given(3, seed=i + 9)], dim=d).abs() for i, d in zip((1, 2), dims, strict=True)
+    ]
+    rows = [[t.select(d, i).clone() for t, d in zip(stats, dims, strict=True)] for i in range(2)]
+    ys = [getattr(nt, norm)(t, *row, None, None, True) for t, row in zip(x, rows, strict=True)]
+    call = vmap(lambda *args: getattr(nt, norm)(*args, None, None, True), in_dims=(0, *dims))
+    y = vmap(call, in_dims=-1)(*(t.unsqueeze(-1) for t in (x, *stats)))[0] if nested else call(x, *stats)
+    agree(y, torch.stack(ys))
+    for t, d, *each in zip(stats, dims, *rows, strict=True):
+        agree(t, torch.stack(each, dim=d))
+
+
+def test_statistics_that_share_memory_under_vmap():
+    """An expanded batch of statistics is one statistic."""
+    mean, var = torch.zeros(3).expand(2, 3), torch.ones(2, 3)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        vmap(lambda *args: nt.batch_norm(*args, None, None, True))(torch.stack([X, X]).float(), mean, var)
+    assert torch.equal(var, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "instance_norm"])
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+def test_statistics_have_no_derivatives_in_evaluation(norm, which):
+    """Neither tangents nor gradients are dropped without a word: PyTorch's type of error."""
+    stats = [torch.zeros(3).double(), torch.ones(3).double()]
+
+    def call(library, x, *own):
+        every = list(stats)
+        for i, t in zip(which, own, strict=True):
+            every[i] = t
+        return getattr(library, norm)(x, *every, None, None, False)
+
+    own = tuple(stats[i] for i in which)
+    for library in (nt, F):
+        with pytest.raises(RuntimeError, match="not differentiable"):
+            jvp(lambda *t, f=library: call(f, *t), (X, *own), (X, *own))
+        with pytest.raises(RuntimeError, match="not differentiable"):
+            grad(lambda *t, f=library: call(f, X, *t).sum())(*own)
+    with pytest.raises(RuntimeError, match="not differentiable"):  # PyTorch drops these
+        jvp(lambda *t: call(nt, X, *t), own, own)
+    with pytest.raises(RuntimeError, match="not differentiable"):
+        grad(lambda *t: vmap(lambda x: call(nt, x, *t))(torch.stack([X, X])).sum())(*own)
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "instance_norm"])
+def test_statistics_that_are_updated_change_no_result(norm):
+    """In training the result does not depend on them: a tangent of theirs adds nothing, as in PyTorch."""
+    results = []
+    for f in (nt, F):
+        primals = (X, torch.zeros(3, dtype=X.dtype), torch.ones(3, dtype=X.dtype))
+        tangents = tuple(t.cos() for t in primals)
+        results.append(jvp(lambda x, m, v, f=f: getattr(f, norm)(x, m, v, None, None, True), primals, tangents))
+    agree(*results)
+
+
+def test_a_statistic_that_a_transform_left_behind():
+    """As other tensors kept from within a transform that has ended."""
+    results = []
+    for f in (nt, F):
+        mean, var, kept = torch.zeros(3).double(), torch.ones(3).double(), []
+        grad(lambda t, *own, kept=kept: kept.extend(own) or t.sum())(X, mean, var)
+        results.append((f.batch_norm(X, *kept, training=True), mean, var))
+    agree(*results)
+
+
+@each_norm
+def test_tangents_of_a_gradient_alone(name):
+    """A backward pass, without a graph, of a dy that has a tangent."""
+    ours, _theirs = both(name)
+    x, weight, bias = (t.requires_grad_() for t in arguments(name))
+    y, dy, change = ours(x, weight, bias), given(*x.shape, seed=5), given(*x.shape, seed=6)
+    with torch.autograd.forward_ad.dual_level():
+        (dx,) = torch.autograd.grad(y, x, torch.autograd.forward_ad.make_dual(dy, change), retain_graph=True)
+        got = torch.autograd.forward_ad.unpack_dual(dx).tangent
+    agree(got, torch.autograd.grad(y, x, change)[0])
+
+
+@pytest.mark.parametrize("name", ["batch", "instance", "group", "layer", "rms"])
+def test_a_weight_changed_between_the_passes(name):
+    """It is kept for the backward pass, not copied: autograd notices, as it does for PyTorch's other norms."""
+    ours, theirs = both(name)
+    for norm in (ours,) if name == "instance" else (ours, theirs):
+        x, weight, bias = (t.requires_grad_() for t in arguments(name))
+        y = norm(x, weight, bias)
+        with torch.no_grad():
+            weight.add_(1.0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()

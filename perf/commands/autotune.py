@@ -20,7 +20,6 @@ import triton
 
 from normtriton import __version__, clusters, launch, tuned
 from normtriton.explain import backward_direction, forward_direction
-from normtriton.launch import Running, exact_pair
 from normtriton.plan import UNTUNED, Device, Subject, Tuning, Tunings
 from normtriton.schedule import candidates
 
@@ -115,10 +114,10 @@ class Given:
         """Make them; the statistics by the planner's own choice for a device."""
         self.case, self.tensors = cell.case, operands(cell, where)
         self.problem = make(cell.case, *cell.options)[0].problem
-        self.eps = exact_pair(oracle.EPS)
+        self.eps = oracle.EPS
         self.want = oracle.expected(partial(by_name, oracle.Textbook, cell.case), self.tensors)
         mean, variance = self.tensors.running
-        self.running = mean if mean is None else Running(mean, variance, 1, 1, (), exact_pair(0.1))
+        self.running = None if mean is None or variance is None else (mean, variance, 1, 1, (), 0.1)
         self.stats = self.forward(device)[1:]
 
     def forward(self, device: Device) -> tuple[Any, ...]:

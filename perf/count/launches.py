@@ -54,8 +54,8 @@ def launches_of(
     """The launches of a checked call, {"forward": ..., "backward": ...}. Tensors may be on the meta device."""
     problem = call.problem
     with recording(device) as forward:
-        _y, mean, rstd = launch.forward(problem, x, weight, bias, call.eps, call.running, call.use_running)
-    running = call.running if call.use_running else None
+        _y, mean, rstd = launch.forward(problem, x, weight, bias, call.eps, call.statistics, call.use_running)
+    running = call.statistics if call.use_running else None
     dtypes = [None if p is None else p.dtype for p in (weight, bias)]
     with recording(device) as backward:
         dy = torch.empty_like(x)

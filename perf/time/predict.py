@@ -169,7 +169,7 @@ def compulsory(
     direction: str, call: Call, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
 ) -> int:
     """Bytes of a call with each input read once and each result written once."""
-    running = 0 if call.running is None else distinct_bytes(call.running.mean, call.running.var)
+    running = 0 if call.statistics is None else distinct_bytes(*call.statistics[:2])
     return compulsory_bytes(direction, x, weight, bias, running=running)
 
 
