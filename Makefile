@@ -35,6 +35,7 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'perf/emulator/cpp/*')
 	$(BIN)/mypy
+	.ci/layers
 
 test-interpreted: .venv/test
 	TRITON_INTERPRET=1 $(PYTEST)

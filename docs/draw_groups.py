@@ -19,17 +19,17 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from normtriton import norms
-from normtriton.grouping import contiguous
-from normtriton.schedule import Problem
+from normtriton.planning import norms
+from normtriton.planning.grouping import contiguous
+from normtriton.planning.schedule import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
-    from normtriton.grouping import Grouping
-    from normtriton.norms import Norm
+    from normtriton.planning.grouping import Grouping
+    from normtriton.planning.norms import Norm
 
 Element = tuple[int, int, int]
 Point = tuple[float, float]
@@ -50,7 +50,7 @@ class Panel(NamedTuple):
 
     title: str
     norm: Norm
-    sizes: tuple[tuple[str, int], ...] = ()  #: what the shape does not tell, see `normtriton.norms.name_axes`
+    sizes: tuple[tuple[str, int], ...] = ()  #: what the shape does not tell, see `normtriton.planning.norms.name_axes`
 
 
 PANELS = (

@@ -27,7 +27,7 @@ if not torch.cuda.is_available():
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import normtriton
-from normtriton import launch
+from normtriton.runtime import launch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
 
-    from normtriton.schedule import Launch
+    from normtriton.planning.schedule import Launch
 
 BATCH = 12
 TEST = 200  # of 1797 images

@@ -1,7 +1,8 @@
 """Steps that every kernel shares: which tile a program owns, where its elements lie, how they are loaded and stored.
 
-A tile has three dimensions (kept, r1, r2), see `normtriton.grouping.Grouping`. Index vectors are int64, so that a
-tensor may hold more than 2**31 elements; the extra address arithmetic was 6 SASS instructions in 297 for a row of 4096.
+A tile has three dimensions (kept, r1, r2), see `normtriton.planning.grouping.Grouping`. Index vectors are int64, so
+that a tensor may hold more than 2**31 elements; the extra address arithmetic was 6 SASS instructions in 297 for a row
+of 4096.
 
 Triton knows of an integer argument that 16 divides it, or nothing. So strides come in units of ``plan.vector``
 elements and are multiplied back here, by a constant: the compiler sees the alignment of a row of 1000 and loads 16

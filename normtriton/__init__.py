@@ -4,8 +4,9 @@ Functions with the signatures of `torch.nn.functional`, modules that subclass `t
 the norms of a finished model, and `explain`, which says what a call does and why.
 """
 
-from . import exporters  # noqa: F401  registered as it is imported
-from .convert import convert, restore, restored
+from . import exporters  # noqa: F401  it registers itself
+from .autograd import amp  # noqa: F401  settings, here and below: normtriton.amp.set_mode
+from .convert.replace import convert, restore, restored
 from .explain import explain
 from .functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from .modules import (
@@ -19,6 +20,7 @@ from .modules import (
     LayerNorm,
     RMSNorm,
 )
+from .runtime import cache, clusters, trial, tuned  # noqa: F401  the trial registers itself
 
 __version__ = "0.1.0"
 

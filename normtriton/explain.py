@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from . import clusters as switch
-from . import functional, launch
-from .autograd import has_kernels
-from .plan import Device
-from .schedule import Problem, backward_schedule, forward_schedule
-from .switch import whole_number, yes_or_no
+from . import functional
+from .autograd.function import has_kernels
+from .planning.plan import Device
+from .planning.schedule import Problem, backward_schedule, forward_schedule
+from .runtime import clusters as switch
+from .runtime import devices, launch
+from .runtime.switch import whole_number, yes_or_no
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from .autograd import Call
-    from .schedule import Launch, Schedule
+    from .autograd.call import Call
+    from .planning.schedule import Launch, Schedule
 
 _CHECKS: dict[str, Callable[..., Call]] = {
     "batch_norm": functional.batch_norm_call,
@@ -239,7 +240,7 @@ def explain(
     if name in ("batch_norm", "instance_norm"):
         weight, bias = (p if p is None or p.dim() == 1 else p.reshape(-1) for p in (weight, bias))
     route = "torch" if not has_kernels(x) else "triton" if x.is_cuda else "interpreter"
-    device = launch.device_of(x) if x.is_cuda else Device(132, switch.compiles() and switch.mode() != "off")
+    device = devices.of(x) if x.is_cuda else Device(132, switch.compiles() and switch.mode() != "off")
     if sms is not None and sms != device.sms:
         device = Device(sms, device.clusters)  # another device, for which no table was made
     if clusters is not None:

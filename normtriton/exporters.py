@@ -18,25 +18,25 @@ import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from torch._decomp import register_decomposition
 from torch.fx import Proxy, Tracer
 
-from . import norms
-from .convert import LIBRARY, restore
-from .launch import statistics_dtype
+from .autograd.operators import _rule
+from .convert.replace import LIBRARY, restore
 from .modules import Leaf
-from .operators import _rule
+from .planning import norms
+from .runtime.launch import statistics_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor, nn
 
-    from .schedule import Problem
+    from .planning.schedule import Problem
 
     Maybe = Tensor | None
 
 
 @register_decomposition(torch.ops.normtriton.normalize.default)
 def normalize(x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, *rest: Any) -> tuple[Tensor, ...]:
-    """`normtriton.operators.normalize_op` in PyTorch's operators."""
+    """`normtriton.autograd.operators.normalize_op` in PyTorch's operators."""
     *words, constant, momentum, eps, dtype = rest
     problem = _rule(x, *words).problem
     used = (mean, var) if constant else (None, None)

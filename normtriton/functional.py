@@ -31,18 +31,21 @@ from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.overrides import _get_overloaded_args, handle_torch_function, has_torch_function_variadic
 
-from . import amp, norms
-from .autograd import Call, has_kernels, normalize, normalize_unwatched, own, tracing_state, unwatched
-from .passes import refuse_shared_memory
-from .schedule import Problem
+from .autograd import amp
+from .autograd.call import Call
+from .autograd.function import has_kernels, normalize_unwatched, own, tracing_state, unwatched
+from .autograd.passes import refuse_shared_memory
+from .autograd.ways import normalize
+from .planning import norms
+from .planning.schedule import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from .launch import Statistics
-    from .norms import Norm
+    from .planning.norms import Norm
+    from .runtime.launch import Statistics
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: F401, N812  scripted functions call it 
 from torch import nn
 
 from . import functional
-from .autograd import unwatched
+from .autograd.function import unwatched
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from normtriton import cache
+from normtriton.runtime import cache
 
 from .cases.shapes import SETS, Case
 

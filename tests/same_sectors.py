@@ -12,7 +12,7 @@ from normtriton.perf.emulator import device as emulated
 from normtriton.perf.emulator.gpus import GPUS
 from normtriton.perf.emulator.timer import Timer
 
-from normtriton import clusters
+from normtriton.runtime import clusters
 
 
 def both(device, timer):

@@ -15,8 +15,9 @@ from normtriton.perf.time import gpu
 from normtriton.perf.time.gpu import Times
 
 import normtriton as nt
-from normtriton import clusters, launch, schedule, tuned
-from normtriton.plan import UNTUNED, Tuning
+from normtriton.planning import schedule
+from normtriton.planning.plan import UNTUNED, Tuning
+from normtriton.runtime import clusters, launch, tuned
 
 INTERPRETER = tuned.device_name(-1)
 FASTER = Tuning(per_thread=8)

@@ -19,7 +19,7 @@ from normtriton.perf.show.rows import key, load
 from normtriton.perf.time import gpu, providers
 from normtriton.perf.time.providers import PROVIDERS, by_name, installed
 
-from normtriton.plan import Tunings
+from normtriton.planning.plan import Tunings
 
 F = torch.nn.functional
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])

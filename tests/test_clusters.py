@@ -19,9 +19,9 @@ from normtriton.perf.cases.shapes import make
 from test_norms import check, parameters
 
 import normtriton as nt
-from normtriton import clusters, launch, tuned
-from normtriton.plan import Device
-from normtriton.schedule import backward_schedule, forward_schedule
+from normtriton.planning.plan import Device
+from normtriton.planning.schedule import backward_schedule, forward_schedule
+from normtriton.runtime import clusters, devices, launch, tuned
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def switch(tmp_path, monkeypatch, pytestconfig):
     monkeypatch.setattr(clusters, "_verdicts", {})
     monkeypatch.setattr(clusters, "refused", set())
     before = clusters.mode()
-    launch.forget_devices()
+    devices.forget()
     yield clusters.set_mode
     clusters.set_mode(before)
 

@@ -17,8 +17,8 @@ from normtriton.perf.cases.targets import H100, H100_CLUSTERS, TARGETS
 from normtriton.perf.count.codegen import compile_key, compile_launch, facts, read_code, tensor_accesses
 from normtriton.perf.count.launches import launches_of
 
-from normtriton.clusters import compiles
-from normtriton.plan import Tuning, Tunings
+from normtriton.planning.plan import Tuning, Tunings
+from normtriton.runtime.clusters import compiles
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -16,7 +16,7 @@ from normtriton.perf.cases.targets import H100, H100_CLUSTERS, TARGETS
 from normtriton.perf.count.codegen import compile_launch, read_code
 from normtriton.perf.count.launches import planned
 
-from normtriton.clusters import compiles
+from normtriton.runtime.clusters import compiles
 
 COUNT = int(os.environ.get("NORMTRITON_SWEEP", "60"))
 #: Widths of rows, and numbers of channels and of positions, that plans branch on or that people have.

@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize, prune
 
 import normtriton as nt
-from normtriton import launch
-from normtriton.convert import Report
+from normtriton.convert.replace import Report
+from normtriton.runtime import launch
 
 NORMS = {
     "batch 1d": (nn.BatchNorm1d(6), (4, 6, 5)),

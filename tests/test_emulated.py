@@ -8,7 +8,7 @@ from normtriton.perf.cases.branches import BRANCHES, CLUSTERED
 from normtriton.perf.commands import emulate
 from normtriton.perf.commands.bench import FLOATING
 
-from normtriton import clusters
+from normtriton.runtime import clusters
 
 #: Orders in which warps run.
 SEEDS = (1, 2)

@@ -11,7 +11,7 @@ import torch
 from normtriton.perf.emulator import build
 from normtriton.perf.emulator import device as emulator
 
-from normtriton import launch
+from normtriton.runtime import launch
 
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
 

@@ -9,7 +9,7 @@ from oracle import reference
 from test_clusters import CLUSTERED
 from test_norms import parameters
 
-from normtriton import clusters
+from normtriton.runtime import clusters
 
 F = torch.nn.functional
 

@@ -20,7 +20,7 @@ from torch.ao.quantization.quantize_fx import prepare_fx
 from torch.nn.utils import fuse_conv_bn_eval, prune
 
 import normtriton as nt
-from normtriton import launch
+from normtriton.runtime import launch
 
 pytestmark = [  # PyTorch warns of its own ways of exporting, and of what it uses itself
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

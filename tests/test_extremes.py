@@ -12,9 +12,9 @@ from test_exactness import pytorch
 from test_norms import DTYPES, parameters
 
 import normtriton as nt
-from normtriton.norms import INSTANCE
-from normtriton.plan import Device
-from normtriton.schedule import Problem, forward_schedule
+from normtriton.planning.norms import INSTANCE
+from normtriton.planning.plan import Device
+from normtriton.planning.schedule import Problem, forward_schedule
 
 F = torch.nn.functional
 BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}

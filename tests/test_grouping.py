@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normtriton import norms
-from normtriton.grouping import contiguous
-from normtriton.norms import Norm, name_axes
-from normtriton.plan import Device, Tunings
-from normtriton.schedule import Problem, backward_schedule, forward_schedule, tunings
+from normtriton.planning import norms
+from normtriton.planning.grouping import contiguous
+from normtriton.planning.norms import Norm, name_axes
+from normtriton.planning.plan import Device, Tunings
+from normtriton.planning.schedule import Problem, backward_schedule, forward_schedule, tunings
 
 NORMS = {
     "batch": norms.BATCH,

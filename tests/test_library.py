@@ -19,12 +19,13 @@ from oracle import close, reference
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normtriton as nt
-from normtriton import launch
-from normtriton.autograd import Call, normalize
-from normtriton.norms import Norm
-from normtriton.plan import Device
-from normtriton.schedule import Problem
-from normtriton.switch import Switch
+from normtriton.autograd.call import Call
+from normtriton.autograd.ways import normalize
+from normtriton.planning.norms import Norm
+from normtriton.planning.plan import Device
+from normtriton.planning.schedule import Problem
+from normtriton.runtime import devices, launch
+from normtriton.runtime.switch import Switch
 
 
 def test_a_new_norm_is_its_axes():
@@ -453,7 +454,7 @@ def test_a_tensor_on_another_gpu(monkeypatch):
     from contextlib import nullcontext
 
     entered = []
-    monkeypatch.setattr(launch, "elsewhere", lambda _x: True)
+    monkeypatch.setattr(devices, "elsewhere", lambda _x: True)
     monkeypatch.setattr(torch.cuda, "device", lambda index: entered.append(index) or nullcontext())
     x = torch.randn(4, 8)
     torch.testing.assert_close(nt.layer_norm(x, (8,)), torch.nn.functional.layer_norm(x, (8,)))

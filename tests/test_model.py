@@ -118,7 +118,7 @@ def cell(name, gpu):
 
 def launched(recorded, gpu):
     """Time a recorded launch."""
-    from normtriton import launch
+    from normtriton.runtime import launch
 
     kernel = codegen.compile_launch(recorded, gpu.target)
     kinds = codegen.flat(tuple(kernel.src.signature.values()))

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 import normtriton as nt
-from normtriton import launch
+from normtriton.runtime import launch
 
 EPS32 = 2.0**-24
 STEPS = 3

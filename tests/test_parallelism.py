@@ -5,10 +5,10 @@ from math import ceil, prod
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normtriton import norms
-from normtriton.grouping import contiguous
-from normtriton.plan import Device
-from normtriton.schedule import Problem, forward_schedule
+from normtriton.planning import norms
+from normtriton.planning.grouping import contiguous
+from normtriton.planning.plan import Device
+from normtriton.planning.schedule import Problem, forward_schedule
 
 MB = 1 << 20
 NORMS = {"batch": norms.BATCH, "instance": norms.INSTANCE, "group": norms.GROUP}

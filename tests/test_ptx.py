@@ -10,7 +10,7 @@ from normtriton.perf.cases.shapes import Case, make
 from normtriton.perf.count.codegen import compile_launch
 from normtriton.perf.count.launches import launches_of
 
-from normtriton import clusters
+from normtriton.runtime import clusters
 
 if not clusters.compiles():
     pytest.skip("clusters need Triton 3.9", allow_module_level=True)

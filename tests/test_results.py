@@ -83,7 +83,7 @@ def test_what_is_measured_is_kept(tmp_path, monkeypatch):
 
 def test_a_change_of_plan_is_measured_again(monkeypatch):
     """A plan's constant counts; a comment in a kernel does not."""
-    from normtriton import plan, schedule
+    from normtriton.planning import plan, schedule
 
     job = Job("traffic", "A100", LIBRARY, Cell(ROW.case, "contiguous", "float32"))
     made_from.cache_clear()

@@ -10,7 +10,7 @@ from torch import nn
 from watching import Watching
 
 import normtriton as nt
-from normtriton import autograd
+from normtriton.autograd import function as autograd
 
 SHAPES = {"resident": (6, 5, 7, 7), "split": (6, 3, 100, 100), "streamed": (6, 5, 100, 100), "2d": (9, 4)}
 

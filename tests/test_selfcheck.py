@@ -20,8 +20,8 @@ from normtriton.perf.commands.selfcheck import checks, command
 from normtriton.perf.time import gpu
 
 import normtriton as nt
-from normtriton import cache, clusters, launch
-from normtriton.plan import Device
+from normtriton.planning.plan import Device
+from normtriton.runtime import cache, clusters, devices, launch
 
 
 def few(monkeypatch):
@@ -61,11 +61,11 @@ def test_every_norm_layout_and_dtype_is_checked():
 def test_on_a_gpu(monkeypatch):
     """Every kind of check runs as it is planned; the report has the machine, the times and the environment."""
     monkeypatch.setenv("NORMTRITON_CACHE", "/somewhere")
-    monkeypatch.setattr(launch, "device_of", lambda _x: Device(7))
-    devices, forward, mode = [], launch.forward, clusters.mode()
+    monkeypatch.setattr(devices, "of", lambda _x: Device(7))
+    planned, forward, mode = [], launch.forward, clusters.mode()
 
     def spy(problem, x, *args, **kwargs):
-        devices.append(launch.device_of(x))
+        planned.append(devices.of(x))
         return forward(problem, x, *args, **kwargs)
 
     monkeypatch.setattr(launch, "forward", spy)
@@ -75,7 +75,7 @@ def test_on_a_gpu(monkeypatch):
     assert "made-up GPU, 2 multiprocessors, driver 0, clusters used, tunings from no table" in done.output
     assert "NORMTRITON_CACHE=/somewhere" in done.output
     assert done.output.count("10.0 µs") == 4  # two directions, beside PyTorch
-    assert devices[:6] == [DEVICE] * 2 + [CLUSTERS] * 2 + [Device(7)] * 2  # each check twice
+    assert planned[:6] == [DEVICE] * 2 + [CLUSTERS] * 2 + [Device(7)] * 2  # each check twice
     assert clusters.mode() == mode
 
 

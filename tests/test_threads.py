@@ -12,7 +12,7 @@ from normtriton.perf.cases.shapes import make
 from normtriton.perf.count.launches import launches_of
 
 import normtriton as nt
-from normtriton import clusters, launch
+from normtriton.runtime import clusters, launch
 
 THREADS = 4
 

@@ -13,10 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from watching import Watching
 
 import normtriton as nt
-from normtriton import amp, launch
-from normtriton.autograd import Call, normalize
-from normtriton.norms import BATCH, GROUP, LAYER, RMS, Norm
-from normtriton.schedule import Problem
+from normtriton.autograd import amp
+from normtriton.autograd.call import Call
+from normtriton.autograd.ways import normalize
+from normtriton.planning.norms import BATCH, GROUP, LAYER, RMS, Norm
+from normtriton.planning.schedule import Problem
+from normtriton.runtime import launch
 
 OPERATOR, BACKWARD = torch.ops.normtriton.normalize, torch.ops.normtriton.normalize_backward
 

@@ -8,10 +8,11 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import normtriton as nt
-from normtriton import launch
-from normtriton.autograd import Call, normalize
-from normtriton.norms import Norm
-from normtriton.schedule import Problem
+from normtriton.autograd.call import Call
+from normtriton.autograd.ways import normalize
+from normtriton.planning.norms import Norm
+from normtriton.planning.schedule import Problem
+from normtriton.runtime import launch
 
 F = torch.nn.functional
 

@@ -18,10 +18,10 @@ from normtriton.perf.cases.shapes import make
 from test_norms import check, parameters
 
 import normtriton as nt
-from normtriton import clusters, launch, tuned
 from normtriton.explain import backward_direction, forward_direction
-from normtriton.plan import KNOBS, UNTUNED, Device, Tuning, Tunings
-from normtriton.schedule import backward_schedule, candidates, forward_schedule, tunings
+from normtriton.planning.plan import KNOBS, UNTUNED, Device, Tuning, Tunings
+from normtriton.planning.schedule import backward_schedule, candidates, forward_schedule, tunings
+from normtriton.runtime import clusters, devices, launch, tuned
 
 INTERPRETER = tuned.device_name(-1)
 
@@ -49,7 +49,7 @@ def schedules(case, x, weight, bias, device):
 def subjects(case):
     """What tunings of a case are for, in the interpreter."""
     x = lay_out(torch.empty(case.shape), case.layout)
-    return [s.subject for s in schedules(case, x, *parameters(case), Device(launch.INTERPRETER_SMS))]
+    return [s.subject for s in schedules(case, x, *parameters(case), Device(devices.INTERPRETER_SMS))]
 
 
 def test_a_tuning_is_a_choice_of_knobs():
@@ -86,14 +86,14 @@ def test_every_candidate_gives_the_textbook(case, strategies, monkeypatch):
     dy = lay_out(torch.randn(case.shape), case.layout)
     seen, reached = set(), set()
     for tuning in tunings():
-        there = Device(launch.INTERPRETER_SMS, clusters=True, tuned=Tunings({}, tuning))
+        there = Device(devices.INTERPRETER_SMS, clusters=True, tuned=Tunings({}, tuning))
         both = schedules(case, x, weight, bias, there)
         # what differs in the number of programs or warps alone is one plan here
         plans = {tuple((s.kernel, s.plan, s.grid[1] > 1) for s in schedule.launches) for schedule in both}
         if plans <= seen:
             continue
         seen |= plans
-        monkeypatch.setattr(launch, "device_of", lambda _x, there=there: there)
+        monkeypatch.setattr(devices, "of", lambda _x, there=there: there)
         for parameter in (weight, bias):
             if parameter is not None:
                 parameter.grad = None
@@ -161,7 +161,7 @@ def test_layouts_dtypes_and_operands_are_told_apart():
 def written(file, *cases, tuning):
     """A table of one tuning for these cases."""
     made = {subject: (tuning, {"us": "made up"}) for case in cases for subject in subjects(case)}
-    tuned.write(file, INTERPRETER, launch.INTERPRETER_SMS, made)
+    tuned.write(file, INTERPRETER, devices.INTERPRETER_SMS, made)
     return made
 
 
@@ -170,11 +170,11 @@ def test_a_table_is_read_back(table, tmp_path):
     file = tmp_path / "folder" / "table.json"
     tuned.write(file, "Made up, sm_99", 7, {})
     made = written(file, CASES["row"], CASES["batch-split"], CASES["group"], tuning=Tuning(per_thread=16))
-    assert tuned.read(file, INTERPRETER, launch.INTERPRETER_SMS) == made
+    assert tuned.read(file, INTERPRETER, devices.INTERPRETER_SMS) == made
     assert tuned.read(file, "Made up, sm_99", 7) == {}
     assert {path.name for path in file.parent.iterdir()} == {"table.json", ".table.json.lock"}
     table(file)
-    assert launch.device_of(torch.empty(1)).tuned.source == str(file)
+    assert devices.of(torch.empty(1)).tuned.source == str(file)
 
 
 def test_entries_are_added_and_taken_away(tmp_path):
@@ -325,10 +325,10 @@ REFUSED = {
 
 def asked_again():
     """What plans depend on of the interpreter, twice."""
-    launch.forget_devices()
-    first = launch.device_of(torch.empty(1))
-    launch.forget_devices()
-    return [first, launch.device_of(torch.empty(1))]
+    devices.forget()
+    first = devices.of(torch.empty(1))
+    devices.forget()
+    return [first, devices.of(torch.empty(1))]
 
 
 @pytest.mark.parametrize(("text", "reason"), REFUSED.values(), ids=REFUSED)
@@ -339,7 +339,7 @@ def test_a_file_that_is_not_for_here_is_refused(text, reason, table, tmp_path):
     file.write_text(text(json.loads(file.read_text())))
     table(file)
     with pytest.warns(RuntimeWarning) as said:
-        assert asked_again() == [Device(launch.INTERPRETER_SMS)] * 2
+        assert asked_again() == [Device(devices.INTERPRETER_SMS)] * 2
     assert len(said) == 1
     assert str(file) in str(said[0].message) and reason in str(said[0].message)
 
@@ -371,7 +371,7 @@ def test_a_tuned_sample_does_not_see_its_batch(name, table, tmp_path, monkeypatc
         y.backward(lay_out(dy[:batch], case.layout))
         results.append((y[0].detach(), x.grad[0]))
     assert all(torch.equal(y, results[0][0]) and torch.equal(dx, results[0][1]) for y, dx in results[1:])
-    both = schedules(case._replace(shape=x.shape), x.detach(), weight, bias, Device(launch.INTERPRETER_SMS))
+    both = schedules(case._replace(shape=x.shape), x.detach(), weight, bias, Device(devices.INTERPRETER_SMS))
     assert [s.plan for s in ran] != [s.plan for schedule in both for s in schedule.launches]  # the planner's own
 
 
@@ -384,7 +384,7 @@ def test_explain_says_so(table, tmp_path):
     table(file)
     x, weights = torch.randn(case.shape), parameters(case)
     call = nt.functional.layer_norm_call(x, case.features(), *weights, 1e-5)
-    device = launch.device_of(x)
+    device = devices.of(x)
     directions = [made(call, x, *weights, device) for made in (forward_direction, backward_direction)]
     assert [d.schedule.tuning for d in directions] == [Tuning(per_thread=8, on_chip="program"), None]
     text = str(case.explain(x, *weights)._replace(forward=directions[0], backward=directions[1], device=device))
@@ -398,7 +398,7 @@ def test_explain_plans_with_the_table_of_a_gpu(monkeypatch):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     device = Device(132, clusters=True, tuned=Tunings({}, Tuning(per_thread=8), "a made-up table"))
-    monkeypatch.setattr(launch, "device_of", lambda _x: device)
+    monkeypatch.setattr(devices, "of", lambda _x: device)
     with FakeTensorMode():
         x = torch.empty(64, 4096, device="cuda")
         told = [
@@ -430,7 +430,7 @@ def test_a_call_without_a_table_is_as_before():
     """No table, no warning, no other plan."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert launch.device_of(torch.empty(1)) == Device(launch.INTERPRETER_SMS)
+        assert devices.of(torch.empty(1)) == Device(devices.INTERPRETER_SMS)
 
 
 H100 = "NVIDIA H100 80GB HBM3, sm_90"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 import normtriton
-from normtriton.plan import Device
+from normtriton.planning.plan import Device
 
 from .oracle import EPS, call
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 import normtriton
-from normtriton import clusters, launch
+from normtriton.runtime import clusters, devices, launch
 
 from ..swapped import swapped
 from .branches import BRANCHES, CLUSTERED, CLUSTERS, DEVICE, LAYOUTS, REAL, SMALL, Branch, lay_out
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from normtriton.plan import Device
+    from normtriton.planning.plan import Device
 
     Results = dict[str, Tensor]
 
@@ -111,7 +111,7 @@ def planned_for(device: Device | None) -> Iterator[None]:
     if device.clusters and launch.INTERPRETED:
         clusters.set_mode("on")  # without a trial, which only a GPU can make
     try:
-        with swapped((launch, "device_of", lambda _x: device)):
+        with swapped((devices, "of", lambda _x: device)):
             yield
     finally:
         if clusters.mode() != before:

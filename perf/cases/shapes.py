@@ -13,7 +13,7 @@ from normtriton import functional
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from normtriton.autograd import Call
+    from normtriton.autograd.call import Call
 
 
 class Case(NamedTuple):

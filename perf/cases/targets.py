@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from triton.backends.compiler import GPUTarget
 
-from normtriton.plan import Device
+from normtriton.planning.plan import Device
 
 #: The targets every kernel is compiled for.
 TARGETS = {

@@ -18,10 +18,11 @@ import click
 import torch
 import triton
 
-from normtriton import __version__, clusters, launch, tuned
+from normtriton import __version__
 from normtriton.explain import backward_direction, forward_direction
-from normtriton.plan import UNTUNED, Device, Subject, Tuning, Tunings
-from normtriton.schedule import candidates
+from normtriton.planning.plan import UNTUNED, Device, Subject, Tuning, Tunings
+from normtriton.planning.schedule import candidates
+from normtriton.runtime import clusters, launch, tuned
 
 from ..cases import oracle
 from ..cases.shapes import DIRECTIONS, DTYPES, LAYOUTS, Case, Cell, cells, make
@@ -35,7 +36,7 @@ from .jobs import Job, instrument_version, measured
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from normtriton.schedule import Launch, Schedule
+    from normtriton.planning.schedule import Launch, Schedule
 
     from ..show.rows import Row
 

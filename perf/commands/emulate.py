@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 import torch
 
-from normtriton import clusters, launch
+from normtriton.runtime import clusters, launch
 
 from ..cases import checks
 from ..cli import PROGRAM, Lines, Refusal, interruptible, json_option, names_option, progress

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import triton
 
-from normtriton import kernels, launch  # type: ignore[attr-defined]  # kernels: not for mypy, see pyproject.toml
-from normtriton.plan import UNTUNED, Tuning, Tunings
+from normtriton import kernels  # type: ignore[attr-defined]  # not for mypy, see pyproject.toml
+from normtriton.planning.plan import UNTUNED, Tuning, Tunings
+from normtriton.runtime import launch
 
 from ..cases.shapes import DIRECTIONS, Cell
 from ..cases.targets import PLANNED_FOR
@@ -39,7 +40,7 @@ from ..time import predict, timed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from normtriton.plan import Device
+    from normtriton.planning.plan import Device
 
 _TORCH = torch.__version__.split("+")[0]  # how it was built does not matter here
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from normtriton import cache
+from normtriton.runtime import cache
 
 from ..cases.shapes import DIRECTIONS, NORMS, TIMED, cells, offered
 from ..cli import Refusal

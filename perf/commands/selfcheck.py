@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 import torch
 
-from normtriton import cache, clusters
+from normtriton.runtime import cache, clusters
 
 from ..cases.checks import Check, of_branches, of_layouts, wrong
 from ..cases.shapes import DIRECTIONS, Case, Cell

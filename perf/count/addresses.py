@@ -24,7 +24,7 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import FunctionRewriter, InterpretedFunction, InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
 
-from normtriton.launch import INTERPRETER
+from normtriton.runtime.launch import INTERPRETER
 
 from ..swapped import swapped
 from .l2 import ATOMIC, LINE, LOAD, SECTOR, STORE, Access

@@ -22,7 +22,7 @@ import triton
 from triton.runtime import driver
 from triton.runtime.jit import MockTensor, compute_cache_key
 
-from normtriton import launch
+from normtriton.runtime import launch
 
 from ..cases.targets import TARGETS
 from .occupancy import resident_blocks
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from triton.backends.compiler import GPUTarget
 
-    from normtriton.schedule import Launch
+    from normtriton.planning.schedule import Launch
 
     from .launches import Recorded
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from normtriton.plan import Device
+from normtriton.planning.plan import Device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from normtriton import launch
 from normtriton.explain import backward_direction, forward_direction
+from normtriton.runtime import devices, launch
 
 from ..cases.shapes import make
 from ..cases.targets import H100
@@ -16,9 +16,9 @@ from ..cases.targets import H100
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from normtriton.autograd import Call
-    from normtriton.plan import Device
-    from normtriton.schedule import Launch
+    from normtriton.autograd.call import Call
+    from normtriton.planning.plan import Device
+    from normtriton.planning.schedule import Launch
 
     from ..cases.shapes import Case
 
@@ -34,18 +34,18 @@ class Recorded(NamedTuple):
 def recording(device: Device = H100) -> Iterator[list[Recorded]]:
     """Collect launches instead of making them, planned for a device. Not for use among threads."""
     launches: list[Recorded] = []
-    before = launch._run, launch._run_clustered, launch.device_of
+    before = launch._run, launch._run_clustered, devices.of
 
     def record(step: Launch, _kinds: object, *args: Any) -> bool:
         launches.append(Recorded(step, args))
         return True
 
     launch._run = launch._run_clustered = record  # type: ignore[assignment]  # mypy would have the very functions
-    launch.device_of = lambda x: device  # noqa: ARG005  called by position
+    devices.of = lambda x: device  # noqa: ARG005  called by position
     try:
         yield launches
     finally:
-        launch._run, launch._run_clustered, launch.device_of = before
+        launch._run, launch._run_clustered, devices.of = before
 
 
 def launches_of(

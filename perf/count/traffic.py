@@ -21,7 +21,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from normtriton import launch
+from normtriton.runtime import launch
 
 from ..cases.shapes import DIRECTIONS
 from .addresses import Memory, execute, require_triton

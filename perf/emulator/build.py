@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from normtriton import cache
+from normtriton.runtime import cache
 
 SOURCES = Path(__file__).parent / "cpp"
 #: x * y + z is rounded twice, as PTX has it rounded: only `fma` is rounded once.

@@ -36,7 +36,7 @@ from triton.backends.nvidia import driver as nvidia
 from triton.compiler.compiler import CompiledKernel
 from triton.runtime import driver
 
-from normtriton import cache, launch
+from normtriton.runtime import cache, launch
 
 from . import pretend
 from .executor import Executor

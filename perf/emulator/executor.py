@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from normtriton.switch import whole_number
+from normtriton.runtime.switch import whole_number
 
 from . import build, ptx
 from .encoding import enumeration

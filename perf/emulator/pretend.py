@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from normtriton.switch import whole_number
+from normtriton.runtime.switch import whole_number
 
 from ..cases.targets import PLANNED_FOR
 from ..count import l2

@@ -25,7 +25,7 @@ from triton.runtime import driver
 from triton.testing import do_bench
 
 import normtriton
-from normtriton import clusters, launch, tuned
+from normtriton.runtime import clusters, launch, tuned
 
 from ..cli import Refusal
 

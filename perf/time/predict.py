@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from normtriton import launch
-from normtriton.plan import Device
+from normtriton.planning.plan import Device
+from normtriton.runtime import launch
 
 from ..count.codegen import compile_launch, flat
 from ..count.traffic import compulsory_bytes, distinct_bytes
@@ -30,7 +30,7 @@ from ..emulator.timer import Space, Timer, pack
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from normtriton.autograd import Call
+    from normtriton.autograd.call import Call
 
     from ..count.launches import Planned, Recorded
     from ..emulator.gpus import Gpu

@@ -24,10 +24,15 @@ import torch
 import triton
 
 from . import cache
-from .switch import Switch
+from .switch import Switch, changed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+#: Makes a trial on a device. `normtriton.runtime.trial`, which launches and so stands above this module, puts its own
+#: here; without one no device is trusted.
+trial: Callable[[int], bool] = lambda _index: False
 
 _switch = Switch("NORMTRITON_CLUSTERS", "auto", "on", "off")
 refused: set[int] = set()  #: devices on which a launch failed; -1 is the interpreter's
@@ -50,13 +55,7 @@ def set_mode(mode: str) -> None:
         ValueError: not one of the three.
     """
     _switch.set(mode)
-    _plan_anew()
-
-
-def _plan_anew() -> None:
-    from . import launch  # noqa: PLC0415  it asks this module
-
-    launch.forget_devices()
+    changed()
 
 
 def compiles() -> bool:
@@ -93,7 +92,7 @@ def refuse(index: int, error: BaseException) -> None:
             stacklevel=2,
         )
     refused.add(index)
-    _plan_anew()
+    changed()
 
 
 def verdict_file(key: str) -> Path:
@@ -134,33 +133,5 @@ def _verdict(index: int) -> bool:
                 _write(key, verdict)
             _verdicts[index] = verdict
             if not verdict:
-                _plan_anew()
+                changed()
         return _verdicts[index]
-
-
-def trial(index: int) -> bool:
-    """Run a small layer norm in clusters and without, forward and backward, and compare."""
-    from . import functional, launch  # noqa: PLC0415  they ask this module
-    from .plan import Device  # noqa: PLC0415  beside them
-
-    # every element takes part in the comparison, and no two lie alike: a program that lost its share would show
-    x = torch.arange(3 * 65536, device=f"cuda:{index}").mul_(40503).remainder_(65521).view(3, 65536).to(torch.bfloat16)
-    weight = x[1].float() / 65521
-    dy = x.flip(0)
-    call = functional.layer_norm_call(x, (65536,), weight, weight, 1e-5)
-    results = []
-    try:
-        for clusters in (True, False):
-            device = Device(132, clusters)
-            y, mean, rstd = launch.forward(call.problem, x, weight, weight, call.eps, None, False, device=device)
-            wants = (True, torch.float32, torch.float32)
-            gradients = launch.backward(call.problem, dy, x, weight, mean, rstd, None, call.eps, wants, device)
-            results.append([t.float() for t in (y, mean, rstd, *gradients) if t is not None])
-        torch.cuda.synchronize(index)
-    except Exception as error:  # noqa: BLE001  whatever a driver or compiler raises, the answer is no
-        warnings.warn(f"normtriton: a trial of thread-block clusters failed: {error}", RuntimeWarning, stacklevel=2)
-        return False
-    # a lost share is an error of the size of the results; rounding, of bfloat16's last digit
-    return index not in refused and all(
-        bool(((a - b).abs() <= 2e-2 * b.abs() + 2e-3 * b.abs().max()).all()) for a, b in zip(*results, strict=True)
-    )

@@ -1,10 +1,10 @@
 """The norms as operators of the dispatcher, `torch.ops.normtriton.*`: what compilers, modes and transforms see.
 
-One operator a direction, told which norm by its axes, as `normtriton.norms.Norm` describes it, so that one they have
-not heard of needs nothing here. They have shape rules (fake kernels), derivatives of any order in both modes and
-batching rules; a third operator updates running statistics in place, as PyTorch's own does.
-Plain tensors don't come this way: an operator registered from Python that does nothing took 16 µs of the host, an
-autograd function 5 (torch 2.13.0, one core of a shared machine).
+One operator a direction, told which norm by its axes, as `normtriton.planning.norms.Norm` describes it, so that one
+they have not heard of needs nothing here. They have shape rules (fake kernels), derivatives of any order in both modes
+and batching rules; a third operator updates running statistics in place, as PyTorch's own does. Plain tensors don't
+come this way: an operator registered from Python that does nothing took 16 µs of the host, an autograd function 5
+(torch 2.13.0, one core of a shared machine).
 """
 
 # torch.library has no types
@@ -22,20 +22,12 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.library import Library, infer_schema, register_fake, register_vmap
 
-from . import launch
-from .derivatives import (
-    Passes,
-    Rule,
-    normalize_backward,
-    normalize_jvp,
-    pull_back_backward,
-    pull_back_jvp,
-    wanted,
-)
-from .launch import statistics_dtype
-from .norms import Norm
+from ..planning.norms import Norm
+from ..planning.schedule import Problem
+from ..runtime import launch
+from ..runtime.launch import statistics_dtype
+from .derivatives import Passes, Rule, normalize_backward, normalize_jvp, pull_back_backward, pull_back_jvp, wanted
 from .passes import front, rule_of, run_normalize, run_pull_back, vmap_normalize, vmap_pull_back
-from .schedule import Problem
 
 _LIBRARY = Library("normtriton", "DEF")
 _DEVICES = ("CUDA", "CPU") if launch.INTERPRETED else ("CUDA",)
@@ -100,7 +92,7 @@ def normalize_op(
         x: any shape, strides and floating dtype.
         weight, bias: in the shape of ``affine``.
         mean, var: running statistics, used if ``constant``; else the last two results are what they become.
-        axes, over, affine, centered: see `normtriton.norms.Norm`.
+        axes, over, affine, centered: see `normtriton.planning.norms.Norm`.
         names, sizes: of the axes that the shape does not tell, such as "g" and the number of groups.
         constant: normalize by the running statistics.
         momentum: of the running statistics.

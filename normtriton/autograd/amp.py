@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .switch import Switch
+from ..runtime.switch import Switch
 
 if TYPE_CHECKING:
     from torch import Tensor

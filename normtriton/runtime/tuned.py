@@ -10,9 +10,9 @@ GPU: that for "H100, sm_90" is for "NVIDIA H100 80GB HBM3, sm_90" too.
     off         none: the planner's own choice everywhere
 
 A table is read when the first plan for a device is made, and asked when a plan is made, never when one is run again.
-Its entries name a group's size, layout and dtype, never a batch (`normtriton.plan.Subject`): layer, RMS, group and
-instance norm still give a sample the same bits in any batch. A table holds choices of the planner's
-(`normtriton.plan.KNOBS`), no plans, and the planner keeps to its limits with each of them.
+Its entries name a group's size, layout and dtype, never a batch (`normtriton.planning.plan.Subject`): layer, RMS, group
+and instance norm still give a sample the same bits in any batch. A table holds choices of the planner's
+(`normtriton.planning.plan.KNOBS`), no plans, and the planner keeps to its limits with each of them.
 
 A file that is damaged, or was made by other kernels, another Triton or on other devices, is refused with one warning,
 which says why, and the planner's own choice is used. `normtriton.explain` says whether a plan comes from a table.
@@ -32,8 +32,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 
-from . import cache, kernels  # type: ignore[attr-defined]  # kernels: not for mypy, see pyproject.toml
-from .plan import Subject, Tuning, Tunings
+from .. import kernels, planning  # type: ignore[attr-defined]  # kernels: not for mypy, see pyproject.toml
+from ..planning.plan import Subject, Tuning, Tunings
+from . import cache
+from .switch import changed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,9 +66,7 @@ def use(table: str | Path) -> None:
     global _setting  # noqa: PLW0603  a setting of the process
     _setting = str(table)
     _load.cache_clear()
-    from . import launch  # noqa: PLC0415  it asks this module
-
-    launch.forget_devices()
+    changed()
 
 
 def default_file() -> Path:
@@ -90,9 +90,8 @@ def device_name(index: int) -> str:
 @lru_cache(maxsize=1)
 def kernels_version() -> str:
     """A short name for what a time depends on besides the device and Triton: the kernels and the planner."""
-    here = Path(__file__).parent
-    files = sorted(Path(kernels.__file__).parent.glob("*.py"))
-    files += [here / f"{name}.py" for name in ("grouping", "plan", "schedule", "launch")]
+    files = [*sorted(Path(kernels.__file__).parent.glob("*.py")), *sorted(Path(planning.__file__).parent.glob("*.py"))]
+    files.append(Path(__file__).with_name("launch.py"))
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import norms
-from .norms import Norm
+from ..planning import norms
+from ..planning.norms import Norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

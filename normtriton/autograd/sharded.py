@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .norms import name_axes
+from ..planning.norms import name_axes
+from . import function
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .schedule import Problem
+    from ..planning.schedule import Problem
 
 
 def is_sharded(x: Any) -> bool:
@@ -34,14 +35,12 @@ def batch_dimensions(problem: Problem) -> set[int]:
 
 
 def normalize(x: Any, weight: Any, bias: Any, call: Any) -> Tensor:
-    """`normtriton.autograd.normalize` of DTensors; every tensor of the call is one.
+    """`normtriton.autograd.ways.normalize` of DTensors; every tensor of the call is one.
 
     Raises:
         RuntimeError: some of them are plain tensors; PyTorch mixes them no more than this.
     """
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard  # noqa: PLC0415  a second, and seldom needed
-
-    from .autograd import normalize as normalize_part  # noqa: PLC0415  it asks this module
 
     statistics = call.statistics
     tensors = [x, weight, bias, *(() if statistics is None else statistics[:2])]
@@ -66,6 +65,6 @@ def normalize(x: Any, weight: Any, bias: Any, call: Any) -> Tensor:
         mean, var = (local(t, whole, whole) for t in statistics[:2])
         statistics = (mean, var, mean.stride(0), var.stride(0), *statistics[4:])
     problem = call.problem._replace(shape=tuple(part.shape))
-    y = normalize_part(part, weight, bias, call._replace(problem=problem, statistics=statistics))
+    y = function.normalize(part, weight, bias, call._replace(problem=problem, statistics=statistics))
     laid = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta"))
     return DTensor.from_local(y, x.device_mesh, placements, run_check=False, shape=x.shape, stride=laid.stride())

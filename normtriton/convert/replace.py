@@ -21,11 +21,13 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from . import modules
-from .autograd import Call, has_kernels, normalize
-from .modules import _parameter, scripted_as
+from .. import modules
+from ..autograd.call import Call
+from ..autograd.function import has_kernels
+from ..autograd.ways import normalize
+from ..modules import _parameter, scripted_as
+from ..planning.schedule import Problem
 from .recognize import FUNCTIONS, Recognized, names_eps, recognize, structure_of
-from .schedule import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,7 +104,8 @@ def convert(model: nn.Module, *, include: Selector | None = None, exclude: Selec
 
     Replaced are `torch.nn`'s batch, layer, instance, group and RMS norms, subclasses of them that keep their forward,
     and norms of any other class whose structure is a norm's and that compute the same as one of
-    `normtriton.recognize.FUNCTIONS`, which is tried on small inputs on the CPU, results and gradients: transformers'
+    `normtriton.convert.recognize.FUNCTIONS`, which is tried on small inputs on the CPU, results and gradients:
+    transformers'
     ``LlamaRMSNorm`` and its kin, ``T5LayerNorm``, diffusers' ``RMSNorm``, ``LayerNorm2d`` and others.
 
     Nothing changes but a module's class, see `normtriton.convert`'s module: parameters, buffers, hooks, flags, names

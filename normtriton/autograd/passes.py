@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import launch
+from ..runtime import devices, launch
+from ..runtime.launch import statistics_dtype
 from .derivatives import Rule
-from .launch import statistics_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from .autograd import Call
+    from ..planning.norms import Norm
+    from ..runtime.launch import Statistics
+    from .call import Call
     from .derivatives import Wants
-    from .launch import Statistics
-    from .norms import Norm
 
 #: PyTorch's own words for it.
 _UNBATCHED = (
@@ -43,7 +43,7 @@ def rule_of(call: Call, wants: Wants = (True, None, None)) -> Rule:
 
 def on_device(x: Tensor) -> AbstractContextManager[Any]:
     """Launches go to x's GPU."""
-    return torch.cuda.device(x.get_device()) if launch.elsewhere(x) else nullcontext()
+    return torch.cuda.device(x.get_device()) if devices.elsewhere(x) else nullcontext()
 
 
 def refuse_shared_memory(mean: Tensor, var: Tensor) -> None:

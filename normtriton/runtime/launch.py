@@ -13,26 +13,23 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
-from . import clusters, tuned
-from .kernels.backward import normalize_backward
-from .kernels.finalize import average_running, merge_moments, sum_parts, sum_twice
-from .kernels.forward import normalize_forward
-from .plan import Device
-from .schedule import Problem, backward_schedule, forward_schedule
+from ..kernels.backward import normalize_backward
+from ..kernels.finalize import average_running, merge_moments, sum_parts, sum_twice
+from ..kernels.forward import normalize_forward
+from ..planning.schedule import Problem, backward_schedule, forward_schedule
+from . import clusters, devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from .grouping import Grouping, Strides
-    from .schedule import Launch, Schedule
+    from ..planning.grouping import Grouping, Strides
+    from ..planning.plan import Device
+    from ..planning.schedule import Launch, Schedule
 
 #: Whether the kernels run in Triton's interpreter, on the CPU. Decided when they were defined.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-
-#: Multiprocessors that plans for the interpreter count on: few, since it runs one program after another.
-INTERPRETER_SMS = 2
 
 
 @lru_cache(maxsize=64)
@@ -276,38 +273,6 @@ def _run_clustered(launch: Launch, kinds: Kinds, *args: Any) -> bool:
     return True
 
 
-@lru_cache(maxsize=64)
-def _device(index: int) -> Device:
-    if index < 0:  # the interpreter's CPU
-        sms, clustered = INTERPRETER_SMS, clusters.mode() == "on" and -1 not in clusters.refused
-    else:
-        sms = int(torch.cuda.get_device_properties(index).multi_processor_count)
-        clustered = clusters.allowed(index)
-    return Device(sms, clustered, tuned.table_for(index, sms))
-
-
-def device_of(x: Tensor) -> Device:
-    """What plans depend on of x's device."""
-    return _device(x.get_device())
-
-
-_device_count = lru_cache(torch.cuda.device_count)
-
-
-def elsewhere(x: Tensor) -> bool:
-    """Whether x is on another GPU than the current one, on which Triton would launch."""
-    return x.is_cuda and _device_count() > 1 and torch.cuda.current_device() != x.get_device()
-
-
-def _without_clusters(x: Tensor) -> Device:
-    return device_of(x)._replace(clusters=False)
-
-
-def forget_devices() -> None:
-    """Ask anew what devices can do: `normtriton.clusters` or `normtriton.tuned` has changed its mind."""
-    _device.cache_clear()
-
-
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """float32, for float64 that."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -343,7 +308,7 @@ def forward(
         None if weight is None else weight.stride(),
         None if bias is None else bias.stride(),
         x.itemsize,
-        device or device_of(x),
+        device or devices.of(x),
         mode,
     )
     kinds = _kinds(running, x, weight, bias)
@@ -366,7 +331,9 @@ def forward(
         target = Running(x.new_empty(groups, dtype=own), x.new_empty(groups, dtype=own), 1, 1, (), ())
     if schedule.strategy == "clustered":
         if not _run_clustered(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair):
-            return forward(problem, x, weight, bias, eps, statistics, use_running, dtype, _without_clusters(x))
+            return forward(
+                problem, x, weight, bias, eps, statistics, use_running, dtype, devices.of(x)._replace(clusters=False)
+            )
     elif not schedule.apply:
         _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair)
     else:
@@ -409,7 +376,7 @@ def backward(
         dx.stride(),
         None if weight is None else weight.stride(),
         x.itemsize,
-        device or device_of(x),
+        device or devices.of(x),
         parameters,
         wants_dx,
         statistics is not None,
@@ -424,7 +391,9 @@ def backward(
     given = Given(dy, x, dx if wants_dx else None, weight, mean, rstd, running, exact_pair(eps), dweight, dbias, kinds)
     if schedule.strategy == "clustered":
         if not _launch_backward(schedule, given, _run_clustered):
-            return backward(problem, dy, x, weight, mean, rstd, statistics, eps, wants, _without_clusters(x))
+            return backward(
+                problem, dy, x, weight, mean, rstd, statistics, eps, wants, devices.of(x)._replace(clusters=False)
+            )
     else:
         _launch_backward(schedule, given, _run)
     return given.dx, dweight, dbias

@@ -1,18 +1,19 @@
 """The one differentiable operation behind every norm, the short way.
 
 `normalize` takes it for plain tensors that nothing watches, which is nearly every call. Whatever traces, transforms or
-replaces tensors (compilers, `torch.func`, forward-mode derivatives, tensor subclasses) goes by `normtriton.operators`:
-the same kernels, at a few times the host time.
+replaces tensors (compilers, `torch.func`, forward-mode derivatives, tensor subclasses) goes by
+`normtriton.autograd.operators`: the same kernels, at a few times the host time.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd import forward_ad
 
-from . import launch, operators, sharded
+from ..runtime import devices, launch
+from . import operators
 from .passes import rule_of
 
 if TYPE_CHECKING:
@@ -20,26 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .launch import Statistics
-    from .schedule import Problem
-
-
-class Call(NamedTuple):
-    """One call of a norm, checked: what `normalize` needs besides tensors that may want a gradient.
-
-    Attributes:
-        problem: the norm and the shape.
-        eps: added to the variance.
-        statistics: running statistics, to be updated or used.
-        use_running: whether they take the place of the input's own statistics.
-        dtype: the result's; None for the input's.
-    """
-
-    problem: Problem
-    eps: float
-    statistics: Statistics | None = None
-    use_running: bool = False
-    dtype: torch.dtype | None = None
+    from .call import Call
 
 
 _is_compiling = torch.compiler.is_compiling
@@ -113,12 +95,10 @@ class Normalize(torch.autograd.Function):
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
-    """Normalize x, which takes the kernels, as ``call`` says."""
+    """Normalize x, which takes the kernels, as ``call`` says: the short way, or by operators."""
     statistics = call.statistics[:2] if call.statistics else (None, None)
     if unwatched(x, weight, bias, *statistics):
         return normalize_unwatched(x, weight, bias, call)
-    if not _is_compiling() and not _transforms() and any(map(sharded.is_sharded, (x, weight, bias, *statistics))):
-        return sharded.normalize(x, weight, bias, call)
     return operators.normalize(x, weight, bias, call)
 
 
@@ -134,7 +114,7 @@ def normalize_unwatched(x: Tensor, weight: Tensor | None, bias: Tensor | None, c
     weight = weight if weight is None else own(weight)
     bias = bias if bias is None else own(bias)
     run = _apply if torch.is_grad_enabled() else _without_graph
-    if launch.elsewhere(x):
+    if devices.elsewhere(x):
         with torch.cuda.device(x.get_device()):
             return run(x, weight, bias, call)
     return run(x, weight, bias, call)

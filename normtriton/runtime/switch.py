@@ -4,7 +4,25 @@ from __future__ import annotations
 
 import os
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Called when a setting changes.
+_followers: list[Callable[[], None]] = []
+
+
+def follow(forget: Callable[[], None]) -> Callable[[], None]:
+    """Have a function called whenever a setting changes: it forgets what followed from the settings before."""
+    _followers.append(forget)
+    return forget
+
+
+def changed() -> None:
+    """Say that a setting has changed, or what is known of a device."""
+    for forget in _followers:
+        forget()
 
 
 def whole_number(value: Any, what: str, least: int = 1) -> int:

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 
-from .launch import statistics_dtype
+from ..runtime.launch import statistics_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from .schedule import Problem
+    from ..planning.schedule import Problem
 
 #: Whether dx is wanted, and in which dtypes dweight and dbias, if they are.
 Wants: TypeAlias = "tuple[bool, torch.dtype | None, torch.dtype | None]"

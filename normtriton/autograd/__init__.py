@@ -1,0 +1,1 @@
+"""The ways from a call to the kernels, and derivatives: plain tensors, operators, DTensors."""
