@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from math import inf, nan
@@ -19,13 +20,13 @@ from oracle import close, reference
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normtriton as nt
-from normtriton.autograd.call import Call
-from normtriton.autograd.ways import normalize
-from normtriton.planning.norms import Norm
+from normtriton.autograd import Call, normalize
+from normtriton.planning import Norm, Problem
 from normtriton.planning.plan import Device
-from normtriton.planning.schedule import Problem
 from normtriton.runtime import devices, launch
 from normtriton.runtime.switch import Switch
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_new_norm_is_its_axes():
@@ -489,3 +490,9 @@ def test_the_way_to_a_launch_is_short():
     assert frames(lambda: nt.layer_norm(x, (64,), weight, bias)) == [*checks, "forward", *launches]  # autograd's first
     with torch.no_grad():
         assert frames(lambda: nt.layer_norm(x, (64,), weight, bias)) == [*checks, "_without_graph", *launches]
+
+
+def test_the_drawing_shows_the_layers():
+    """The committed drawing is that of the contract."""
+    drawn = runpy.run_path(str(ROOT / "docs" / "draw_layers.py"))["svg"]()
+    assert (ROOT / "docs" / "layers.svg").read_text() == drawn, "run `python docs/draw_layers.py`"
