@@ -518,7 +518,7 @@ def test_the_driver_and_the_commit(monkeypatch, tmp_path):
         (tmp_path / name / "version").unlink()
         monkeypatch.setattr(torch.version, "hip", "7.0")
 
-    monkeypatch.setattr(gpu, "__file__", str(tmp_path / "perf" / "gpu.py"))
+    monkeypatch.setattr(gpu, "__file__", str(tmp_path / "perf" / "time" / "gpu.py"))
     assert gpu._commit() is None  # no checkout
 
     def git(*arguments):
