@@ -200,7 +200,8 @@ def test_two_write_one_table_at_once(tmp_path):
         from normtriton import clusters, tuned
 
         def work(name):
-            print(name, flush=True)
+            sys.stdout.write(name + "\\n")  # print() writes the end of a line on its own
+            sys.stdout.flush()
             sys.stdin.readline()
             for number in range(20):
                 tuned.write(Path(sys.argv[1]), f"{name}{number}, sm_99", 7, {})
