@@ -21,7 +21,10 @@ from test_norms import check, parameters
 import normtriton as nt
 from normtriton.planning.plan import Device
 from normtriton.planning.schedule import backward_schedule, forward_schedule
-from normtriton.runtime import clusters, devices, launch, tuned
+from normtriton.runtime import clusters, devices, launch, trial, tuned
+
+#: A form of clusters.
+ROWS = "rows forward"
 
 
 @pytest.fixture
@@ -185,7 +188,7 @@ def test_a_refused_backward_is_made_again_without(switch, monkeypatch):
 def test_an_untried_device_does_without_for_now(switch, monkeypatch):
     """While a CUDA graph is captured no trial can be made: allowed, not trusted, and the plan is another."""
     switch("on")
-    monkeypatch.setattr(clusters, "trusted", lambda _index: False)
+    monkeypatch.setattr(clusters, "trusted", lambda _index, _form: False)
     case = CLUSTERED["batch"]
     check(case, torch.randn(case.shape), *parameters(case), torch.randn(case.shape))
 
@@ -207,28 +210,36 @@ def fake_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(clusters, "supported", lambda index: index != 7)
     trials = []
-    monkeypatch.setattr(clusters, "trial", lambda index: trials.append(index) or index == 0)
+    monkeypatch.setattr(clusters, "trial", lambda index, _form: trials.append(index) or index == 0)
     return trials
 
 
 def test_auto_trusts_a_trial_and_remembers_it(switch, fake_device, tmp_path, monkeypatch):
     """One trial a device, kept in a file of its own in the cache folder; a capture waits."""
     switch("auto")
-    assert clusters.allowed(1) and clusters.trusted(0) and clusters.trusted(0) and not clusters.trusted(1)
-    assert fake_device == [0, 1] and not clusters.allowed(1) and not clusters.allowed(7)
+    assert (
+        clusters.allowed(1)
+        and clusters.trusted(0, ROWS)
+        and clusters.trusted(0, ROWS)
+        and not clusters.trusted(1, ROWS)
+    )
+    assert fake_device == [0, 1] and clusters.allowed(1) and not clusters.allowed(7)  # other forms may be
     files = list((tmp_path / "clusters").iterdir())
     said = sorted(file.read_text() for file in files)
     assert [(text[:6], text[-7:]) for text in said] == [("Fake 0", " agree\n"), ("Fake 1", "differ\n")]
     monkeypatch.setattr(clusters, "_verdicts", {})
-    assert clusters.trusted(0) and not clusters.trusted(1)
+    assert clusters.trusted(0, ROWS) and not clusters.trusted(1, ROWS)
     assert fake_device == [0, 1]  # read, not tried again
     for file in files:
         file.unlink()
     monkeypatch.setattr(clusters, "_verdicts", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not clusters.trusted(0) and not clusters._verdicts and len(fake_device) == 2
+    assert not clusters.trusted(0, ROWS) and not clusters._verdicts and len(fake_device) == 2
     switch("on")
-    assert clusters.trusted(1) and clusters.allowed(1) and not clusters.allowed(7)  # not tried, but supported
+    assert clusters.trusted(1, ROWS) and clusters.allowed(1) and not clusters.allowed(7)  # not tried, but supported
+    switch("auto")
+    monkeypatch.setattr(clusters, "_verdicts", {(1, form): False for form in clusters.FORMS})
+    assert clusters.allowed(0) and not clusters.allowed(1)
     switch("off")
     assert not clusters.allowed(0)
 
@@ -236,13 +247,13 @@ def test_auto_trusts_a_trial_and_remembers_it(switch, fake_device, tmp_path, mon
 def remade(verdict, change, monkeypatch):
     """Whether a verdict is made anew, and kept, after its file was changed."""
     tried = []
-    monkeypatch.setattr(clusters, "trial", lambda index: tried.append(index) or verdict)
-    key = f"Fake 0, CUDA {torch.version.cuda}, Triton {triton.__version__}"
+    monkeypatch.setattr(clusters, "trial", lambda index, _form: tried.append(index) or verdict)
+    key = f"Fake 0, CUDA {torch.version.cuda}, Triton {triton.__version__}, {ROWS}"
     clusters._write(key, verdict)
     file = clusters.verdict_file(key)
     change(file)
     monkeypatch.setattr(clusters, "_verdicts", {})
-    assert clusters.trusted(0) is verdict
+    assert clusters.trusted(0, ROWS) is verdict
     return tried == [0] and (file.is_dir() or clusters._read(key) is verdict)
 
 
@@ -326,7 +337,7 @@ def test_an_unwritable_cache_costs_nothing_else(folder, switch, fake_device, tmp
     switch("auto")
     with monkeypatch.context() as patch:
         folder(patch, tmp_path)
-        assert clusters.trusted(0) and clusters.trusted(0) and not clusters.trusted(1)
+        assert clusters.trusted(0, ROWS) and clusters.trusted(0, ROWS) and not clusters.trusted(1, ROWS)
         assert fake_device == [0, 1]
         patch.setattr(tuned, "_setting", "")
         patch.setattr(tuned, "device_name", lambda _index: "Fake, sm_99")
@@ -337,11 +348,11 @@ def test_an_unwritable_cache_costs_nothing_else(folder, switch, fake_device, tmp
 def test_a_shared_cache_that_is_read_only_is_read(switch, fake_device, tmp_path, monkeypatch):
     """A verdict that someone else has put there holds."""
     switch("auto")
-    assert clusters.trusted(0)
+    assert clusters.trusted(0, ROWS)
     monkeypatch.setattr(clusters, "_verdicts", {})
     with monkeypatch.context() as patch:
         read_only(patch, tmp_path)
-        assert clusters.trusted(0)
+        assert clusters.trusted(0, ROWS)
     assert fake_device == [0]
 
 
@@ -350,15 +361,16 @@ def test_threads_wait_for_the_trial(switch, fake_device, monkeypatch):
     switch("auto")
     begun, told = Event(), []
 
-    def trial(index):
+    def trial(index, form):
+        assert form == ROWS
         fake_device.append(index)
-        assert clusters.trusted(index)
+        assert clusters.trusted(index, ROWS)
         begun.set()
         sleep(0.1)
         return False
 
     monkeypatch.setattr(clusters, "trial", trial)
-    threads = [Thread(target=lambda: told.append(clusters.trusted(0))) for _ in range(4)]
+    threads = [Thread(target=lambda: told.append(clusters.trusted(0, ROWS))) for _ in range(4)]
     for thread in threads:
         thread.start()
         assert begun.wait(10)
@@ -372,33 +384,59 @@ def test_a_trial_that_is_interrupted_is_none(switch, fake_device, monkeypatch):
     switch("auto")
     made = clusters.trial
 
-    def interrupt(_index):
+    def interrupt(_index, _form):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(clusters, "trial", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        clusters.trusted(0)
+        clusters.trusted(0, ROWS)
     monkeypatch.setattr(clusters, "trial", made)
-    assert clusters.trusted(0) and fake_device == [0]
+    assert clusters.trusted(0, ROWS) and fake_device == [0]
 
 
-@pytest.mark.parametrize("agree", [True, False])
-def test_the_trial_compares_both_ways(agree, switch, monkeypatch):
-    """The trial runs clustered plans and separate launches; a share that is lost shows."""
-    switch("on")  # the interpreter has no device to try
-    arange = torch.arange
-    monkeypatch.setattr(torch, "arange", lambda n, **_device: arange(n))
+@pytest.mark.parametrize("form", clusters.FORMS)
+def test_the_trial_of_a_form_compares_both_ways(form, switch, monkeypatch):
+    """It launches a cluster of that form and no other, and separate launches; a share that is lost shows."""
+    switch("on")  # neither the interpreter nor the emulator has a device to try
+    made, run, seen, lost = trial.results, launch._run, [], False
+    monkeypatch.setattr(trial, "results", lambda *args: made(*args[:3], torch.empty(0).device))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _index: None)
-    run, seen = launch._run, set()
 
     def lossy(step, *args):
-        seen.add(step.plan.ctas > 1)
         run(step, *args)
-        if step.plan.ctas > 1 and step.kernel == "forward" and not agree:
-            args[1][:, -8192:] = 0  # what a program that did not run would leave
+        if step.plan.ctas > 1:
+            seen.append(clusters.form_of(step))
+            if lost:  # what a thread block that did not run would leave of y, or dx
+                result = args[2 if step.kernel == "forward" else 3]
+                result[..., -result.shape[-1] // 4 :] = 0
 
     monkeypatch.setattr(launch, "_run", lossy)
-    if not agree:  # y shows it; the interpreter takes a minute for the gradients
-        monkeypatch.setattr(launch, "backward", lambda *_arguments: (None, None, None))
-    assert clusters.trial(0) is agree
-    assert seen == {True, False}
+    assert clusters.trial(0, form)
+    lost = True
+    assert not clusters.trial(0, form)
+    assert seen == [form] * 2
+
+
+def test_a_form_that_is_not_trusted_does_without(switch, monkeypatch):
+    """Its launches are made separately, those of other forms in clusters; the verdicts are apart."""
+    switch("auto")
+    monkeypatch.setattr(clusters, "supported", lambda _index: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "Fake")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(clusters, "trial", lambda _index, form: form != "columns backward")
+    monkeypatch.setattr(devices, "of", lambda _x: Device(2, clusters=True))
+    run, seen = launch._run, []
+
+    def watch(step, *args):
+        seen.append((step.kernel, step.plan.ctas > 1))
+        run(step, *args)
+
+    monkeypatch.setattr(launch, "_run", watch)
+    case = CLUSTERED["batch-column"]
+    x, dy = (lay_out(torch.randn(case.shape), case.layout) for _ in range(2))
+    check(case, x, *parameters(case), dy)
+    assert ("forward", True) in seen and ("backward", False) in seen and ("backward", True) not in seen
+    assert clusters.allowed(-1)
+    assert {form: clusters.trusted(-1, form) for form in clusters.FORMS} == {
+        form: form != "columns backward" for form in clusters.FORMS
+    }

@@ -7,9 +7,12 @@ A cluster needs an NVIDIA GPU of compute capability 9.0 to 11.x and Triton 3.9. 
             but runs the same plans
     off     never
 
-A trial takes two small layer norms, once for a device and a Triton version; the verdict is kept in a file of its own
-in ``NORMTRITON_CACHE``, by default ``normtriton`` in the user's cache folder. Where it cannot be kept, each process
-makes a trial. A launch that fails all the same is warned of once, made again without clusters, and no other is tried.
+A trial is one pass of a small norm, in clusters and without. Each of the `FORMS` that clusters take has a trial of its
+own, once for a device and a Triton version, when its first launch is to be made. The verdict is kept in a file of its
+own in
+``NORMTRITON_CACHE``, by default ``normtriton`` in the user's cache folder. Where it cannot be kept, each process makes
+a trial. A form that is not trusted takes separate launches. A launch that fails all the same is warned of once, made
+again without clusters, and no other is tried.
 """
 
 from __future__ import annotations
@@ -30,14 +33,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-#: Makes a trial on a device. `normtriton.runtime.trial`, which launches and so stands above this module, puts its own
-#: here; without one no device is trusted.
-trial: Callable[[int], bool] = lambda _index: False
+    from ..planning.schedule import Launch
+
+#: The forms that clusters take, see `form_of`: what thread blocks exchange differs, so each is trusted for itself.
+FORMS = (
+    *("rows forward", "columns forward", "cells forward"),
+    *("rows backward", "swept rows backward", "columns backward", "cells backward"),
+)
+
+#: Makes a trial of a form on a device. `normtriton.runtime.trial`, which launches and so stands above this module, puts
+#: its own here; without one nothing is trusted.
+trial: Callable[[int, str], bool] = lambda _index, _form: False
 
 _switch = Switch("NORMTRITON_CLUSTERS", "auto", "on", "off")
 refused: set[int] = set()  #: devices on which a launch failed; -1 is the interpreter's
-_verdicts: dict[int, bool] = {}
-_trying: set[int] = set()  #: devices on which a trial runs
+_verdicts: dict[tuple[int, str], bool] = {}  #: by device and form
+_trying: set[tuple[int, str]] = set()  #: of which a trial runs
 _lock = RLock()  #: one thread makes a trial, whose own launches ask again; the others wait for the verdict
 #: A verdict as its file has it, behind the key. Nothing else is one: no file of another key, and none that is cut off.
 _WORDS = {True: "results agree", False: "results differ"}
@@ -74,12 +85,26 @@ def allowed(index: int) -> bool:
     """Whether plans for a device may use clusters, if a trial, made when the first one is to run, does not object."""
     if _switch.mode == "off" or index in refused or not supported(index):
         return False
-    return _switch.mode == "on" or _verdicts.get(index, True)
+    return _switch.mode == "on" or any(_verdicts.get((index, form), True) for form in FORMS)
 
 
-def trusted(index: int) -> bool:
-    """Whether a clustered launch may be made on a device now. Makes the trial if there was none."""
-    return index not in refused and (_switch.mode == "on" or _verdict(index))
+def form_of(step: Launch) -> str:
+    """Which of the `FORMS` a clustered launch has.
+
+    A cluster holds a row, and exchanges its sums; or sweeps rows, and leaves partial gradients; or it holds columns,
+    whose rows its thread blocks share; or the cells of several groups, whose sums are joined.
+    """
+    plan = step.plan
+    if plan.block_groups > 0:
+        return f"cells {step.kernel}"
+    if plan.shares_rows:
+        return f"columns {step.kernel}"
+    return f"swept rows {step.kernel}" if plan.accumulate else f"rows {step.kernel}"
+
+
+def trusted(index: int, form: str) -> bool:
+    """Whether a clustered launch of a form may be made on a device now. Makes the trial if there was none."""
+    return index not in refused and (_switch.mode == "on" or _verdict(index, form))
 
 
 def refuse(index: int, error: BaseException) -> None:
@@ -113,25 +138,27 @@ def _write(key: str, verdict: bool) -> None:
         cache.write(verdict_file(key), f"{key}: {_WORDS[verdict]}\n")
 
 
-def _verdict(index: int) -> bool:
-    if index in _verdicts:
-        return _verdicts[index]
+def _verdict(index: int, form: str) -> bool:
+    subject = index, form
+    if subject in _verdicts:
+        return _verdicts[subject]
     with _lock:
-        if index in _trying:
+        if subject in _trying:
             return True  # for the trial's own launches
-        if index not in _verdicts:
-            key = f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}, Triton {triton.__version__}"
+        if subject not in _verdicts:
+            device = f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}, Triton {triton.__version__}"
+            key = f"{device}, {form}"
             verdict = _read(key)
             if verdict is None:
                 if torch.cuda.is_current_stream_capturing():
                     return False  # a trial waits for the device, which a capture forbids
-                _trying.add(index)
+                _trying.add(subject)
                 try:
-                    verdict = trial(index)
+                    verdict = trial(index, form)
                 finally:
-                    _trying.discard(index)
+                    _trying.discard(subject)
                 _write(key, verdict)
-            _verdicts[index] = verdict
+            _verdicts[subject] = verdict
             if not verdict:
                 changed()
-        return _verdicts[index]
+        return _verdicts[subject]

@@ -263,7 +263,7 @@ def _run(launch: Launch, kinds: Kinds, *args: Any) -> None:
 def _run_clustered(launch: Launch, kinds: Kinds, *args: Any) -> bool:
     """Whether a launch in clusters was trusted and accepted; if not, nothing was written."""
     index = next(arg for arg in args if isinstance(arg, torch.Tensor)).get_device()
-    if not clusters.trusted(index):
+    if not clusters.trusted(index, clusters.form_of(launch)):
         return False
     try:
         _run(launch, kinds, *args)

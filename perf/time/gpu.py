@@ -120,7 +120,10 @@ def _clusters(index: int) -> str:
         return "not supported"
     if clusters.mode() == "off":
         return "off"
-    return "used" if clusters.trusted(index) else "not trusted"
+    doubtful = [form for form in clusters.FORMS if not clusters.trusted(index, form)]
+    if not doubtful:
+        return "used"
+    return "not trusted" if len(doubtful) == len(clusters.FORMS) else f"used, but not for {', '.join(doubtful)}"
 
 
 def time(run: Callable[[], Any], device: torch.device, ms: float = 100.0) -> Times:
