@@ -1,8 +1,25 @@
 """The Triton kernels: `forward.normalize_forward`, `backward.normalize_backward` and the finalizers in `finalize`.
 
 No kernel knows a norm by its name. Each is handed a `Grouping` (which elements, as integers) and a `Plan` (how many at
-a time, known when compiling), and the steps they share are in `tile`.
+a time, known when compiling). A file uses those above it:
+
+    cluster      what a tile takes that several thread blocks share
+    places       which elements: indices, masks, offsets
+    memory       loads and stores
+    sums         reductions of tiles
+    statistics   mean and variance of groups: measured, merged, kept
+    forward, backward, finalize     the kernels
+
+What always travels together is a NamedTuple. Triton 3.6 cannot compare tuples that hold a None, which it does with what
+a loop or a branch assigns: those with optional fields are made once, outside.
+
+No function returns from inside an ``if``: Triton compiles what follows one, whether it is reached or not.
 
 Triton decides when a kernel is defined whether it is compiled or interpreted, so `TRITON_INTERPRET=1` must be set
 before this package is first imported.
 """
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
