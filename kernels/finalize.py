@@ -6,10 +6,9 @@ The buffer is a tensor like any other, so a `Grouping` says which of its element
 import triton
 import triton.language as tl
 
-from .memory import Operand, load, load_parameter, store
+from .memory import Operand, load, load_first, load_parameter, store
 from .places import (
     block_at,
-    first_elements,
     group_entries,
     num_blocks,
     num_elements,
@@ -57,8 +56,7 @@ def merge_moments(parts, plane, mean, rstd, correction, running, eps, group, pla
     block = own_block(group, plan)
     where = group_entries(group.stats, block, plan)
     first, last = own_tiles(group, plan)
-    origin = first_elements(block)
-    pivot = load(parts + plane, tensor_offsets(group.parts, origin, plan), origin.mask, dtype)
+    pivot = load_first(Operand(parts + plane, group.parts), block, dtype, plan)
     zeros = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
     found = Moments(zeros, zeros, zeros, zeros)
     for i in tl.range(last - first):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .memory import Operand, load_constant, load_parameter, load_tile, store_tile
+from .memory import Operand, load_constant, load_first, load_parameter, load_tile, store_tile
 from .places import first_of_cells, group_entries, num_elements, own_block, own_tiles, tile_at
 from .statistics import Saved, load_statistics, measure, moments, save_parts, save_statistics
 
@@ -81,7 +81,7 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
         running: `Running` statistics to update, or with ``plan.constant`` to use; or None.
         parts: stage "measure" writes each group's (count, mean, correction, squares) there, (4, *parts, chunks); stage
             "apply" reads what float32 cannot hold of each group's mean, (groups,).
-        eps: added to the variance, see `exact`.
+        eps: added to the variance, see `exact`; None for 0 in a norm that makes 0 of a constant group.
         group, plan: `Grouping` and `Plan`.
 
     Grid: (blocks of groups, chunks of a group). Stages: "resident", the tile is the whole group and is read once;
@@ -93,20 +93,21 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
     saved = Saved(mean, rstd, parts, running, eps)
     block = own_block(group, plan)
     where = group_entries(group.stats, block, plan)
+    origin = load_first(given.x, block, dtype, plan) if eps is None else None
 
     if plan.stage == "resident":
         at = tile_at(0, block, group, plan)
         tile = load_tile(given.x, at, dtype, plan)
-        found = moments(tile, at.mask, num_elements(group, dtype), plan)
+        found = moments(tile, at.mask, num_elements(group, dtype), origin, plan)
         statistics = save_statistics(saved, first_of_cells(where, block, plan), found, plan)
         known = load_map(given, statistics.rstd, block, plan)
         write(given, tile, statistics, known, at, plan)
     elif plan.stage == "streamed":
-        found = measure(given.x, block, group, dtype, plan)
+        found = measure(given.x, origin, block, group, dtype, plan)
         statistics = save_statistics(saved, where, found, plan)
         write_tiles(given, statistics, block, group, dtype, plan)
     elif plan.stage == "measure":
-        found = measure(given.x, block, group, dtype, plan)
+        found = measure(given.x, origin, block, group, dtype, plan)
         save_parts(parts, group_entries(group.parts, block, plan), found, group, plan)
     else:
         statistics = load_statistics(saved, where, dtype, plan)

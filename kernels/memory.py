@@ -11,7 +11,7 @@ import triton.language as tl
 
 from . import INTERPRETED
 from .cluster import by_rows, for_each_block, from_rows, in_first_block
-from .places import Entries, cell_offsets, distance, group_offsets, tensor_offsets
+from .places import Entries, cell_offsets, distance, first_elements, tensor_offsets
 
 
 class Operand(NamedTuple):
@@ -22,23 +22,37 @@ class Operand(NamedTuple):
 
 
 @triton.jit
+def widen(values, dtype: tl.constexpr):
+    """What was loaded, in the dtype of the arithmetic.
+
+    The interpreter converts bfloat16's subnormal numbers wrongly, so there it is done by hand: they are the upper half
+    of a float32.
+    """
+    if INTERPRETED and values.dtype.scalar == tl.bfloat16:
+        bits = values.to(tl.int16, bitcast=True).to(tl.int32) << 16
+        values = bits.to(tl.float32, bitcast=True)
+    return values.to(dtype)
+
+
+@triton.jit
 def load(pointer, offsets, mask, dtype: tl.constexpr, other: tl.constexpr = 0.0):
     """Elements in the dtype of the arithmetic; ``other`` outside the mask."""
-    return tl.load(pointer + offsets, mask=mask, other=other).to(dtype)
+    return widen(tl.load(pointer + offsets, mask=mask, other=other), dtype)
 
 
 @triton.jit
 def store(pointer, offsets, values, mask):
     """Round to the pointer's dtype, to nearest even, and store.
 
-    Hardware rounds so. The interpreter would truncate float32 to bfloat16, so there it is done by hand.
+    Hardware rounds so. The interpreter would truncate float32 to bfloat16, subnormal numbers to others, so there it is
+    done by hand.
     """
     dtype = pointer.dtype.element_ty
     if INTERPRETED and dtype == tl.bfloat16:
         values = values.to(tl.float32)
         bits = values.to(tl.int32, bitcast=True)
-        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-        values = tl.where(values == values, rounded & -65536, bits).to(tl.float32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        values = tl.where(values == values, rounded, 0x7FC0).to(tl.int16).to(tl.bfloat16, bitcast=True)
     tl.store(pointer + offsets, values.to(dtype), mask=mask)
 
 
@@ -53,6 +67,13 @@ def load_tile(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
     """A tile of a tensor of full size, 0 outside the mask."""
     offsets = tensor_offsets(operand.strides, at, plan)
     return from_rows(load(operand.pointer, by_rows(offsets, plan), by_rows(at.mask, plan), dtype), plan)
+
+
+@triton.jit
+def load_first(operand, block, dtype: tl.constexpr, plan: tl.constexpr):
+    """An element of each group, the same for all programs that share it: (block_kept, 1, 1)."""
+    at = first_elements(block)
+    return load(operand.pointer, tensor_offsets(operand.strides, at, plan), at.mask, dtype)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Mean and variance of groups: measured from tiles, merged, saved, loaded. What is computed of them stands elsewhere."""
+"""Mean and variance of groups: measured from tiles, merged, saved and loaded. Nothing is normalized here."""
 
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ class Saved(NamedTuple):
         mean, rstd: of each group; ``mean`` is None if it is fixed at zero.
         correction: what the rounded mean misses of the exact one.
         running: `Running` statistics: to be updated, or with ``plan.constant`` used in place of the others.
-        eps: added to the variance, see `exact`.
+        eps: added to the variance, see `exact`; None for 0 in a norm that makes 0 of a constant group.
     """
 
     mean: Any
@@ -62,14 +62,18 @@ def exact(pair, dtype: tl.constexpr):
 
 
 @triton.jit
-def moments(x, mask, count, plan: tl.constexpr):
+def moments(x, mask, count, origin, plan: tl.constexpr):
     """`Moments` of each group's elements in a tile.
 
     Two passes over registers. The second corrects the first: the deviations' own mean is what rounding left of the
-    mean, far below the mean's last digit, and it would otherwise stay in the variance squared.
+    mean, far below the mean's last digit, and it would otherwise stay in the variance squared. Measured from
+    ``origin``, one of the elements, the mean of a constant group has no error, and its variance is exactly 0.
     """
     if plan.centered:
-        mean = sum_tile(x, plan) / count
+        if origin is None:
+            mean = sum_tile(x, plan) / count
+        else:
+            mean = origin + sum_tile(tl.where(mask, x - origin, 0.0), plan) / count
         deviation = tl.where(mask, x - mean, 0.0)
         deviation, squares = with_products(deviation, deviation, plan)
         correction, squares = sum_tiles(deviation, squares, plan)
@@ -97,7 +101,7 @@ def combine(a, b):
 
 
 @triton.jit
-def measure(x, block, group, dtype: tl.constexpr, plan: tl.constexpr):
+def measure(x, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`Moments` of each group over the tiles that this program walks."""
     zeros = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
     found = Moments(tl.zeros((), dtype), zeros, zeros, zeros)
@@ -105,7 +109,7 @@ def measure(x, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     for i in tl.range(last - first):
         at = tile_at(first + i, block, group, plan)
         tile = load_tile(x, at, dtype, plan)
-        found = combine(found, moments(tile, at.mask, at.size.to(dtype), plan))
+        found = combine(found, moments(tile, at.mask, at.size.to(dtype), origin, plan))
     return found
 
 
@@ -145,7 +149,10 @@ def update_running(running, where, mean, variance, count):
 def save_statistics(saved, where, found, plan: tl.constexpr):
     """Store each group's mean and 1 / sqrt(variance + eps), (block_kept, 1, 1), and return them."""
     mean, variance = found.mean + found.correction, found.squares / found.count
-    rstd = 1.0 / tl.sqrt(variance + exact(saved.eps, variance.dtype))
+    if saved.eps is None:
+        rstd = tl.where(variance == 0.0, 0.0, 1.0 / tl.sqrt(tl.where(variance == 0.0, 1.0, variance)))
+    else:
+        rstd = 1.0 / tl.sqrt(variance + exact(saved.eps, variance.dtype))
     once = stored_once(where, plan)
     mean, variance = for_each_block(mean, plan), for_each_block(variance, plan)
     if saved.mean is not None:

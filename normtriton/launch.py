@@ -5,6 +5,7 @@ from __future__ import annotations
 from ctypes import c_float
 from functools import lru_cache
 from math import isfinite
+from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -144,6 +145,23 @@ def constants(launch: Launch) -> tuple[Any, ...]:
     return kernel_group(launch), kernel_group(launch._replace(group=group, plan=plan)), launch.plan, plan
 
 
+#: Held by a thread that runs programs in Triton's interpreter. It keeps the index of the program that runs, and what it
+#: puts in the place of `triton.language`'s functions, in globals: two launches at once gave wrong numbers.
+INTERPRETER = RLock()
+
+
+def _in_turn(kernel: Any, grid: tuple[int, int]) -> Callable[..., Any]:
+    """Triton's own way to a launch. In the interpreter it waits for other threads' launches; compiled ones need not."""
+    if not INTERPRETED:
+        return kernel[grid]  # type: ignore[no-any-return]  # triton has no types
+
+    def start(*args: Any, **options: Any) -> Any:
+        with INTERPRETER:
+            return kernel[grid](*args, **options)
+
+    return start
+
+
 class _Ready:
     """A launch that was made before, and its compiled kernels by `_kinds`."""
 
@@ -151,7 +169,7 @@ class _Ready:
         self.launch = launch  # held, so that no other takes its id
         self.constants = constants(launch)
         self.options = options(launch.num_warps, _NVIDIA, launch.plan.ctas)
-        self.kernel = KERNELS[launch.kernel]
+        self.start = _in_turn(KERNELS[launch.kernel], launch.grid)
         self.compiled: dict[Kinds, Callable[..., None]] = {}
 
 
@@ -231,7 +249,7 @@ def _run(launch: Launch, kinds: Kinds, *args: Any) -> None:
     if compiled:
         compiled(*args, *ready.constants)
         return
-    kernel = ready.kernel[launch.grid](*args, *ready.constants, **ready.options)
+    kernel = ready.start(*args, *ready.constants, **ready.options)
     if kinds:
         ready.compiled[kinds] = _launcher(kernel, launch.grid)
 
@@ -325,23 +343,27 @@ def forward(
     rstd = x.new_empty(groups, dtype=own)
     mean = torch.empty_like(rstd) if problem.norm.centered else None
 
+    added: tuple[float, float] | None = eps
+    if eps[0] == 0.0 and problem.norm.constant_is_zero:
+        added = None
+        kinds = kinds and (*kinds, added)
     target = running
     if running is not None:  # autograd must notice that they change in place
         torch.autograd.graph.increment_version((running.mean, running.var, *running.batches))
     if schedule.parameters:  # each group writes its own; they are averaged afterwards
         target = Running(x.new_empty(groups, dtype=own), x.new_empty(groups, dtype=own), 1, 1, (), ())
     if schedule.strategy == "clustered":
-        if not _run_clustered(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, eps):
+        if not _run_clustered(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, added):
             return forward(problem, x, weight, bias, eps, running, use_running, dtype, _without_clusters(x))
     elif not schedule.apply:
-        _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, eps)
+        _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, added)
     else:
         assert schedule.merge is not None
         parts = x.new_empty((4, schedule.parts), dtype=own)
         correction = x.new_empty(groups, dtype=own) if mean is not None else None
-        _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, eps)
-        _run(schedule.merge, kinds, parts, schedule.parts, mean, rstd, correction, target, eps)
-        _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, eps)
+        _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, added)
+        _run(schedule.merge, kinds, parts, schedule.parts, mean, rstd, correction, target, added)
+        _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, added)
     if schedule.parameters:
         _run(schedule.parameters, kinds, target.mean, target.var, running)  # type: ignore[union-attr]  # both set above
     return y, mean, rstd

@@ -26,6 +26,15 @@ class Norm(NamedTuple):
         """True if the groups lie within one sample, so that a sample's result may not depend on its batch."""
         return "n" not in self.over.split()
 
+    @property
+    def constant_is_zero(self) -> bool:
+        """True if a group whose elements are all alike becomes 0 where eps is 0, as rstd is taken to be 0; else NaN.
+
+        So it is in PyTorch for what its batch norm computes, where a group's elements share their parameters
+        (``InvStd`` in ATen/native/cuda/Normalization.cuh; seen on the CPU in 2.13).
+        """
+        return not {word.strip("()*") for word in self.affine.split()} & set(self.over.split())
+
 
 BATCH = Norm("n c *s", over="n s", affine="c")
 INSTANCE = Norm("n c *s", over="s", affine="c")

@@ -24,6 +24,8 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import FunctionRewriter, InterpretedFunction, InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
 
+from normtriton.launch import INTERPRETER
+
 from .l2 import ATOMIC, LINE, LOAD, SECTOR, STORE, Access
 
 if TYPE_CHECKING:
@@ -240,13 +242,16 @@ def _address_mode(builder: AddressBuilder) -> Iterator[None]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _python(self.fn)(*args, **kwargs)
 
-    with swapped(
-        (interpreter, "interpreter_builder", builder),
-        (interpreter, "interpreter_semantic", interpreter.TritonSemantic(builder)),
-        (interpreter, "ReduceOps", _Reduce),
-        (interpreter, "ScanOps", _Scan),
-        (InterpretedFunction, "__call__", call),
-        (JITFunction, "__call__", call),
+    with (
+        INTERPRETER,
+        swapped(
+            (interpreter, "interpreter_builder", builder),
+            (interpreter, "interpreter_semantic", interpreter.TritonSemantic(builder)),
+            (interpreter, "ReduceOps", _Reduce),
+            (interpreter, "ScanOps", _Scan),
+            (InterpretedFunction, "__call__", call),
+            (JITFunction, "__call__", call),
+        ),
     ):
         scope = interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
         try:

@@ -29,6 +29,8 @@ WAYS = {
     "test_exactness.py": ("emulated", "interpreted"),
     "test_running.py": ("emulated", "interpreted"),
     "test_clusters.py": ("emulated", "interpreted"),
+    "test_extremes.py": ("emulated", "interpreted"),
+    "test_threads.py": ("emulated", "interpreted"),
 }
 #: Findings of loads that race: with --chaos they give garbage, so that the test itself shows whether it is used.
 RACES = ("race-global", "cross-program")

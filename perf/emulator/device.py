@@ -26,6 +26,7 @@ import os
 import time
 from contextlib import contextmanager
 from functools import wraps
+from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -109,6 +110,7 @@ class Device:
         self.edit: Callable[[str], str] | None = None
         self.timer: Any = None
         self.timed: list[Any] = []
+        self.turn = RLock()  # the executor runs one launch after the other
         self._texts: dict[bytes, str] = {}  # PTX by the binary made of it
         self._binaries: dict[int, bytes] = {}  # by handle
         if timing is not None:
@@ -136,7 +138,8 @@ class Device:
 
     def launch(self, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Make a launch by Triton's launcher, whose driver runs or times it here, and keep what was seen."""
-        return self._run(make, args) if self.timer is None else self._time(make, args)
+        with self.turn:
+            return self._run(make, args) if self.timer is None else self._time(make, args)
 
     def _run(self, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         executor = self.executor
@@ -273,8 +276,9 @@ def _hook_triton(device: Device) -> None:
     load = active.utils.load_binary
 
     def loading(name: str, binary: bytes, *rest: Any) -> Any:
-        device.load(binary)
-        return load(name, binary, *rest)
+        with device.turn:
+            device.load(binary)
+            return load(name, binary, *rest)
 
     CompiledKernel.__init__, nvidia.CudaLauncher.__init__ = noting, passing
     active.utils.load_binary = loading
