@@ -3,8 +3,8 @@
 No kernel knows a norm by its name. Each is handed a `Grouping` (which elements, as integers) and a `Plan` (how many at
 a time, known when compiling). A file uses those above it:
 
-    cluster      what a tile takes that several thread blocks share
     places       which elements: indices, masks, offsets
+    cluster      what only thread-block clusters need
     memory       loads and stores
     sums         reductions of tiles
     statistics   mean and variance of groups: measured, merged, kept

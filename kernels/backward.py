@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .cluster import sum_cells, sum_groups
-from .memory import Operand, load, load_constant, load_parameter, load_tile, store, store_sums, store_tile
+from .cluster import cell_entries, sum_cells, sum_groups
+from .memory import Operand, load, load_constant, load_parameter, load_tile, store, store_entries, store_tile
 from .places import (
     along_parameters,
     block_at,
-    cell_entries,
     group_entries,
     no_block,
     num_blocks,
@@ -30,7 +29,7 @@ from .places import (
     reduced_entries,
     tile_at,
 )
-from .statistics import Saved, Statistics, load_statistics
+from .statistics import Saved, load_statistics, no_statistics
 from .sums import sum_tile, sum_tiles, sum_where_constant, with_products
 
 
@@ -132,20 +131,38 @@ def load_sums(given, where, dtype: tl.constexpr, plan: tl.constexpr):
 
 
 @triton.jit
+def store_gradients(given, where, sums, plan: tl.constexpr):
+    """Store parameter gradients, or partial sums of them, if they are wanted."""
+    store_entries(given.dbias, where, sums.dy, plan)
+    store_entries(given.dweight, where, sums.dyx, plan)
+
+
+@triton.jit
+def sum_swept(g, xhat, plan: tl.constexpr):
+    """Each group's two sums over a tile; where no mean is subtracted, dx needs the second alone."""
+    if plan.centered:
+        sum1, sum2 = sum_tiles(g, g * xhat, plan)
+    else:
+        sum1, sum2 = 0.0, sum_tile(g * xhat, plan)
+    return Sums(sum1, sum2)
+
+
+@triton.jit
 def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
     """One tile of parameters, many groups: the parameters stay in registers, their gradients gather there.
 
     Stage "resident" takes the two sums of a group from its tile; "measure" leaves those of each tile at
     ``group.stats`` times the number of tiles. A program leaves one row of partial parameter gradients.
     """
+    shape: tl.constexpr = (plan.block_kept, plan.block_r1, plan.block_r2)
     own = tile_at(tl.program_id(1), no_block(), group, plan)
     n = num_elements(group, dtype)
     if given.weight.pointer is not None:
         w = load_parameter(given.weight, own, dtype, plan)
     if given.dweight is not None:
-        dweight = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+        dweight = tl.full(shape, 0.0, dtype)
     if given.dbias is not None:
-        dbias = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+        dbias = tl.full(shape, 0.0, dtype)
     for number in tl.range(tl.program_id(0), num_blocks(group, plan), tl.num_programs(0)):
         block = block_at(tl.zeros((), tl.int32) + number, group, plan)
         at = tile_at(tl.program_id(1), block, group, plan)
@@ -173,20 +190,8 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
 
 
 @triton.jit
-def sum_swept(g, xhat, plan: tl.constexpr):
-    """The two sums of each group in a tile; no mean, no first sum."""
-    if plan.centered:
-        sum1, sum2 = sum_tiles(g, g * xhat, plan)
-    else:
-        sum1, sum2 = 0.0, sum_tile(g * xhat, plan)
-    return Sums(sum1, sum2)
-
-
-@triton.jit
-def resident(given, group, dtype: tl.constexpr, plan: tl.constexpr):
-    """Stage "resident": the tile is the whole group."""
-    block = own_block(group, plan)
-    statistics = load_statistics(given.saved, group_entries(group.stats, block, plan), dtype, plan)
+def resident(given, statistics, block, group, plan: tl.constexpr):
+    """Stage "resident": the tile is the whole group, and its sums are those of the parameters, weighted those of dx."""
     at = tile_at(0, block, group, plan)
     g, xhat = load_both(given, statistics, at, plan)
     alike = along_parameters(at, plan)
@@ -195,39 +200,33 @@ def resident(given, group, dtype: tl.constexpr, plan: tl.constexpr):
     else:
         pairs, products = with_products(g, xhat, plan)
         sum1, sum2 = sum_where_constant(pairs, products, plan)
-    where = parameter_entries(group.parts, alike, plan)
-    store_sums(given.dbias, where, sum1, plan)
-    store_sums(given.dweight, where, sum2, plan)
+    store_gradients(given, parameter_entries(group.parts, alike, plan), Sums(sum1, sum2), plan)
     if given.dx.pointer is not None:
-        weight = load_weight(given.weight, block, dtype, plan)
+        weight = load_weight(given.weight, block, g.dtype, plan)
         g = weigh(g, weight, at, plan)
         sum1, sum2 = sum_tiles(weigh(sum1, weight, alike, plan), weigh(sum2, weight, alike, plan), plan)
-        n = num_elements(group, dtype)
+        n = num_elements(group, g.dtype)
         store_tile(given.dx, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
 
 
 @triton.jit
-def resident_cells(given, group, dtype: tl.constexpr, plan: tl.constexpr):
+def resident_cells(given, statistics, block, group, plan: tl.constexpr):
     """Stage "resident" for groups of several cells, whose sums a cluster exchanges once.
 
     Each cell's are partial gradients of its parameters; weighted and summed over a group's, they are what dx needs.
     """
-    block = own_block(group, plan)
-    statistics = load_statistics(given.saved, group_entries(group.stats, block, plan), dtype, plan)
     at = tile_at(0, block, group, plan)
     g, xhat = load_both(given, statistics, at, plan)
     sum1, sum2 = sum_cells(g, g * xhat, plan)
-    where = cell_entries(group.parts, block)
-    store_sums(given.dbias, where, sum1, plan)
-    store_sums(given.dweight, where, sum2, plan)
+    store_gradients(given, cell_entries(group.parts, block), Sums(sum1, sum2), plan)
     if given.dx.pointer is not None:
         if given.weight.pointer is not None:
             where = cell_entries(given.weight.strides, block)
-            w = load(given.weight.pointer, where.offsets, where.mask, dtype)
+            w = load(given.weight.pointer, where.offsets, where.mask, g.dtype)
             sum1, sum2 = sum1 * w, sum2 * w
         sum1, sum2 = sum_groups(sum1, sum2, plan)
-        g = weigh(g, load_weight(given.weight, block, dtype, plan), at, plan)
-        n = num_elements(group, dtype)
+        g = weigh(g, load_weight(given.weight, block, g.dtype, plan), at, plan)
+        n = num_elements(group, g.dtype)
         store_tile(given.dx, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
 
 
@@ -244,10 +243,9 @@ def sum_walked(given, statistics, weight, block, group, plan: tl.constexpr):
     first, last = own_tiles(group, plan)
     for i in tl.range(last - first):
         at = tile_at(first + i, block, group, plan)
+        own = statistics
         if plan.stats_reduced:
             own = load_statistics(given.saved, reduced_entries(group.stats, at), dtype, plan)
-        else:
-            own = statistics
         g, xhat = load_both(given, own, at, plan)
         if plan.affine_reduced:
             g = weigh(g, weight, at, plan)
@@ -273,30 +271,32 @@ def write_tiles(given, statistics, weight, sums, group, plan: tl.constexpr):
 
 
 @triton.jit
-def walk(given, group, dtype: tl.constexpr, plan: tl.constexpr):
-    """The other stages."""
-    block = own_block(group, plan)
-    where = group_entries(group.stats, block, plan)
-    if plan.stats_reduced:
-        nothing = tl.zeros((1, 1, 1), dtype)  # `sum_walked` loads them
-        statistics = Statistics(nothing, nothing, nothing)
-    else:
-        statistics = load_statistics(given.saved, where, dtype, plan)
+def streamed(given, statistics, block, group, plan: tl.constexpr):
+    """Stage "streamed": a walk for the sums, a walk for dx."""
+    weight = load_weight(given.weight, block, statistics.rstd.dtype, plan)
+    sums = sum_walked(given, statistics, weight, block, group, plan)
+    store_gradients(given, group_entries(group.parts, block, plan), sums, plan)
+    if given.dx.pointer is not None:
+        if not plan.affine_reduced:
+            sums = Sums(sums.dy * weight.constant, sums.dyx * weight.constant)
+        write_tiles(given, statistics, weight, sums, group, plan)
+
+
+@triton.jit
+def measure(given, statistics, block, group, plan: tl.constexpr):
+    """Stage "measure": the first of these walks."""
+    weight = load_weight(given.weight, block, statistics.rstd.dtype, plan)
+    sums = sum_walked(given, statistics, weight, block, group, plan)
+    save_sums(given, group_entries(group.parts, block, plan), sums)
+
+
+@triton.jit
+def apply(given, statistics, block, group, plan: tl.constexpr):
+    """Stage "apply": the second of these walks."""
+    dtype: tl.constexpr = statistics.rstd.dtype
     weight = load_weight(given.weight, block, dtype, plan)
-    if plan.stage == "apply":
-        write_tiles(given, statistics, weight, load_sums(given, where, dtype, plan), group, plan)
-    else:
-        sums = sum_walked(given, statistics, weight, block, group, plan)
-        where = group_entries(group.parts, block, plan)
-        if plan.stage == "measure":
-            save_sums(given, where, sums)
-        else:
-            store_sums(given.dbias, where, sums.dy, plan)
-            store_sums(given.dweight, where, sums.dyx, plan)
-            if given.dx.pointer is not None:
-                if not plan.affine_reduced:
-                    sums = Sums(sums.dy * weight.constant, sums.dyx * weight.constant)
-                write_tiles(given, statistics, weight, sums, group, plan)
+    sums = load_sums(given, group_entries(group.stats, block, plan), dtype, plan)
+    write_tiles(given, statistics, weight, sums, group, plan)
 
 
 @triton.jit
@@ -325,9 +325,20 @@ def normalize_backward(
     )  # fmt: skip
     if plan.accumulate:
         sweep(given, group, dtype, plan)
-    elif plan.block_groups > 0:
-        resident_cells(given, group, dtype, plan)
-    elif plan.stage == "resident":
-        resident(given, group, dtype, plan)
     else:
-        walk(given, group, dtype, plan)
+        block = own_block(group, plan)
+        where = group_entries(group.stats, block, plan)
+        if plan.stats_reduced:
+            statistics = no_statistics(dtype)
+        else:
+            statistics = load_statistics(given.saved, where, dtype, plan)
+        if plan.block_groups > 0:
+            resident_cells(given, statistics, block, group, plan)
+        elif plan.stage == "resident":
+            resident(given, statistics, block, group, plan)
+        elif plan.stage == "streamed":
+            streamed(given, statistics, block, group, plan)
+        elif plan.stage == "measure":
+            measure(given, statistics, block, group, plan)
+        else:
+            apply(given, statistics, block, group, plan)

@@ -1,7 +1,6 @@
-"""What only thread-block clusters need: a tile that several thread blocks share, and sums that cross them.
+"""What only thread-block clusters need: how the thread blocks share a tile, and sums that cross them.
 
-Of any other plan these functions return what they are given, or the plain sum. What is here knows tiles as values;
-which elements they hold is said in `places`, what is loaded and stored in `memory`.
+Of any other plan these functions return what they are given, or the plain sum. Loads and stores stand in `memory`.
 
 Triton deals the first dimension of a tile out to the thread blocks of a cluster. A tile is (kept, r1, r2); where a
 cluster holds columns, ``plan.shares_rows``, r1 picks the thread block.
@@ -11,6 +10,7 @@ import triton
 import triton.language as tl
 
 from . import INTERPRETED
+from .places import Entries, distance
 
 
 @triton.jit
@@ -31,15 +31,6 @@ def from_rows(values, plan: tl.constexpr):
     if plan.shares_rows:
         values = tl.permute(values, (2, 0, 1))
     return values
-
-
-@triton.jit
-def within_rows(mask, r1, r2, group, plan: tl.constexpr):
-    """A tile's mask. Of rows dealt out to thread blocks, the last one's may be fewer."""
-    if plan.shares_rows and not plan.even_r2:
-        within = r1[:, None] * (group.r2 >> 1) + r2[None, :] < (group.count >> 1) // plan.cells
-        mask = mask & within[None, :, :]
-    return mask
 
 
 @triton.jit
@@ -135,3 +126,19 @@ def sum_groups(a, b, plan: tl.constexpr):
     group = tl.arange(0, plan.block_kept) // plan.cells
     same = group[:, None, None] == group[None, None, :]
     return sum_pair(tl.where(same, a, 0.0), tl.where(same, b, 0.0), 2, plan)
+
+
+@triton.jit
+def cell_entries(strides, block):
+    """The entry of each of a block's cells, where r2 would be: (1, 1, block_kept)."""
+    offsets = distance(block.outer, strides.outer) + (block.q * strides.cell)[None, None, :]
+    return Entries(offsets, block.exists[None, None, :])
+
+
+@triton.jit
+def first_of_cells(where, block, plan: tl.constexpr):
+    """Of `group_entries`, the one that a group stores if it is joined of several cells: its first cell's."""
+    mask = where.mask
+    if plan.block_groups > 0:
+        mask = mask & (block.q % plan.cells == 0)[:, None, None]
+    return Entries(where.offsets, mask)

@@ -23,8 +23,8 @@ from .sums import sum_tile
 
 
 @triton.jit
-def load_parts(parts, plane, pivot, at, group, plan: tl.constexpr):
-    """`Moments` of a tile of parts, their mean split into ``pivot`` and what it is more."""
+def merged_tile(parts, plane, pivot, at, group, plan: tl.constexpr):
+    """`Moments` of each group over a tile of its parts; their mean is ``pivot`` and the correction."""
     dtype: tl.constexpr = parts.dtype.element_ty
     offsets = tensor_offsets(group.parts, at, plan)
     n = load(parts, offsets, at.mask, dtype)
@@ -61,7 +61,7 @@ def merge_moments(parts, plane, mean, rstd, correction, running, eps, group, pla
     found = Moments(zeros, zeros, zeros, zeros)
     for i in tl.range(last - first):
         at = tile_at(first + i, block, group, plan)
-        found = combine(found, load_parts(parts, plane, pivot, at, group, plan))
+        found = combine(found, merged_tile(parts, plane, pivot, at, group, plan))
     total = found.mean + found.correction
     count = tl.where(where.mask, found.count, 1.0)
     saved = Saved(mean, rstd, None, running, eps)
@@ -151,4 +151,4 @@ def average_running(mean, variance, running, group, plan: tl.constexpr):
         sum_variance += load(variance, offsets, at.mask, dtype)
     n = num_elements(group, dtype)
     average, unbiased = sum_tile(sum_mean, plan) / n, sum_tile(sum_variance, plan) / n
-    update_running(running, group_entries(group.stats, block, plan), average, unbiased, None)
+    update_running(running, group_entries(group.stats, block, plan), average, unbiased, None, plan)

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .cluster import first_of_cells
 from .memory import Operand, load_constant, load_first, load_parameter, load_tile, store_tile
-from .places import first_of_cells, group_entries, num_elements, own_block, own_tiles, tile_at
+from .places import group_entries, num_elements, own_block, own_tiles, tile_at
 from .statistics import Saved, load_statistics, measure, moments, save_parts, save_statistics
 
 
@@ -39,15 +40,15 @@ def load_map(given, rstd, block, plan: tl.constexpr):
 
 
 @triton.jit
-def write(given, x, statistics, known, at, plan: tl.constexpr):
-    """Y = (x - mean) * rstd * weight + bias, for one tile; ``known`` is what `load_map` made of them.
+def write(given, x, statistics, linear, at, plan: tl.constexpr):
+    """Y = (x - mean) * rstd * weight + bias, for one tile; ``linear`` is what `load_map` made of them.
 
     Where a cluster shares rows `load_map` leaves the parameters to it: a product of rstd and a weight in half precision
     is exchanged between thread blocks, and they wait once more.
     """
     if plan.centered:
         x = (x - statistics.mean) - statistics.correction
-    scale, shift = known.scale, known.shift
+    scale, shift = linear.scale, linear.shift
     if plan.affine_reduced or plan.shares_rows:
         x *= scale
         scale, shift = 1.0, 0.0
@@ -63,10 +64,10 @@ def write(given, x, statistics, known, at, plan: tl.constexpr):
 def write_tiles(given, statistics, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`write` the tiles that this program walks, from the last to the first."""
     first, last = own_tiles(group, plan)
-    known = load_map(given, statistics.rstd, block, plan)
+    linear = load_map(given, statistics.rstd, block, plan)
     for i in tl.range(last - first):
         at = tile_at(last - 1 - i, block, group, plan)
-        write(given, load_tile(given.x, at, dtype, plan), statistics, known, at, plan)
+        write(given, load_tile(given.x, at, dtype, plan), statistics, linear, at, plan)
 
 
 @triton.jit
@@ -100,8 +101,8 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
         tile = load_tile(given.x, at, dtype, plan)
         found = moments(tile, at.mask, num_elements(group, dtype), origin, plan)
         statistics = save_statistics(saved, first_of_cells(where, block, plan), found, plan)
-        known = load_map(given, statistics.rstd, block, plan)
-        write(given, tile, statistics, known, at, plan)
+        linear = load_map(given, statistics.rstd, block, plan)
+        write(given, tile, statistics, linear, at, plan)
     elif plan.stage == "streamed":
         found = measure(given.x, origin, block, group, dtype, plan)
         statistics = save_statistics(saved, where, found, plan)

@@ -1,7 +1,7 @@
-"""Loads and stores: every one of them stands here. What is loaded comes in the dtype of the arithmetic.
+"""Loads and stores, all of them: what is loaded takes the dtype of the arithmetic, what is stored is rounded.
 
-`load` and `store` move what offsets and a mask say; the others find those for an operand of some kind. Where elements
-are is said in `places`.
+`load` and `store` move what offsets and a mask say, the others an operand of some kind. Nothing is computed here, and
+where elements are is said in `places`.
 """
 
 from typing import Any, NamedTuple
@@ -114,8 +114,8 @@ def stored_once(where, plan: tl.constexpr):
 
 
 @triton.jit
-def store_sums(pointer, where, sums, plan: tl.constexpr):
+def store_entries(pointer, where, values, plan: tl.constexpr):
     """Store what a tile has left of each group, if there is a pointer."""
     if pointer is not None:
         once = stored_once(where, plan)
-        store(pointer, once.offsets, for_each_block(sums, plan), once.mask)
+        store(pointer, once.offsets, for_each_block(values, plan), once.mask)

@@ -16,14 +16,19 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .cluster import within_rows
+
+class Along(NamedTuple):
+    """A linear index over axes, listed with the fastest first, and their sizes."""
+
+    index: Any
+    sizes: Any
 
 
 class Block(NamedTuple):
     """A block of groups.
 
     Attributes:
-        outer: the index along each outer axis.
+        outer: the index along the outer axes, `Along`.
         q: indices along the kept axis, (block_kept,).
         exists: which of them there are.
     """
@@ -38,7 +43,7 @@ class Place(NamedTuple):
 
     Attributes:
         outer, q, exists: as of the block.
-        walk: the index along each walked axis.
+        walk: the index along the walked axes, `Along`.
         r1, r2: indices along the two reduced axes, (block_r1,) and (block_r2,).
         in1, in2: which of these there are.
         mask: which elements there are, (block_kept, block_r1, block_r2).
@@ -65,24 +70,13 @@ class Entries(NamedTuple):
 
 
 @triton.jit
-def unravel(index, sizes):
-    """The index along each axis, listed with the fastest first, of a linear one that is below their product."""
-    indices = ()
-    for axis in tl.static_range(len(sizes)):
-        if axis + 1 < len(sizes):
-            indices = indices + ((index % (sizes[axis] >> 1)).to(tl.int64),)  # noqa: RUF005  Triton unpacks no tuples
-            index = index // (sizes[axis] >> 1)
-        else:  # nothing is left to divide
-            indices = indices + (index.to(tl.int64),)  # noqa: RUF005
-    return indices
-
-
-@triton.jit
-def distance(indices, strides):
-    """The offset of indices along axes."""
+def distance(along, strides):
+    """The offset of an index `Along` axes."""
     offset = tl.zeros((), tl.int64)
-    for axis in tl.static_range(len(indices)):
-        offset += indices[axis] * strides[axis]
+    index = along.index
+    for axis in tl.static_range(len(along.sizes)):
+        offset += (index % (along.sizes[axis] >> 1)).to(tl.int64) * strides[axis]
+        index = index // (along.sizes[axis] >> 1)
     return offset
 
 
@@ -126,9 +120,9 @@ def block_at(block, group, plan: tl.constexpr):
     """A block of groups by its number."""
     blocks = tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.span)
     if len(group.outer) == 0:
-        outer = ()
+        outer = block * 0
     else:
-        outer = unravel(block // blocks, group.outer)
+        outer = block // blocks
         block = block % blocks
     q = block.to(tl.int64) * plan.span + tl.arange(0, plan.block_kept)
     if plan.even_kept:
@@ -137,14 +131,14 @@ def block_at(block, group, plan: tl.constexpr):
         exists = q < (group.kept >> 1) * plan.kept_unit
         if plan.span < plan.block_kept:
             exists = exists & (tl.arange(0, plan.block_kept) < plan.span)
-    return Block(outer, q, exists)
+    return Block(Along(outer, group.outer), q, exists)
 
 
 @triton.jit
 def no_block():
     """A block for what no group changes: one index along the kept axis, for all of them."""
     q = tl.arange(0, 1)
-    return Block((), q, q == 0)
+    return Block(Along(0, ()), q, q == 0)
 
 
 @triton.jit
@@ -179,6 +173,15 @@ def cube(kept, r1, r2):
 
 
 @triton.jit
+def within_rows(mask, r1, r2, group, plan: tl.constexpr):
+    """A tile's mask. Of rows dealt out to thread blocks, the last one's may be fewer."""
+    if plan.shares_rows and not plan.even_r2:
+        within = r1[:, None] * (group.r2 >> 1) + r2[None, :] < (group.count >> 1) // plan.cells
+        mask = mask & within[None, :, :]
+    return mask
+
+
+@triton.jit
 def tile_at(t, block, group, plan: tl.constexpr):
     """Tile t along the reduced axes of a block's groups; of a resident one the only tile is 0."""
     n1 = tl.cdiv((group.r1 >> 1), plan.block_r1)
@@ -200,7 +203,7 @@ def tile_at(t, block, group, plan: tl.constexpr):
     else:
         in2 = r2 < (group.r2 >> 1) * plan.r2_unit
         size2 = tl.minimum((group.r2 >> 1) * plan.r2_unit - start2, plan.block_r2)
-    walk = unravel(t // (n1 * n2), group.walk)
+    walk = Along(t // (n1 * n2), group.walk)
     mask = within_rows(cube(block.exists, in1, in2), r1, r2, group, plan)
     size = (size1 * size2).to(tl.float32)
     return Place(block.outer, block.q, block.exists, walk, r1, r2, in1, in2, mask, size)
@@ -211,7 +214,8 @@ def first_elements(block):
     """The first element of each of a block's groups."""
     index = tl.arange(0, 1)
     there = index == 0
-    return Place(block.outer, block.q, block.exists, (), index, index, there, there, block.exists[:, None, None], 1.0)
+    walk, exists = Along(0, ()), block.exists
+    return Place(block.outer, block.q, exists, walk, index, index, there, there, exists[:, None, None], 1.0)
 
 
 @triton.jit
@@ -281,19 +285,3 @@ def reduced_entries(strides, at):
     base = distance(at.outer, strides.outer) + distance(at.walk, strides.walk)
     offsets = base + (at.r1 * strides.r1)[None, :, None] + (at.r2 * strides.r2)[None, None, :]
     return Entries(offsets, at.in1[None, :, None] & at.in2[None, None, :])
-
-
-@triton.jit
-def cell_entries(strides, block):
-    """The entry of each of a block's cells, where r2 would be: (1, 1, block_kept)."""
-    offsets = distance(block.outer, strides.outer) + (block.q * strides.cell)[None, None, :]
-    return Entries(offsets, block.exists[None, None, :])
-
-
-@triton.jit
-def first_of_cells(where, block, plan: tl.constexpr):
-    """Of `group_entries`, the one that a group stores if it is joined of several cells: its first cell's."""
-    mask = where.mask
-    if plan.block_groups > 0:
-        mask = mask & (block.q % plan.cells == 0)[:, None, None]
-    return Entries(where.offsets, mask)

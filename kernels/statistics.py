@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .cluster import for_each_block
-from .memory import count_up, load, load_tile, store, stored_once
+from .memory import count_up, load, load_tile, store, store_entries, stored_once
 from .places import num_cells, own_tiles, tile_at
 from .sums import sum_tile, sum_tiles, with_products
 
@@ -119,18 +119,20 @@ def save_parts(parts, where, found, group, plan: tl.constexpr):
     plane = num_cells(group, plan) * tl.num_programs(1)
     offsets = where.offsets * tl.num_programs(1) + tl.program_id(1)
     store(parts, offsets, found.count, where.mask)
-    store(parts + plane, offsets, found.mean, where.mask)
-    store(parts + plane * 2, offsets, found.correction, where.mask)
-    store(parts + plane * 3, offsets, found.squares, where.mask)
+    store(parts, offsets + plane, found.mean, where.mask)
+    store(parts, offsets + plane * 2, found.correction, where.mask)
+    store(parts, offsets + plane * 3, found.squares, where.mask)
 
 
 @triton.jit
-def update_running(running, where, mean, variance, count):
+def update_running(running, where, mean, variance, count, plan: tl.constexpr):
     """Blend a group's mean and unbiased variance into the running ones; without momentum, write them as they are.
 
     ``count`` is the number of elements behind the variance, or None if the variance is unbiased already.
     """
     dtype: tl.constexpr = mean.dtype
+    where = stored_once(where, plan)
+    mean, variance = for_each_block(mean, plan), for_each_block(variance, plan)
     mean_at, var_at = where.offsets * running.mean_stride, where.offsets * running.var_stride
     unbiased = variance if count is None else variance * (count / (count - 1.0))
     if len(running.momentum) > 0:
@@ -153,13 +155,10 @@ def save_statistics(saved, where, found, plan: tl.constexpr):
         rstd = tl.where(variance == 0.0, 0.0, 1.0 / tl.sqrt(tl.where(variance == 0.0, 1.0, variance)))
     else:
         rstd = 1.0 / tl.sqrt(variance + exact(saved.eps, variance.dtype))
-    once = stored_once(where, plan)
-    mean, variance = for_each_block(mean, plan), for_each_block(variance, plan)
-    if saved.mean is not None:
-        store(saved.mean, once.offsets, mean, once.mask)
-    store(saved.rstd, once.offsets, for_each_block(rstd, plan), once.mask)
+    store_entries(saved.mean, where, mean, plan)
+    store_entries(saved.rstd, where, rstd, plan)
     if saved.running is not None:
-        update_running(saved.running, once, mean, variance, found.count)
+        update_running(saved.running, where, mean, variance, found.count, plan)
     return Statistics(found.mean, found.correction, rstd)
 
 
@@ -180,3 +179,10 @@ def load_statistics(saved, where, dtype: tl.constexpr, plan: tl.constexpr):
         if saved.correction is not None:
             correction = load(saved.correction, where.offsets, where.mask, dtype)
     return Statistics(mean, correction, rstd)
+
+
+@triton.jit
+def no_statistics(dtype: tl.constexpr):
+    """Where each element of a group has statistics of its own, which are loaded with it."""
+    nothing = tl.zeros((1, 1, 1), dtype)
+    return Statistics(nothing, nothing, nothing)
