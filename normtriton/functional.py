@@ -12,7 +12,9 @@ with integer weights); sparse, nested and quantized tensors; views that are nega
 Common to all: input float64, float32, float16 or bfloat16 in any strides; parameters and running statistics of any of
 these dtypes, mixed as you like; statistics and arithmetic in float32, for float64 input in float64. The result has the
 input's dtype and memory format, and so has the input's gradient; a parameter's gradient has the parameter's dtype. Same
-input, same bits, on every run. Under autocast on a GPU the result's dtype is PyTorch's, see `normtriton.amp`.
+input, same bits, on every run. A group's summed squares must lie within the range of the arithmetic: of float32 or
+bfloat16 input beyond about 1e18 the result is the bias, or NaN. So it is of an eps beyond float32's range, see
+docs/mathematics.md. Under autocast on a GPU the result's dtype is PyTorch's, see `normtriton.amp`.
 """
 
 from __future__ import annotations

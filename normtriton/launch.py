@@ -343,27 +343,27 @@ def forward(
     rstd = x.new_empty(groups, dtype=own)
     mean = torch.empty_like(rstd) if problem.norm.centered else None
 
-    added: tuple[float, float] | None = eps
+    pair: tuple[float, float] | None = eps
     if eps[0] == 0.0 and problem.norm.constant_is_zero:
-        added = None
-        kinds = kinds and (*kinds, added)
+        pair = None
+        kinds = kinds and (*kinds, pair)
     target = running
     if running is not None:  # autograd must notice that they change in place
         torch.autograd.graph.increment_version((running.mean, running.var, *running.batches))
     if schedule.parameters:  # each group writes its own; they are averaged afterwards
         target = Running(x.new_empty(groups, dtype=own), x.new_empty(groups, dtype=own), 1, 1, (), ())
     if schedule.strategy == "clustered":
-        if not _run_clustered(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, added):
+        if not _run_clustered(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair):
             return forward(problem, x, weight, bias, eps, running, use_running, dtype, _without_clusters(x))
     elif not schedule.apply:
-        _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, added)
+        _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair)
     else:
         assert schedule.merge is not None
         parts = x.new_empty((4, schedule.parts), dtype=own)
         correction = x.new_empty(groups, dtype=own) if mean is not None else None
-        _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, added)
-        _run(schedule.merge, kinds, parts, schedule.parts, mean, rstd, correction, target, added)
-        _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, added)
+        _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, pair)
+        _run(schedule.merge, kinds, parts, schedule.parts, mean, rstd, correction, target, pair)
+        _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, pair)
     if schedule.parameters:
         _run(schedule.parameters, kinds, target.mean, target.var, running)  # type: ignore[union-attr]  # both set above
     return y, mean, rstd

@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from cases import BUILT, lay_out
 from conformance import MODULES, exception_of
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import normtriton as nt
 
@@ -171,6 +172,33 @@ def test_statistics_made_in_inference_mode():
 # -- instance_norm
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_no_variance_and_no_eps_by_every_way():
+    """Under transforms, operators and second derivatives too a constant channel gives what it gives in PyTorch."""
+    x, v, dy, weight = torch.randn(3, 2, 5), torch.randn(3, 2, 5), torch.randn(3, 2, 5), torch.randn(2)
+    x[:, 1] = 0.7
+
+    def everything(library):
+        def norm(x, weight):
+            return library.instance_norm(x, None, None, weight, eps=0.0)
+
+        leaf = x.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(norm(leaf, weight), leaf, dy, create_graph=True)
+        y, pull_back = torch.func.vjp(norm, x, weight)
+        return {
+            "second derivative": torch.autograd.grad(dx, leaf, v)[0],
+            "vjp": torch.stack([y, pull_back(dy)[0]]),
+            "vmap": torch.func.vmap(norm, (0, None))(torch.stack([x, x]), weight),
+            "jvp": torch.func.jvp(norm, (x, weight), (v, torch.zeros(2)))[1],
+            "traced": make_fx(norm)(x, weight)(x, weight),
+        }
+
+    ours, theirs = everything(nt), everything(F)
+    for name, found in ours.items():
+        assert (found[..., 1, :] == 0).all(), name
+        assert torch.allclose(found, theirs[name], rtol=1e-4, atol=1e-5), name
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_instance_norm_is_batch_norm_of_one_sample(affine):
     """On (1, N * C, ...)."""
@@ -179,6 +207,17 @@ def test_instance_norm_is_batch_norm_of_one_sample(affine):
     repeated = (None if p is None else p.repeat(3) for p in (w, b))
     want = nt.batch_norm(x.view(1, 12, 5, 2), None, None, *repeated, training=True)
     torch.testing.assert_close(y, want.view(x.shape))
+
+
+def test_instance_norm_of_one_sample_and_a_gradient_in_channels_last():
+    """The gradient of a contiguous one: PyTorch's own is wrong there (2.13 on the CPU)."""
+    x, dy = torch.randn(1, 4, 3, 5), torch.randn(1, 4, 3, 5)
+    found = []
+    for library, gradient in ((nt, dy.to(memory_format=torch.channels_last)), (F, dy)):
+        leaf = x.clone().requires_grad_()
+        library.instance_norm(leaf).backward(gradient)
+        found.append(leaf.grad)
+    assert torch.allclose(*found, atol=1e-5)
 
 
 def test_instance_norm_reads_and_leaves_given_statistics():

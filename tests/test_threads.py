@@ -7,9 +7,12 @@ from threading import Barrier
 import pytest
 import torch
 from cases import CASES, SMALL, lay_out
+from normtriton.perf.codegen import launches_of
+from normtriton.perf.shapes import CASES as REAL
+from normtriton.perf.shapes import make
 
 import normtriton as nt
-from normtriton import launch
+from normtriton import clusters, launch
 
 THREADS = 4
 
@@ -55,9 +58,14 @@ def test_the_smallest_input():
     same(lambda number: [nt.group_norm(inputs(number, (6, 4, 40))[0], 2).detach()])
 
 
-@pytest.mark.parametrize("case", [*SMALL.values(), CASES["group-cells"]], ids=[*SMALL, "group-cells"])
+EVERY = {name: SMALL[name] for name in ("layer", "rms-2", "batch", "instance", "group")} | {
+    "split": CASES["group-cells"]
+}
+
+
+@pytest.mark.parametrize("case", EVERY.values(), ids=EVERY)
 def test_every_norm(case):
-    """Forward and backward, each norm."""
+    """Forward and backward, each norm, and several launches for one."""
 
     def work(number):
         x, weight, bias, dy = inputs(number, case.shape, case.features(), case.features(), case.shape)
@@ -91,5 +99,23 @@ def test_running_statistics():
         y = shared(own(x))
         (dx,) = torch.autograd.grad(y, x, dy.detach())
         return [y.detach(), dx, own.running_mean, own.running_var, own.num_batches_tracked]
+
+    same(work)
+
+
+def test_addresses_beside_launches(pytestconfig):
+    """Threads that run kernels for their addresses alone, in the same interpreter, take their turns too."""
+    if pytestconfig.getoption("compiled") or not clusters.compiles():
+        pytest.skip("addresses are found by the interpreter, of Triton 3.9")
+    from normtriton.perf import l2, traffic
+
+    call, *tensors = make(REAL[0]._replace(shape=(64, 256)), torch.float32, torch.contiguous_format)
+    launches = launches_of(call, *tensors)["forward"]
+
+    def work(number):
+        if number % 2:
+            return [torch.tensor(traffic.run(launches, l2.H100, 1).dram)]
+        x, weight = inputs(number, (9, 64), (64,))
+        return [nt.rms_norm(x, (64,), weight).detach()]
 
     same(work)
