@@ -10,8 +10,8 @@ a time, known when compiling). A file uses those above it:
     statistics   mean and variance of groups: measured, merged, kept
     forward, backward, finalize     the kernels
 
-What always travels together is a NamedTuple. Triton 3.6 cannot compare tuples that hold a None, which it does with what
-a loop or a branch assigns: those with optional fields are made once, outside.
+What always travels together is a NamedTuple. One that may hold a None is made by a kernel and handed down, but neither
+returned nor assigned in a loop: Triton 3.6 can do neither with a None.
 
 No function returns from inside an ``if``: Triton compiles what follows one, whether it is reached or not.
 

@@ -60,13 +60,6 @@ class Operands(NamedTuple):
     dweight: Any
 
 
-class Weight(NamedTuple):
-    """The weight: where it is, and what was loaded of it once for each group."""
-
-    operand: Any
-    constant: Any
-
-
 @triton.jit
 def load_both(given, statistics, at, plan: tl.constexpr):
     """(dy, x̂) of one tile. Both are 0 outside the mask or meet a dy that is."""
@@ -79,22 +72,22 @@ def load_both(given, statistics, at, plan: tl.constexpr):
 
 
 @triton.jit
-def load_weight(weight, block, dtype: tl.constexpr, plan: tl.constexpr):
+def load_weight(given, block, dtype: tl.constexpr, plan: tl.constexpr):
     """The weight of each group, (block_kept, 1, 1); 1 if there is none, it varies within a group or is not needed."""
-    constant = tl.full((plan.block_kept, 1, 1), 1.0, dtype)
-    if weight.pointer is not None and not plan.affine_reduced and (plan.stage != "measure" or plan.constant):
-        constant = load_constant(weight, block, dtype, plan)
-    return Weight(weight, constant)
+    w = tl.full((plan.block_kept, 1, 1), 1.0, dtype)
+    if given.weight.pointer is not None and not plan.affine_reduced and (plan.stage != "measure" or plan.constant):
+        w = load_constant(given.weight, block, dtype, plan)
+    return w
 
 
 @triton.jit
-def weigh(g, weight, at, plan: tl.constexpr):
-    """Weight * dy, of a tile or of what `along_parameters` left of one."""
-    if weight.operand.pointer is not None:
+def weigh(given, g, w, at, plan: tl.constexpr):
+    """Weight * dy, of a tile or of what `along_parameters` left of one; ``w`` is what `load_weight` loaded of it."""
+    if given.weight.pointer is not None:
         if plan.affine_reduced:
-            g *= load_parameter(weight.operand, at, g.dtype, plan)
+            g *= load_parameter(given.weight, at, g.dtype, plan)
         else:
-            g *= weight.constant
+            g *= w
     return g
 
 
@@ -202,9 +195,10 @@ def resident(given, statistics, block, group, plan: tl.constexpr):
         sum1, sum2 = sum_where_constant(pairs, products, plan)
     store_gradients(given, parameter_entries(group.parts, alike, plan), Sums(sum1, sum2), plan)
     if given.dx.pointer is not None:
-        weight = load_weight(given.weight, block, g.dtype, plan)
-        g = weigh(g, weight, at, plan)
-        sum1, sum2 = sum_tiles(weigh(sum1, weight, alike, plan), weigh(sum2, weight, alike, plan), plan)
+        w = load_weight(given, block, g.dtype, plan)
+        g = weigh(given, g, w, at, plan)
+        sum1, sum2 = weigh(given, sum1, w, alike, plan), weigh(given, sum2, w, alike, plan)
+        sum1, sum2 = sum_tiles(sum1, sum2, plan)
         n = num_elements(group, g.dtype)
         store_tile(given.dx, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
 
@@ -225,13 +219,13 @@ def resident_cells(given, statistics, block, group, plan: tl.constexpr):
             w = load(given.weight.pointer, where.offsets, where.mask, g.dtype)
             sum1, sum2 = sum1 * w, sum2 * w
         sum1, sum2 = sum_groups(sum1, sum2, plan)
-        g = weigh(g, load_weight(given.weight, block, g.dtype, plan), at, plan)
+        g = weigh(given, g, load_weight(given, block, g.dtype, plan), at, plan)
         n = num_elements(group, g.dtype)
         store_tile(given.dx, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
 
 
 @triton.jit
-def sum_walked(given, statistics, weight, block, group, plan: tl.constexpr):
+def sum_walked(given, statistics, w, block, group, plan: tl.constexpr):
     """The two sums over the tiles that this program walks, weighted if the weight varies along them.
 
     With ``plan.stats_reduced`` each element has statistics of its own. Constant statistics need no sums for dx, so that
@@ -248,17 +242,17 @@ def sum_walked(given, statistics, weight, block, group, plan: tl.constexpr):
             own = load_statistics(given.saved, reduced_entries(group.stats, at), dtype, plan)
         g, xhat = load_both(given, own, at, plan)
         if plan.affine_reduced:
-            g = weigh(g, weight, at, plan)
+            g = weigh(given, g, w, at, plan)
         sum1 += g
         sum2 = tl.fma(g, xhat, sum2)
         if plan.constant and given.dx.pointer is not None:
-            g = weigh(g, weight, at, plan)
+            g = weigh(given, g, w, at, plan)
             store_tile(given.dx, at, derivative(g, xhat, Sums(0.0, 0.0), 1.0, own.rstd, plan), plan)
     return Sums(sum_tile(sum1, plan), sum_tile(sum2, plan))
 
 
 @triton.jit
-def write_tiles(given, statistics, weight, sums, group, plan: tl.constexpr):
+def write_tiles(given, statistics, w, sums, group, plan: tl.constexpr):
     """Dx of the tiles that this program walks, from the last to the first."""
     block = own_block(group, plan)
     n = num_elements(group, statistics.rstd.dtype)
@@ -266,27 +260,27 @@ def write_tiles(given, statistics, weight, sums, group, plan: tl.constexpr):
     for i in tl.range(last - first):
         at = tile_at(last - 1 - i, block, group, plan)
         g, xhat = load_both(given, statistics, at, plan)
-        g = weigh(g, weight, at, plan)
+        g = weigh(given, g, w, at, plan)
         store_tile(given.dx, at, derivative(g, xhat, sums, n, statistics.rstd, plan), plan)
 
 
 @triton.jit
 def streamed(given, statistics, block, group, plan: tl.constexpr):
     """Stage "streamed": a walk for the sums, a walk for dx."""
-    weight = load_weight(given.weight, block, statistics.rstd.dtype, plan)
-    sums = sum_walked(given, statistics, weight, block, group, plan)
+    w = load_weight(given, block, statistics.rstd.dtype, plan)
+    sums = sum_walked(given, statistics, w, block, group, plan)
     store_gradients(given, group_entries(group.parts, block, plan), sums, plan)
     if given.dx.pointer is not None:
         if not plan.affine_reduced:
-            sums = Sums(sums.dy * weight.constant, sums.dyx * weight.constant)
-        write_tiles(given, statistics, weight, sums, group, plan)
+            sums = Sums(sums.dy * w, sums.dyx * w)
+        write_tiles(given, statistics, w, sums, group, plan)
 
 
 @triton.jit
 def measure(given, statistics, block, group, plan: tl.constexpr):
     """Stage "measure": the first of these walks."""
-    weight = load_weight(given.weight, block, statistics.rstd.dtype, plan)
-    sums = sum_walked(given, statistics, weight, block, group, plan)
+    w = load_weight(given, block, statistics.rstd.dtype, plan)
+    sums = sum_walked(given, statistics, w, block, group, plan)
     save_sums(given, group_entries(group.parts, block, plan), sums)
 
 
@@ -294,9 +288,9 @@ def measure(given, statistics, block, group, plan: tl.constexpr):
 def apply(given, statistics, block, group, plan: tl.constexpr):
     """Stage "apply": the second of these walks."""
     dtype: tl.constexpr = statistics.rstd.dtype
-    weight = load_weight(given.weight, block, dtype, plan)
+    w = load_weight(given, block, dtype, plan)
     sums = load_sums(given, group_entries(group.stats, block, plan), dtype, plan)
-    write_tiles(given, statistics, weight, sums, group, plan)
+    write_tiles(given, statistics, w, sums, group, plan)
 
 
 @triton.jit
