@@ -65,8 +65,8 @@ def count_up(pointer, mask):
 @triton.jit
 def load_tile(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
     """A tile of a tensor of full size, 0 outside the mask."""
-    offsets = tensor_offsets(operand.strides, at, plan)
-    return from_rows(load(operand.pointer, by_rows(offsets, plan), by_rows(at.mask, plan), dtype), plan)
+    pointers = operand.pointer + by_rows(tensor_offsets(operand.strides, at, plan), plan)
+    return widen(from_rows(tl.load(pointers, mask=by_rows(at.mask, plan), other=0.0), plan), dtype)
 
 
 @triton.jit
