@@ -55,7 +55,7 @@ def merge_moments(parts, plane, mean, rstd, correction, running, eps, group, pla
     dtype: tl.constexpr = parts.dtype.element_ty
     block = own_block(group, plan)
     where = group_entries(group.stats, block, plan)
-    first, last = own_tiles(group, plan)
+    first, last = own_tiles(block, group, plan)
     pivot = load_first(Operand(parts + plane, group.parts), block, dtype, plan)
     zeros = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
     found = Moments(zeros, zeros, zeros, zeros)
@@ -120,11 +120,11 @@ def sum_twice(
     number = tl.program_id(0)
     blocks = num_blocks(group, plan)
     if number < blocks:
-        block = block_at(number, group, plan)
+        block = block_at(number, 0, group, plan)
         sum_buffer(sum_dy, weight, dy_out, block, group, plan)
         sum_buffer(sum_dyx, weight, dyx_out, block, group, plan)
     else:
-        row_block = block_at(number - blocks, also, also_plan)
+        row_block = block_at(number - blocks, 0, also, also_plan)
         sum_buffer(row_dy, None, dbias, row_block, also, also_plan)
         sum_buffer(row_dyx, None, dweight, row_block, also, also_plan)
 
@@ -141,7 +141,7 @@ def average_running(mean, variance, running, group, plan: tl.constexpr):
     """
     dtype: tl.constexpr = mean.dtype.element_ty
     block = own_block(group, plan)
-    first, last = own_tiles(group, plan)
+    first, last = own_tiles(block, group, plan)
     sum_mean = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
     sum_variance = sum_mean
     for i in tl.range(last - first):

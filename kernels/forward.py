@@ -63,7 +63,7 @@ def write(given, x, statistics, linear, at, plan: tl.constexpr):
 @triton.jit
 def write_tiles(given, statistics, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`write` the tiles that this program walks, from the last to the first."""
-    first, last = own_tiles(group, plan)
+    first, last = own_tiles(block, group, plan)
     linear = load_map(given, statistics.rstd, block, plan)
     for i in tl.range(last - first):
         at = tile_at(last - 1 - i, block, group, plan)

@@ -63,10 +63,16 @@ def count_up(pointer, mask):
 
 
 @triton.jit
-def load_tile(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
-    """A tile of a tensor of full size, 0 outside the mask."""
+def load_raw(operand, at, plan: tl.constexpr):
+    """A tile of a tensor of full size as it is in memory, 0 outside the mask."""
     pointers = operand.pointer + by_rows(tensor_offsets(operand.strides, at, plan), plan)
-    return widen(from_rows(tl.load(pointers, mask=by_rows(at.mask, plan), other=0.0), plan), dtype)
+    return from_rows(tl.load(pointers, mask=by_rows(at.mask, plan), other=0.0), plan)
+
+
+@triton.jit
+def load_tile(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
+    """A tile of a tensor of full size in the dtype of the arithmetic."""
+    return widen(load_raw(operand, at, plan), dtype)
 
 
 @triton.jit

@@ -31,11 +31,13 @@ class Block(NamedTuple):
         outer: the index along the outer axes, `Along`.
         q: indices along the kept axis, (block_kept,).
         exists: which of them there are.
+        chunk: the part of their elements that a program is for, if several share them.
     """
 
     outer: Any
     q: Any
     exists: Any
+    chunk: Any
 
 
 class Place(NamedTuple):
@@ -116,8 +118,8 @@ def num_tiles(group, plan: tl.constexpr):
 
 
 @triton.jit
-def block_at(block, group, plan: tl.constexpr):
-    """A block of groups by its number."""
+def block_at(block, chunk, group, plan: tl.constexpr):
+    """A block of groups by its number, and a chunk of theirs."""
     blocks = tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.span)
     if len(group.outer) == 0:
         outer = block * 0
@@ -131,38 +133,35 @@ def block_at(block, group, plan: tl.constexpr):
         exists = q < (group.kept >> 1) * plan.kept_unit
         if plan.span < plan.block_kept:
             exists = exists & (tl.arange(0, plan.block_kept) < plan.span)
-    return Block(Along(outer, group.outer), q, exists)
+    return Block(Along(outer, group.outer), q, exists, chunk)
 
 
 @triton.jit
 def no_block():
     """A block for what no group changes: one index along the kept axis, for all of them."""
     q = tl.arange(0, 1)
-    return Block(Along(0, ()), q, q == 0)
+    return Block(Along(0, ()), q, q == 0, 0)
 
 
 @triton.jit
 def own_block(group, plan: tl.constexpr):
-    """The block of groups that this program is for.
+    """The block of groups, and the chunk of theirs, that this program is for.
 
-    The programs of stage "apply" take blocks, and chunks of a group, from the last to the first, so that they begin
-    with what the launch before left in the cache.
+    The programs of stage "apply" take them from the last to the first, so that they begin with what the launch before
+    left in the cache. Both numbers are read at once: read when it was needed, the second one took three registers.
     """
-    block = tl.program_id(0)
+    block, chunk = tl.program_id(0), tl.program_id(1)
     if plan.stage == "apply":
-        block = tl.num_programs(0) - 1 - block
-    return block_at(block, group, plan)
+        block, chunk = tl.num_programs(0) - 1 - block, tl.num_programs(1) - 1 - chunk
+    return block_at(block, chunk, group, plan)
 
 
 @triton.jit
-def own_tiles(group, plan: tl.constexpr):
-    """The run of tiles, first to last, that this program walks: a chunk of its groups, which several may share."""
-    chunk = tl.program_id(1)
-    if plan.stage == "apply":
-        chunk = tl.num_programs(1) - 1 - chunk
+def own_tiles(block, group, plan: tl.constexpr):
+    """The run of tiles, first to last, that are a block's chunk."""
     tiles = num_tiles(group, plan)
     share = tl.cdiv(tiles, tl.num_programs(1))
-    first = tl.minimum(chunk * share, tiles)
+    first = tl.minimum(block.chunk * share, tiles)
     return first, tl.minimum(first + share, tiles)
 
 

@@ -105,7 +105,7 @@ def measure(x, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`Moments` of each group over the tiles that this program walks."""
     zeros = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
     found = Moments(tl.zeros((), dtype), zeros, zeros, zeros)
-    first, last = own_tiles(group, plan)
+    first, last = own_tiles(block, group, plan)
     for i in tl.range(last - first):
         at = tile_at(first + i, block, group, plan)
         tile = load_tile(x, at, dtype, plan)
