@@ -38,6 +38,7 @@ from .places import (
     own_tiles,
     parameter_entries,
     reduced_entries,
+    row_entries,
     tile_at,
 )
 from .statistics import Saved, load_statistics, no_statistics
@@ -188,12 +189,11 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
                 save_sums(given, where, sums)
             else:
                 store_tile(given.dx, at, derivative(g, xhat, sums, n, statistics.rstd, plan), plan)
-    row = reduced_entries(group.parts, own)
-    offsets = row.offsets + tl.program_id(0).to(tl.int64) * (group.count >> 1)
+    where = row_entries(tl.program_id(0).to(tl.int64) * (group.count >> 1), group.parts, own)
     if given.dweight is not None:
-        store(given.dweight, offsets, tl.sum(dweight, 0, keep_dims=True), row.mask)
+        store(given.dweight, where.offsets, tl.sum(dweight, 0), where.mask)
     if given.dbias is not None:
-        store(given.dbias, offsets, tl.sum(dbias, 0, keep_dims=True), row.mask)
+        store(given.dbias, where.offsets, tl.sum(dbias, 0), where.mask)
 
 
 @triton.jit

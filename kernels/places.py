@@ -279,6 +279,17 @@ def parameter_entries(strides, at, plan: tl.constexpr):
 
 
 @triton.jit
+def row_entries(row, strides, at):
+    """Where a row of one entry for each index along the reduced axes lies: (block_r1, block_r2).
+
+    With a first dimension of one, sm_80 exchanged what is stored through shared memory: 4 barriers more.
+    """
+    offsets = row + distance(at.walk, strides.walk)
+    offsets += (at.r1 * strides.r1)[:, None] + (at.r2 * strides.r2)[None, :]
+    return Entries(offsets, at.in1[:, None] & at.in2[None, :])
+
+
+@triton.jit
 def reduced_entries(strides, at):
     """The entries of an operand that varies along the reduced axes alone: (1, block_r1, block_r2)."""
     base = distance(at.outer, strides.outer) + distance(at.walk, strides.walk)
