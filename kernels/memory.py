@@ -1,7 +1,7 @@
 """Loads and stores, all of them: what is loaded takes the dtype of the arithmetic, what is stored is rounded.
 
-`load` and `store` move what offsets and a mask say, the others an operand of some kind. Nothing is computed here, and
-where elements are is said in `places`.
+`load` and `store` move what offsets and a mask say, the others an operand of some kind; who takes `load_raw` calls
+`widen`. Nothing is computed here, and where elements are is said in `places`.
 """
 
 from typing import Any, NamedTuple
