@@ -9,214 +9,302 @@ With x̂ = (x - mean) * rstd and n elements a group, y = x̂ * weight + bias has
 Where a parameter is constant within a group, the group's Σ dy and Σ dy * x̂ serve both.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .forward import load_statistics
-from .tile import (
-    chunk_of_tiles,
-    cube,
+from .cluster import cell_entries, sum_cells, sum_groups
+from .memory import (
+    Operand,
+    load,
     load_constant,
     load_parameter,
-    load_tensor,
-    locate,
-    num_blocks,
-    own_share,
-    reduced_offsets,
-    reduced_tile,
-    resident_mask,
-    small_offsets,
+    load_raw,
+    load_tile,
     store,
-    store_sums,
-    store_tensor,
-    sum_cells,
-    sum_groups,
-    sum_pair,
-    sum_tile,
-    sum_tiles,
-    tensor_offsets,
-    unravel,
+    store_entries,
+    store_tile,
     widen,
-    with_products,
 )
+from .places import (
+    along_parameters,
+    block_at,
+    group_entries,
+    no_block,
+    num_blocks,
+    num_elements,
+    own_block,
+    own_tiles,
+    parameter_entries,
+    reduced_entries,
+    row_entries,
+    tile_at,
+)
+from .statistics import Saved, load_statistics, no_statistics
+from .sums import sum_tile, sum_tiles, sum_where_constant, with_products
+
+
+class Sums(NamedTuple):
+    """Σ dy and Σ dy * x̂, weighted or not; or pointers to them."""
+
+    dy: Any
+    dyx: Any
+
+
+class Operands(NamedTuple):
+    """The tensors of a backward pass.
+
+    Attributes:
+        dy, x, dx, weight: each an `Operand`.
+        saved: statistics, at ``group.stats``.
+        sums: pointers to each group's two sums.
+        dbias, dweight: pointers to parameter gradients, or to partial sums of them, at ``group.parts``.
+    """
+
+    dy: Any
+    x: Any
+    dx: Any
+    weight: Any
+    saved: Any
+    sums: Any
+    dbias: Any
+    dweight: Any
 
 
 @triton.jit
-def load_tile(dy, x, group, outer, walk, q, r1, r2, mask, mean, rstd, plan: tl.constexpr):
-    """(dy, x̂) of one tile. Both are 0 outside the mask or meet a dy that is."""
-    g = load_tensor(dy, tensor_offsets(group, group.dy, outer, walk, q, r1, r2, plan), mask, plan)
-    value = load_tensor(x, tensor_offsets(group, group.x, outer, walk, q, r1, r2, plan), mask, plan)
-    value = widen(value, rstd.dtype)
+def load_both(given, statistics, at, plan: tl.constexpr):
+    """(dy, x̂) of one tile. Both are 0 outside the mask or meet a dy that is.
+
+    Dy is converted last: converted as soon as it was loaded, layer norm of 4096 bfloat16 took two registers more.
+    """
+    dtype: tl.constexpr = statistics.rstd.dtype
+    g = load_raw(given.dy, at, plan)
+    x = load_tile(given.x, at, dtype, plan)
     if plan.centered:
-        value -= mean
-    return widen(g, rstd.dtype), value * rstd
+        x -= statistics.mean
+    return widen(g, dtype), x * statistics.rstd
 
 
 @triton.jit
-def load_weight(weight, group, outer, q, exists, dtype: tl.constexpr, plan: tl.constexpr):
+def load_weight(given, block, dtype: tl.constexpr, plan: tl.constexpr):
     """The weight of each group, (block_kept, 1, 1); 1 if there is none, it varies within a group or is not needed."""
     w = tl.full((plan.block_kept, 1, 1), 1.0, dtype)
-    if weight is not None and not plan.affine_reduced and (plan.stage != "measure" or plan.constant):
-        w = load_constant(weight, group.weight, group, outer, q, exists, dtype, plan)
+    if given.weight.pointer is not None and not plan.affine_reduced and (plan.stage != "measure" or plan.constant):
+        w = load_constant(given.weight, block, dtype, plan)
     return w
 
 
 @triton.jit
-def weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan: tl.constexpr):
-    """Weight * dy; ``w`` is what `load_weight` loaded of it."""
-    if weight is not None:
+def weigh(given, g, w, at, plan: tl.constexpr):
+    """Weight * dy, of a tile or of what `along_parameters` left of one; ``w`` is what `load_weight` loaded of it."""
+    if given.weight.pointer is not None:
         if plan.affine_reduced:
-            g *= load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, g.dtype, plan)
+            g *= load_parameter(given.weight, at, g.dtype, plan)
         else:
             g *= w
     return g
 
 
 @triton.jit
-def write(dx, g, xhat, mean1, mean2, rstd, group, outer, walk, q, r1, r2, mask, plan: tl.constexpr):
-    """Dx from weight * dy and the group's sum1 / n and sum2 / n."""
+def derivative(g, xhat, sums, n, rstd, plan: tl.constexpr):
+    """Dx = rstd * (g - (sum1 + x̂ * sum2) / n), where g is weight * dy."""
+    mean1, mean2 = sums.dy / n, sums.dyx / n
     if not plan.constant:
         if plan.centered:
             g -= tl.fma(xhat, mean2, mean1)
         else:
             g = tl.fma(xhat, -mean2, g)
-    store_tensor(dx, tensor_offsets(group, group.dx, outer, walk, q, r1, r2, plan), g * rstd, mask, plan)
+    return g * rstd
 
 
 @triton.jit
-def sum_where_constant(a, b, plan: tl.constexpr):
-    """Sum two tiles over the axes along which the parameters are constant, dimensions kept."""
-    if plan.affine_r1 and plan.affine_r2:
-        sum_a, sum_b = a, b
-    elif plan.affine_r1 or plan.affine_r2:
-        sum_a, sum_b = sum_pair(a, b, 2 if plan.affine_r1 else 1, plan)
+def save_sums(given, where, sums):
+    """Store a chunk's two sums: (groups, chunks)."""
+    offsets = where.offsets * tl.num_programs(1) + tl.program_id(1)
+    if given.sums.dy is not None:
+        store(given.sums.dy, offsets, sums.dy, where.mask)
+    store(given.sums.dyx, offsets, sums.dyx, where.mask)
+
+
+@triton.jit
+def load_sums(given, where, dtype: tl.constexpr, plan: tl.constexpr):
+    """Each group's two sums; 0 where dx needs none."""
+    sum1, sum2 = 0.0, 0.0
+    if not plan.constant:
+        if plan.centered:
+            sum1 = load(given.sums.dy, where.offsets, where.mask, dtype)
+        sum2 = load(given.sums.dyx, where.offsets, where.mask, dtype)
+    return Sums(sum1, sum2)
+
+
+@triton.jit
+def store_gradients(given, where, sums, plan: tl.constexpr):
+    """Store parameter gradients, or partial sums of them, if they are wanted."""
+    store_entries(given.dbias, where, sums.dy, plan)
+    store_entries(given.dweight, where, sums.dyx, plan)
+
+
+@triton.jit
+def sum_swept(g, xhat, plan: tl.constexpr):
+    """Each group's two sums over a tile; where no mean is subtracted, dx needs the second alone."""
+    if plan.centered:
+        sum1, sum2 = sum_tiles(g, g * xhat, plan)
     else:
-        sum_a, sum_b = sum_tiles(a, b, plan)
-    return sum_a, sum_b
+        sum1, sum2 = 0.0, sum_tile(g * xhat, plan)
+    return Sums(sum1, sum2)
 
 
 @triton.jit
-def parameter_tile(r1, r2, in1, in2, exists, plan: tl.constexpr):
-    """The part of a tile along which the parameters vary, as `sum_where_constant` leaves it: indices and mask."""
-    if not plan.affine_r1:
-        r1 = tl.arange(0, 1)
-        in1 = r1 == 0
-    if not plan.affine_r2:
-        r2 = tl.arange(0, 1)
-        in2 = r2 == 0
-    return r1, r2, cube(exists, in1, in2)
-
-
-@triton.jit
-def sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias, group, plan: tl.constexpr):
+def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
     """One tile of parameters, many groups: the parameters stay in registers, their gradients gather there.
 
     Stage "resident" takes the two sums of a group from its tile; "measure" leaves those of each tile at
     ``group.stats`` times the number of tiles. A program leaves one row of partial parameter gradients.
     """
-    dtype: tl.constexpr = rstd.dtype.element_ty
-    walk, r1, r2, in1, in2, _size = reduced_tile(tl.program_id(1), group, plan)
     shape: tl.constexpr = (plan.block_kept, plan.block_r1, plan.block_r2)
-    n = tl.zeros((), dtype) + (group.count >> 1)
-    if weight is not None:
-        nowhere = tl.program_id(0) * 0
-        only = tl.arange(0, 1)  # all groups have the same: one for the whole tile
-        within = cube(only == 0, in1, in2)
-        w = load_parameter(weight, group.weight, group, nowhere, walk, only, r1, r2, only == 0, within, dtype, plan)
-    if dweight is not None:
-        gathered_dyx = tl.full(shape, 0.0, dtype)
-    if dbias is not None:
-        gathered_dy = tl.full(shape, 0.0, dtype)
-
-    for block in tl.range(tl.program_id(0), num_blocks(group, plan), tl.num_programs(0)):
-        outer, q, exists = locate(tl.zeros((), tl.int32) + block, group, plan)
-        mask = cube(exists, in1, in2)
-        index = small_offsets(group, group.stats, outer, q, plan)
-        there = exists[:, None, None]
-        m, _c, r = load_statistics(mean, rstd, None, None, index, None, there, dtype, plan)
-        g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
-        if dweight is not None:
-            gathered_dyx = tl.fma(g, xhat, gathered_dyx)
-        if dbias is not None:
-            gathered_dy += g
-        if dx is not None or sum_dyx is not None:
-            if weight is not None:
+    own = tile_at(tl.program_id(1), no_block(), group, plan)
+    n = num_elements(group, dtype)
+    if given.weight.pointer is not None:
+        w = load_parameter(given.weight, own, dtype, plan)
+    if given.dweight is not None:
+        dweight = tl.full(shape, 0.0, dtype)
+    if given.dbias is not None:
+        dbias = tl.full(shape, 0.0, dtype)
+    for number in tl.range(tl.program_id(0), num_blocks(group, plan), tl.num_programs(0)):
+        block = block_at(tl.zeros((), tl.int32) + number, tl.program_id(1), group, plan)
+        at = tile_at(block.chunk, block, group, plan)
+        where = group_entries(group.stats, block, plan)
+        statistics = load_statistics(given.saved, where, dtype, plan)
+        g, xhat = load_both(given, statistics, at, plan)
+        if given.dweight is not None:
+            dweight = tl.fma(g, xhat, dweight)
+        if given.dbias is not None:
+            dbias += g
+        if given.dx.pointer is not None or given.sums.dyx is not None:
+            if given.weight.pointer is not None:
                 g *= w
-            if plan.centered:
-                sum1, sum2 = sum_tiles(g, g * xhat, plan)
-            else:
-                sum1, sum2 = 0.0, sum_tile(g * xhat, plan)
+            sums = sum_swept(g, xhat, plan)
             if plan.stage == "measure":
-                at = index * tl.num_programs(1) + tl.program_id(1)
-                if plan.centered:
-                    tl.store(sum_dy + at, sum1, mask=there)
-                tl.store(sum_dyx + at, sum2, mask=there)
+                save_sums(given, where, sums)
             else:
-                write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)
-
-    row = tl.program_id(0).to(tl.int64) * (group.count >> 1) + unravel(walk, group.walk, group.parts.walk)
-    row += (r1 * group.parts.r1)[:, None] + (r2 * group.parts.r2)[None, :]
-    inside = in1[:, None] & in2[None, :]
-    if dweight is not None:
-        store(dweight, row, tl.sum(gathered_dyx, 0), inside)
-    if dbias is not None:
-        store(dbias, row, tl.sum(gathered_dy, 0), inside)
+                store_tile(given.dx, at, derivative(g, xhat, sums, n, statistics.rstd, plan), plan)
+    where = row_entries(tl.program_id(0).to(tl.int64) * (group.count >> 1), group.parts, own)
+    if given.dweight is not None:
+        store(given.dweight, where.offsets, tl.sum(dweight, 0), where.mask)
+    if given.dbias is not None:
+        store(given.dbias, where.offsets, tl.sum(dbias, 0), where.mask)
 
 
 @triton.jit
-def sum_group(dy, x, dx, weight, w, mean, rstd, m, r, first, last, group, outer, q, exists, plan: tl.constexpr):
-    """(Σ dy, Σ dy * x̂) over tiles first to last, weighted if the weight varies along them.
-
-    The statistics are ``m`` and ``r``, or with ``plan.stats_reduced`` other ones for each element, at ``mean`` and
-    ``rstd``. Constant statistics need no sums for dx, so that it is written on the way.
-    """
-    sum1 = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, r.dtype)
-    sum2 = sum1
-    for i in tl.range(last - first):
-        walk, r1, r2, in1, in2, _size = reduced_tile(first + i, group, plan)
-        mask = cube(exists, in1, in2)
-        if plan.stats_reduced:
-            at = reduced_offsets(group, group.stats, outer, walk, r1, r2)
-            there = in1[None, :, None] & in2[None, None, :]
-            tile_m, _c, tile_r = load_statistics(mean, rstd, None, None, at, None, there, r.dtype, plan)
-        else:
-            tile_m, tile_r = m, r
-        g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, tile_m, tile_r, plan)
-        if plan.affine_reduced:
-            g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
-        sum1 += g
-        sum2 = tl.fma(g, xhat, sum2)
-        if plan.constant and dx is not None:
-            g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
-            write(dx, g, xhat, 0.0, 0.0, r, group, outer, walk, q, r1, r2, mask, plan)
-    return sum_tile(sum1, plan), sum_tile(sum2, plan)
+def resident(given, statistics, block, group, plan: tl.constexpr):
+    """Stage "resident": the tile is the whole group, and its sums are those of the parameters, weighted those of dx."""
+    n = num_elements(group, statistics.rstd.dtype)
+    at = tile_at(0, block, group, plan)
+    g, xhat = load_both(given, statistics, at, plan)
+    alike = along_parameters(at, plan)
+    if plan.affine_r2:
+        sum1, sum2 = sum_where_constant(g, g * xhat, plan)
+    else:
+        pairs, products = with_products(g, xhat, plan)
+        sum1, sum2 = sum_where_constant(pairs, products, plan)
+    store_gradients(given, parameter_entries(group.parts, alike, plan), Sums(sum1, sum2), plan)
+    if given.dx.pointer is not None:
+        w = load_weight(given, block, g.dtype, plan)
+        g = weigh(given, g, w, at, plan)
+        sum1, sum2 = weigh(given, sum1, w, alike, plan), weigh(given, sum2, w, alike, plan)
+        sum1, sum2 = sum_tiles(sum1, sum2, plan)
+        store_tile(given.dx, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
 
 
 @triton.jit
-def resident_cells(dy, x, dx, weight, dweight, dbias, m, r, n, group, outer, q, exists, plan: tl.constexpr):
+def resident_cells(given, statistics, block, group, plan: tl.constexpr):
     """Stage "resident" for groups of several cells, whose sums a cluster exchanges once.
 
     Each cell's are partial gradients of its parameters; weighted and summed over a group's, they are what dx needs.
     """
-    walk, r1, r2, in1, in2, _size = reduced_tile(tl.program_id(1) * 0, group, plan)
-    mask = resident_mask(exists, r1, r2, in1, in2, group, plan)
-    g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
+    n = num_elements(group, statistics.rstd.dtype)
+    at = tile_at(0, block, group, plan)
+    g, xhat = load_both(given, statistics, at, plan)
     sum1, sum2 = sum_cells(g, g * xhat, plan)
-    there = exists[None, None, :]
-    at = unravel(outer, group.outer, group.parts.outer) + (q * group.parts.cell)[None, None, :]
-    if dbias is not None:
-        store_sums(dbias, at, sum1, there, plan)
-    if dweight is not None:
-        store_sums(dweight, at, sum2, there, plan)
-    if dx is not None:
-        if weight is not None:
-            at = unravel(outer, group.outer, group.weight.outer) + (q * group.weight.cell)[None, None, :]
-            w = widen(tl.load(weight + at, mask=there, other=0.0), r.dtype)
+    store_gradients(given, cell_entries(group.parts, block), Sums(sum1, sum2), plan)
+    if given.dx.pointer is not None:
+        if given.weight.pointer is not None:
+            where = cell_entries(given.weight.strides, block)
+            w = load(given.weight.pointer, where.offsets, where.mask, g.dtype)
             sum1, sum2 = sum1 * w, sum2 * w
         sum1, sum2 = sum_groups(sum1, sum2, plan)
-        w = load_weight(weight, group, outer, q, exists, r.dtype, plan)
-        g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
-        write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)
+        g = weigh(given, g, load_weight(given, block, g.dtype, plan), at, plan)
+        store_tile(given.dx, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
+
+
+@triton.jit
+def sum_walked(given, statistics, w, block, group, plan: tl.constexpr):
+    """The two sums over the tiles that this program walks, weighted if the weight varies along them.
+
+    With ``plan.stats_reduced`` each element has statistics of its own. Constant statistics need no sums for dx, so that
+    it is written on the way.
+    """
+    dtype: tl.constexpr = statistics.rstd.dtype
+    sum1 = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+    sum2 = sum1
+    first, last = own_tiles(block, group, plan)
+    for i in tl.range(last - first):
+        at = tile_at(first + i, block, group, plan)
+        own = statistics
+        if plan.stats_reduced:
+            own = load_statistics(given.saved, reduced_entries(group.stats, at), dtype, plan)
+        g, xhat = load_both(given, own, at, plan)
+        if plan.affine_reduced:
+            g = weigh(given, g, w, at, plan)
+        sum1 += g
+        sum2 = tl.fma(g, xhat, sum2)
+        if plan.constant and given.dx.pointer is not None:
+            g = weigh(given, g, w, at, plan)
+            store_tile(given.dx, at, derivative(g, xhat, Sums(0.0, 0.0), 1.0, own.rstd, plan), plan)
+    return Sums(sum_tile(sum1, plan), sum_tile(sum2, plan))
+
+
+@triton.jit
+def write_tiles(given, statistics, w, sums, group, plan: tl.constexpr):
+    """Dx of the tiles that this program walks, from the last to the first."""
+    block = own_block(group, plan)
+    n = num_elements(group, statistics.rstd.dtype)
+    first, last = own_tiles(block, group, plan)
+    for i in tl.range(last - first):
+        at = tile_at(last - 1 - i, block, group, plan)
+        g, xhat = load_both(given, statistics, at, plan)
+        g = weigh(given, g, w, at, plan)
+        store_tile(given.dx, at, derivative(g, xhat, sums, n, statistics.rstd, plan), plan)
+
+
+@triton.jit
+def streamed(given, statistics, block, group, plan: tl.constexpr):
+    """Stage "streamed": a walk for the sums, a walk for dx."""
+    w = load_weight(given, block, statistics.rstd.dtype, plan)
+    sums = sum_walked(given, statistics, w, block, group, plan)
+    store_gradients(given, group_entries(group.parts, block, plan), sums, plan)
+    if given.dx.pointer is not None:
+        if not plan.affine_reduced:
+            sums = Sums(sums.dy * w, sums.dyx * w)
+        write_tiles(given, statistics, w, sums, group, plan)
+
+
+@triton.jit
+def measure(given, statistics, block, group, plan: tl.constexpr):
+    """Stage "measure": the first of these walks."""
+    w = load_weight(given, block, statistics.rstd.dtype, plan)
+    sums = sum_walked(given, statistics, w, block, group, plan)
+    save_sums(given, group_entries(group.parts, block, plan), sums)
+
+
+@triton.jit
+def apply(given, statistics, block, group, plan: tl.constexpr):
+    """Stage "apply": the second of these walks."""
+    dtype: tl.constexpr = statistics.rstd.dtype
+    w = load_weight(given, block, dtype, plan)
+    sums = load_sums(given, group_entries(group.stats, block, plan), dtype, plan)
+    write_tiles(given, statistics, w, sums, group, plan)
 
 
 @triton.jit
@@ -235,78 +323,30 @@ def normalize_backward(
         dweight, dbias: parameter gradients, or partial sums of them, at ``group.parts``; None if not wanted.
         group, plan: `Grouping` and `Plan`.
 
-    Grid: (blocks of groups, chunks of a group), and for `sweep_groups` (rows of partial sums, tiles). The stages are
+    Grid: (blocks of groups, chunks of a group), and for `sweep` (rows of partial sums, tiles). The stages are
     those of `normalize_forward`.
     """
+    dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    given = Operands(
+        Operand(dy, group.dy), Operand(x, group.x), Operand(dx, group.dx), Operand(weight, group.weight),
+        Saved(mean, rstd, None, running, eps), Sums(sum_dy, sum_dyx), dbias, dweight,
+    )  # fmt: skip
     if plan.accumulate:
-        sweep_groups(dy, x, dx, weight, mean, rstd, sum_dy, sum_dyx, dweight, dbias, group, plan)
+        sweep(given, group, dtype, plan)
     else:
-        dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-        block, chunk = own_share(plan)
-        outer, q, exists = locate(block, group, plan)
-        there = exists[:, None, None]
-        index = small_offsets(group, group.stats, outer, q, plan)
+        block = own_block(group, plan)
+        where = group_entries(group.stats, block, plan)
         if plan.stats_reduced:
-            m = tl.zeros((1, 1, 1), dtype)  # `sum_group` reads them
-            r = m
+            statistics = no_statistics(dtype)
         else:
-            m, _c, r = load_statistics(mean, rstd, None, running, index, eps, there, dtype, plan)
-        n = tl.zeros((), dtype) + (group.count >> 1)
-
+            statistics = load_statistics(given.saved, where, dtype, plan)
         if plan.block_groups > 0:
-            resident_cells(dy, x, dx, weight, dweight, dbias, m, r, n, group, outer, q, exists, plan)
+            resident_cells(given, statistics, block, group, plan)
         elif plan.stage == "resident":
-            walk, r1, r2, in1, in2, _size = reduced_tile(chunk * 0, group, plan)
-            mask = resident_mask(exists, r1, r2, in1, in2, group, plan)
-            g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
-            p1, p2, inside = parameter_tile(r1, r2, in1, in2, exists, plan)
-            if plan.affine_r2:
-                sum1, sum2 = sum_where_constant(g, g * xhat, plan)
-            else:
-                pairs, products = with_products(g, xhat, plan)
-                sum1, sum2 = sum_where_constant(pairs, products, plan)
-            at = small_offsets(group, group.parts, outer, q, plan)
-            at += (p1 * group.parts.r1)[None, :, None] + (p2 * group.parts.r2)[None, None, :]
-            if dbias is not None:
-                store_sums(dbias, at, sum1, inside, plan)
-            if dweight is not None:
-                store_sums(dweight, at, sum2, inside, plan)
-            if dx is not None:
-                w = load_weight(weight, group, outer, q, exists, dtype, plan)
-                g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
-                sum1 = weigh(sum1, w, weight, group, outer, walk, q, p1, p2, exists, inside, plan)
-                sum2 = weigh(sum2, w, weight, group, outer, walk, q, p1, p2, exists, inside, plan)
-                sum1, sum2 = sum_tiles(sum1, sum2, plan)
-                write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)
+            resident(given, statistics, block, group, plan)
+        elif plan.stage == "streamed":
+            streamed(given, statistics, block, group, plan)
+        elif plan.stage == "measure":
+            measure(given, statistics, block, group, plan)
         else:
-            first, last = chunk_of_tiles(chunk, group, plan)
-            w = load_weight(weight, group, outer, q, exists, dtype, plan)
-            if plan.stage == "apply":
-                if plan.constant:
-                    sum1, sum2 = 0.0, 0.0
-                else:
-                    sum1 = tl.load(sum_dy + index, mask=there, other=0.0) if plan.centered else 0.0
-                    sum2 = tl.load(sum_dyx + index, mask=there, other=0.0)
-            else:
-                sum1, sum2 = sum_group(
-                    dy, x, dx, weight, w, mean, rstd, m, r, first, last, group, outer, q, exists, plan
-                )
-                at = small_offsets(group, group.parts, outer, q, plan)
-                if plan.stage == "measure":
-                    at = at * tl.num_programs(1) + chunk
-                    tl.store(sum_dy + at, sum1, mask=there)
-                    tl.store(sum_dyx + at, sum2, mask=there)
-                else:
-                    if dbias is not None:
-                        store(dbias, at, sum1, there)
-                    if dweight is not None:
-                        store(dweight, at, sum2, there)
-                    if not plan.affine_reduced:
-                        sum1, sum2 = sum1 * w, sum2 * w
-            if plan.stage != "measure" and dx is not None:
-                for i in tl.range(last - first):
-                    walk, r1, r2, in1, in2, _size = reduced_tile(last - 1 - i, group, plan)
-                    mask = cube(exists, in1, in2)
-                    g, xhat = load_tile(dy, x, group, outer, walk, q, r1, r2, mask, m, r, plan)
-                    g = weigh(g, w, weight, group, outer, walk, q, r1, r2, exists, mask, plan)
-                    write(dx, g, xhat, sum1 / n, sum2 / n, r, group, outer, walk, q, r1, r2, mask, plan)
+            apply(given, statistics, block, group, plan)

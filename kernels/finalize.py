@@ -6,20 +6,37 @@ The buffer is a tensor like any other, so a `Grouping` says which of its element
 import triton
 import triton.language as tl
 
-from .forward import combine, save_statistics, update_running
-from .tile import (
-    chunk_of_tiles,
-    cube,
-    load_parameter,
-    locate,
+from .memory import Operand, load, load_first, load_parameter, store
+from .places import (
+    block_at,
+    group_entries,
     num_blocks,
+    num_elements,
     num_tiles,
-    reduced_tile,
-    small_offsets,
-    store,
-    sum_tile,
+    own_block,
+    own_tiles,
     tensor_offsets,
+    tile_at,
 )
+from .statistics import Moments, Saved, combine, save_statistics, update_running
+from .sums import sum_tile
+
+
+@triton.jit
+def merged_tile(parts, plane, pivot, at, group, plan: tl.constexpr):
+    """`Moments` of each group over a tile of its parts; their mean is ``pivot`` and the correction."""
+    dtype: tl.constexpr = parts.dtype.element_ty
+    offsets = tensor_offsets(group.parts, at, plan)
+    n = load(parts, offsets, at.mask, dtype)
+    mean = load(parts + plane, offsets, at.mask, dtype)
+    correction = load(parts + plane * 2, offsets, at.mask, dtype)
+    squares = load(parts + plane * 3, offsets, at.mask, dtype)
+    relative = tl.where(n == 0.0, 0.0, (mean - pivot) + correction)
+    total = sum_tile(n, plan)
+    whole = tl.where(total == 0.0, 1.0, total)
+    correction = sum_tile(relative * n, plan) / whole
+    deviation = relative - correction
+    return Moments(total, pivot, correction, sum_tile(squares + deviation * deviation * n, plan))
 
 
 @triton.jit(do_not_specialize=["plane"])
@@ -36,36 +53,21 @@ def merge_moments(parts, plane, mean, rstd, correction, running, eps, group, pla
     up to 9 % of a standard deviation where the mean was a million of them, relative ones 2e-7.
     """
     dtype: tl.constexpr = parts.dtype.element_ty
-    outer, q, exists = locate(tl.program_id(0), group, plan)
-    there = exists[:, None, None]
-    first, last = chunk_of_tiles(tl.program_id(1), group, plan)
-    origin = tensor_offsets(group, group.parts, outer, first, q, tl.arange(0, 1), tl.arange(0, 1), plan)
-    pivot = tl.load(parts + plane + origin, mask=there, other=0.0)
-    count = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
-    m = count
-    c = count
-    squares = count
+    block = own_block(group, plan)
+    where = group_entries(group.stats, block, plan)
+    first, last = own_tiles(block, group, plan)
+    pivot = load_first(Operand(parts + plane, group.parts), block, dtype, plan)
+    zeros = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
+    found = Moments(zeros, zeros, zeros, zeros)
     for i in tl.range(last - first):
-        walk, r1, r2, in1, in2, _size = reduced_tile(first + i, group, plan)
-        mask = cube(exists, in1, in2)
-        at = tensor_offsets(group, group.parts, outer, walk, q, r1, r2, plan)
-        n = tl.load(parts + at, mask=mask, other=0.0)
-        part_m = tl.load(parts + plane + at, mask=mask, other=0.0)
-        part_c = tl.load(parts + plane * 2 + at, mask=mask, other=0.0)
-        part_squares = tl.load(parts + plane * 3 + at, mask=mask, other=0.0)
-        relative = tl.where(n == 0.0, 0.0, (part_m - pivot) + part_c)
-        tile_n = sum_tile(n, plan)
-        whole = tl.where(tile_n == 0.0, 1.0, tile_n)
-        tile_c = sum_tile(relative * n, plan) / whole
-        deviation = relative - tile_c
-        tile_squares = sum_tile(part_squares + deviation * deviation * n, plan)
-        count, m, c, squares = combine(count, m, c, squares, tile_n, pivot, tile_c, tile_squares)
-    index = small_offsets(group, group.stats, outer, q, plan)
-    total = m + c
-    count = tl.where(there, count, 1.0)
-    save_statistics(mean, rstd, running, index, total, squares / count, count, eps, there, plan)
+        at = tile_at(first + i, block, group, plan)
+        found = combine(found, merged_tile(parts, plane, pivot, at, group, plan))
+    total = found.mean + found.correction
+    count = tl.where(where.mask, found.count, 1.0)
+    saved = Saved(mean, rstd, None, running, eps)
+    save_statistics(saved, where, Moments(count, found.mean, found.correction, found.squares), plan)
     if mean is not None:
-        tl.store(correction + index, (m - total) + c, mask=there)
+        store(correction, where.offsets, (found.mean - total) + found.correction, where.mask)
 
 
 @triton.jit
@@ -73,19 +75,17 @@ def sum_buffer(parts, weight, out, block, group, plan: tl.constexpr):
     """One of the sums of `sum_parts`, for one block of results; None of them if ``out`` is."""
     if out is not None:
         dtype: tl.constexpr = parts.dtype.element_ty
-        outer, q, exists = locate(block, group, plan)
         total = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
         for t in tl.range(num_tiles(group, plan)):
-            walk, r1, r2, in1, in2, _size = reduced_tile(tl.zeros((), tl.int32) + t, group, plan)
-            mask = cube(exists, in1, in2)
-            at = tensor_offsets(group, group.parts, outer, walk, q, r1, r2, plan)
-            part = tl.load(parts + at, mask=mask, other=0.0)
+            at = tile_at(t, block, group, plan)
+            part = load(parts, tensor_offsets(group.parts, at, plan), at.mask, dtype)
             if weight is not None:
-                w = load_parameter(weight, group.weight, group, outer, walk, q, r1, r2, exists, mask, dtype, plan)
+                w = load_parameter(Operand(weight, group.weight), at, dtype, plan)
                 total = tl.fma(part, w, total)
             else:
                 total += part
-        store(out, small_offsets(group, group.stats, outer, q, plan), sum_tile(total, plan), exists[:, None, None])
+        where = group_entries(group.stats, block, plan)
+        store(out, where.offsets, sum_tile(total, plan), where.mask)
 
 
 @triton.jit
@@ -99,8 +99,9 @@ def sum_parts(first_parts, second_parts, weight, first_out, second_out, group, p
 
     Grid: (blocks of results, 1).
     """
-    sum_buffer(first_parts, weight, first_out, tl.program_id(0), group, plan)
-    sum_buffer(second_parts, weight, second_out, tl.program_id(0), group, plan)
+    block = own_block(group, plan)
+    sum_buffer(first_parts, weight, first_out, block, group, plan)
+    sum_buffer(second_parts, weight, second_out, block, group, plan)
 
 
 @triton.jit
@@ -116,14 +117,16 @@ def sum_twice(
 
     Grid: (blocks of results of both, 1).
     """
-    block = tl.program_id(0)
+    number = tl.program_id(0)
     blocks = num_blocks(group, plan)
-    if block < blocks:
+    if number < blocks:
+        block = block_at(number, 0, group, plan)
         sum_buffer(sum_dy, weight, dy_out, block, group, plan)
         sum_buffer(sum_dyx, weight, dyx_out, block, group, plan)
     else:
-        sum_buffer(row_dy, None, dbias, block - blocks, also, also_plan)
-        sum_buffer(row_dyx, None, dweight, block - blocks, also, also_plan)
+        row_block = block_at(number - blocks, 0, also, also_plan)
+        sum_buffer(row_dy, None, dbias, row_block, also, also_plan)
+        sum_buffer(row_dyx, None, dweight, row_block, also, also_plan)
 
 
 @triton.jit
@@ -137,17 +140,15 @@ def average_running(mean, variance, running, group, plan: tl.constexpr):
     Grid: (blocks of running statistics, 1).
     """
     dtype: tl.constexpr = mean.dtype.element_ty
-    outer, q, exists = locate(tl.program_id(0), group, plan)
-    first, last = chunk_of_tiles(tl.program_id(1), group, plan)
+    block = own_block(group, plan)
+    first, last = own_tiles(block, group, plan)
     sum_mean = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
     sum_variance = sum_mean
     for i in tl.range(last - first):
-        walk, r1, r2, in1, in2, _size = reduced_tile(first + i, group, plan)
-        mask = cube(exists, in1, in2)
-        at = tensor_offsets(group, group.parts, outer, walk, q, r1, r2, plan)
-        sum_mean += tl.load(mean + at, mask=mask, other=0.0)
-        sum_variance += tl.load(variance + at, mask=mask, other=0.0)
-    n = tl.zeros((), dtype) + (group.count >> 1)
-    index = small_offsets(group, group.stats, outer, q, plan)
+        at = tile_at(first + i, block, group, plan)
+        offsets = tensor_offsets(group.parts, at, plan)
+        sum_mean += load(mean, offsets, at.mask, dtype)
+        sum_variance += load(variance, offsets, at.mask, dtype)
+    n = num_elements(group, dtype)
     average, unbiased = sum_tile(sum_mean, plan) / n, sum_tile(sum_variance, plan) / n
-    update_running(running, index, average, unbiased, None, exists[:, None, None])
+    update_running(running, group_entries(group.stats, block, plan), average, unbiased, None, plan)

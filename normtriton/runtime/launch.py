@@ -99,7 +99,7 @@ def kernel_group(launch: Launch) -> Grouping:
     """A launch's `Grouping` as its kernel takes it.
 
     Tensors' strides, and the extent of the contiguous axis, are in units of ``plan.vector``. Sizes are odd numbers, see
-    `normtriton.kernels.tile`. A stride of 0 is compiled in, and so are reduced sizes that belong to the model. (The
+    `normtriton.kernels.places`. A stride of 0 is compiled in, and so are reduced sizes that belong to the model. (The
     number of joined cells too: compiled, float32 columns of 4096 rows spilled 8 bytes without.)
     """
     group, plan = launch.group, launch.plan

@@ -1,0 +1,298 @@
+"""Which elements: where a program's groups and tiles lie, as indices, masks and offsets. Nothing is loaded here.
+
+A tile has three dimensions (kept, r1, r2), see `normtriton.planning.grouping.Grouping`. Index vectors are int64, so
+that a tensor may hold more than 2**31 elements; the extra address arithmetic was 6 SASS instructions in 297 for a row
+of 4096.
+
+Triton knows of an integer argument that 16 divides it, or nothing. So strides come in units of ``plan.vector``
+elements and are multiplied back here, by a constant: the compiler sees the alignment of a row of 1000 and loads 16
+bytes at once.
+
+It also compiles anew for an argument of 1 and for multiples of 16. Sizes, which a batch may change, are therefore
+handed over as odd numbers, 2 * size + 1, and halved here.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Along(NamedTuple):
+    """A linear index over axes, listed with the fastest first, and their sizes."""
+
+    index: Any
+    sizes: Any
+
+
+class Block(NamedTuple):
+    """A block of groups.
+
+    Attributes:
+        outer: the index along the outer axes, `Along`.
+        q: indices along the kept axis, (block_kept,).
+        exists: which of them there are.
+        chunk: the part of their elements that a program is for, if several share them.
+    """
+
+    outer: Any
+    q: Any
+    exists: Any
+    chunk: Any
+
+
+class Place(NamedTuple):
+    """Where a tile's elements are: a `Block`, and the part of its groups that the tile holds.
+
+    Attributes:
+        outer, q, exists: as of the block.
+        walk: the index along the walked axes, `Along`.
+        r1, r2: indices along the two reduced axes, (block_r1,) and (block_r2,).
+        in1, in2: which of these there are.
+        mask: which elements there are, (block_kept, block_r1, block_r2).
+        size: elements of a group that the tile holds, float32.
+    """
+
+    outer: Any
+    q: Any
+    exists: Any
+    walk: Any
+    r1: Any
+    r2: Any
+    in1: Any
+    in2: Any
+    mask: Any
+    size: Any
+
+
+class Entries(NamedTuple):
+    """Where an operand's elements are: offsets, and which of them there are."""
+
+    offsets: Any
+    mask: Any
+
+
+@triton.jit
+def distance(along, strides):
+    """The offset of an index `Along` axes."""
+    offset = tl.zeros((), tl.int64)
+    index = along.index
+    for axis in tl.static_range(len(along.sizes)):
+        offset += (index % (along.sizes[axis] >> 1)).to(tl.int64) * strides[axis]
+        index = index // (along.sizes[axis] >> 1)
+    return offset
+
+
+@triton.jit
+def num_elements(group, dtype: tl.constexpr):
+    """Elements that share statistics."""
+    return tl.zeros((), dtype) + (group.count >> 1)
+
+
+@triton.jit
+def num_blocks(group, plan: tl.constexpr):
+    """Blocks of groups in the whole tensor."""
+    blocks = tl.zeros((), tl.int32) + tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.span)
+    for axis in tl.static_range(len(group.outer)):
+        blocks *= group.outer[axis] >> 1
+    return blocks
+
+
+@triton.jit
+def num_cells(group, plan: tl.constexpr):
+    """Indices along all kept axes."""
+    cells = tl.zeros((), tl.int64) + (group.kept >> 1) * plan.kept_unit
+    for axis in tl.static_range(len(group.outer)):
+        cells *= group.outer[axis] >> 1
+    return cells
+
+
+@triton.jit
+def num_tiles(group, plan: tl.constexpr):
+    """Tiles along the reduced axes."""
+    tiles = tl.zeros((), tl.int32) + tl.cdiv((group.r2 >> 1) * plan.r2_unit, plan.block_r2) * tl.cdiv(
+        (group.r1 >> 1), plan.block_r1
+    )
+    for axis in tl.static_range(len(group.walk)):
+        tiles *= group.walk[axis] >> 1
+    return tiles
+
+
+@triton.jit
+def block_at(block, chunk, group, plan: tl.constexpr):
+    """A block of groups by its number, and a chunk of theirs."""
+    blocks = tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.span)
+    if len(group.outer) == 0:
+        outer = block * 0
+    else:
+        outer = block // blocks
+        block = block % blocks
+    q = block.to(tl.int64) * plan.span + tl.arange(0, plan.block_kept)
+    if plan.even_kept:
+        exists = tl.full((plan.block_kept,), True, tl.int1)
+    else:
+        exists = q < (group.kept >> 1) * plan.kept_unit
+        if plan.span < plan.block_kept:
+            exists = exists & (tl.arange(0, plan.block_kept) < plan.span)
+    return Block(Along(outer, group.outer), q, exists, chunk)
+
+
+@triton.jit
+def no_block():
+    """A block for what no group changes: one index along the kept axis, for all of them."""
+    q = tl.arange(0, 1)
+    return Block(Along(0, ()), q, q == 0, 0)
+
+
+@triton.jit
+def own_block(group, plan: tl.constexpr):
+    """The block of groups, and the chunk of theirs, that this program is for.
+
+    The programs of stage "apply" take them from the last to the first, so that they begin with what the launch before
+    left in the cache. Both numbers are read at once: read when it was needed, the second one took three registers.
+    """
+    block, chunk = tl.program_id(0), tl.program_id(1)
+    if plan.stage == "apply":
+        block, chunk = tl.num_programs(0) - 1 - block, tl.num_programs(1) - 1 - chunk
+    return block_at(block, chunk, group, plan)
+
+
+@triton.jit
+def own_tiles(block, group, plan: tl.constexpr):
+    """The run of tiles, first to last, that are a block's chunk."""
+    tiles = num_tiles(group, plan)
+    share = tl.cdiv(tiles, tl.num_programs(1))
+    first = tl.minimum(block.chunk * share, tiles)
+    return first, tl.minimum(first + share, tiles)
+
+
+@triton.jit
+def cube(kept, r1, r2):
+    """One mask over the tile from a mask along each axis."""
+    return kept[:, None, None] & r1[None, :, None] & r2[None, None, :]
+
+
+@triton.jit
+def within_rows(mask, r1, r2, group, plan: tl.constexpr):
+    """A tile's mask. Of rows dealt out to thread blocks, the last one's may be fewer."""
+    if plan.shares_rows and not plan.even_r2:
+        within = r1[:, None] * (group.r2 >> 1) + r2[None, :] < (group.count >> 1) // plan.cells
+        mask = mask & within[None, :, :]
+    return mask
+
+
+@triton.jit
+def tile_at(t, block, group, plan: tl.constexpr):
+    """Tile t along the reduced axes of a block's groups; of a resident one the only tile is 0."""
+    n1 = tl.cdiv((group.r1 >> 1), plan.block_r1)
+    n2 = tl.cdiv((group.r2 >> 1) * plan.r2_unit, plan.block_r2)
+    t = tl.zeros((), tl.int32) + t
+    start2 = (t % n2).to(tl.int64) * plan.block_r2
+    start1 = (t // n2 % n1).to(tl.int64) * plan.block_r1
+    r1 = start1 + tl.arange(0, plan.block_r1)
+    r2 = start2 + tl.arange(0, plan.block_r2)
+    if plan.even_r1:
+        in1 = tl.full((plan.block_r1,), True, tl.int1)
+        size1 = start1 * 0 + plan.block_r1
+    else:
+        in1 = r1 < (group.r1 >> 1)
+        size1 = tl.minimum((group.r1 >> 1) - start1, plan.block_r1)
+    if plan.even_r2:
+        in2 = tl.full((plan.block_r2,), True, tl.int1)
+        size2 = start2 * 0 + plan.block_r2
+    else:
+        in2 = r2 < (group.r2 >> 1) * plan.r2_unit
+        size2 = tl.minimum((group.r2 >> 1) * plan.r2_unit - start2, plan.block_r2)
+    walk = Along(t // (n1 * n2), group.walk)
+    mask = within_rows(cube(block.exists, in1, in2), r1, r2, group, plan)
+    size = (size1 * size2).to(tl.float32)
+    return Place(block.outer, block.q, block.exists, walk, r1, r2, in1, in2, mask, size)
+
+
+@triton.jit
+def first_elements(block):
+    """The first element of each of a block's groups."""
+    index = tl.arange(0, 1)
+    there = index == 0
+    walk, exists = Along(0, ()), block.exists
+    return Place(block.outer, block.q, exists, walk, index, index, there, there, exists[:, None, None], 1.0)
+
+
+@triton.jit
+def along_parameters(at, plan: tl.constexpr):
+    """The part of a tile along which the parameters vary: along the other axes, one index."""
+    r1, in1, r2, in2 = at.r1, at.in1, at.r2, at.in2
+    if not plan.affine_r1:
+        r1 = tl.arange(0, 1)
+        in1 = r1 == 0
+    if not plan.affine_r2:
+        r2 = tl.arange(0, 1)
+        in2 = r2 == 0
+    return Place(at.outer, at.q, at.exists, at.walk, r1, r2, in1, in2, cube(at.exists, in1, in2), at.size)
+
+
+@triton.jit
+def tensor_offsets(strides, at, plan: tl.constexpr):
+    """Offsets, in elements, of a tile of a tensor of full size: (block_kept, block_r1, block_r2)."""
+    base = distance(at.outer, strides.outer) + distance(at.walk, strides.walk)
+    step = strides.cell if plan.cells > 1 else strides.kept
+    row = base + (at.r1 * strides.r1)[None, :, None]
+    if plan.vector_axis == "kept":
+        offsets = at.q[:, None, None] * step + (row + (at.r2 * strides.r2)[None, None, :]) * plan.vector
+    else:
+        offsets = (row + (at.q * step)[:, None, None]) * plan.vector + at.r2[None, None, :] * strides.r2
+    return offsets
+
+
+@triton.jit
+def group_offsets(strides, at, plan: tl.constexpr):
+    """Offsets of an operand that varies along the kept axes alone: (block_kept, 1, 1)."""
+    base = distance(at.outer, strides.outer)
+    if plan.cells > 1:
+        offsets = base + (at.q // plan.cells) * strides.kept + (at.q % plan.cells) * strides.cell
+    else:
+        offsets = base + at.q * strides.kept
+    return offsets[:, None, None]
+
+
+@triton.jit
+def cell_offsets(strides, at, plan: tl.constexpr):
+    """`group_offsets` of an operand of which a cell is one run: no division, whose result a cluster would exchange."""
+    if plan.block_groups > 0:
+        offsets = (distance(at.outer, strides.outer) + at.q * strides.cell)[:, None, None]
+    else:
+        offsets = group_offsets(strides, at, plan)
+    return offsets
+
+
+@triton.jit
+def group_entries(strides, block, plan: tl.constexpr):
+    """The entry of each of a block's groups: (block_kept, 1, 1)."""
+    return Entries(group_offsets(strides, block, plan), block.exists[:, None, None])
+
+
+@triton.jit
+def parameter_entries(strides, at, plan: tl.constexpr):
+    """The entries of partial gradients, for what `along_parameters` left of a tile."""
+    offsets = group_offsets(strides, at, plan)
+    offsets += (at.r1 * strides.r1)[None, :, None] + (at.r2 * strides.r2)[None, None, :]
+    return Entries(offsets, at.mask)
+
+
+@triton.jit
+def row_entries(row, strides, at):
+    """Where a row of one entry for each index along the reduced axes lies: (block_r1, block_r2).
+
+    With a first dimension of one, sm_80 exchanged what is stored through shared memory: 4 barriers more.
+    """
+    offsets = row + distance(at.walk, strides.walk)
+    offsets += (at.r1 * strides.r1)[:, None] + (at.r2 * strides.r2)[None, :]
+    return Entries(offsets, at.in1[:, None] & at.in2[None, :])
+
+
+@triton.jit
+def reduced_entries(strides, at):
+    """The entries of an operand that varies along the reduced axes alone: (1, block_r1, block_r2)."""
+    base = distance(at.outer, strides.outer) + distance(at.walk, strides.walk)
+    offsets = base + (at.r1 * strides.r1)[None, :, None] + (at.r2 * strides.r2)[None, None, :]
+    return Entries(offsets, at.in1[None, :, None] & at.in2[None, None, :])

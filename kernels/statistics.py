@@ -1,0 +1,188 @@
+"""Mean and variance of groups: measured from tiles, merged, saved and loaded. Nothing is normalized here."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .cluster import for_each_block
+from .memory import count_up, load, load_tile, store, store_entries, stored_once
+from .places import num_cells, own_tiles, tile_at
+from .sums import sum_tile, sum_tiles, with_products
+
+
+class Moments(NamedTuple):
+    """What is known of some of each group's elements.
+
+    Attributes:
+        count: how many they are.
+        mean, correction: their mean, as an unevaluated sum of two numbers.
+        squares: their summed squared deviations from it.
+    """
+
+    count: Any
+    mean: Any
+    correction: Any
+    squares: Any
+
+
+class Statistics(NamedTuple):
+    """Each group's mean, as an unevaluated sum of two numbers, and 1 / sqrt(variance + eps)."""
+
+    mean: Any
+    correction: Any
+    rstd: Any
+
+
+class Saved(NamedTuple):
+    """Where statistics are kept: pointers, or None.
+
+    Attributes:
+        mean, rstd: of each group; ``mean`` is None if it is fixed at zero.
+        correction: what the rounded mean misses of the exact one.
+        running: `Running` statistics: to be updated, or with ``plan.constant`` used in place of the others.
+        eps: added to the variance, see `exact`; None for 0 in a norm that makes 0 of a constant group.
+    """
+
+    mean: Any
+    rstd: Any
+    correction: Any
+    running: Any
+    eps: Any
+
+
+@triton.jit
+def exact(pair, dtype: tl.constexpr):
+    """A Python number handed over as two float32 that add up to it, since float arguments are float32."""
+    if dtype == tl.float64:
+        value = tl.cast(pair[0], tl.float64) + tl.cast(pair[1], tl.float64)
+    else:
+        value = pair[0]
+    return value
+
+
+@triton.jit
+def moments(x, mask, count, origin, plan: tl.constexpr):
+    """`Moments` of each group's elements in a tile.
+
+    Two passes over registers. The second corrects the first: the deviations' own mean is what rounding left of the
+    mean, far below the mean's last digit, and it would otherwise stay in the variance squared. Measured from
+    ``origin``, one of the elements, the mean of a constant group has no error, and its variance is exactly 0.
+    """
+    if plan.centered:
+        if origin is None:
+            mean = sum_tile(x, plan) / count
+        else:
+            mean = origin + sum_tile(tl.where(mask, x - origin, 0.0), plan) / count
+        deviation = tl.where(mask, x - mean, 0.0)
+        deviation, squares = with_products(deviation, deviation, plan)
+        correction, squares = sum_tiles(deviation, squares, plan)
+        correction = correction / count
+        squares = squares - count * correction * correction
+        squares = tl.where(squares < 0.0, 0.0, squares)  # `where` lets NaN pass, a maximum may not
+    else:
+        _x, squares = with_products(x, x, plan)
+        squares = sum_tile(squares, plan)
+        mean = tl.zeros_like(squares)
+        correction = mean
+    return Moments(count, mean, correction, squares)
+
+
+@triton.jit
+def combine(a, b):
+    """Chan's rule for the moments of two sets, with means relative to the first tile's: large ones cost no digits."""
+    total = a.count + b.count
+    part = b.count / tl.where(total == 0.0, 1.0, total)
+    mean = tl.where(a.count == 0.0, b.mean, a.mean)
+    delta = ((b.mean - mean) + b.correction) - a.correction
+    correction = a.correction + delta * part
+    squares = a.squares + (b.squares + delta * delta * (a.count * part))
+    return Moments(total, mean, correction, squares)
+
+
+@triton.jit
+def measure(x, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
+    """`Moments` of each group over the tiles that this program walks."""
+    zeros = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
+    found = Moments(tl.zeros((), dtype), zeros, zeros, zeros)
+    first, last = own_tiles(block, group, plan)
+    for i in tl.range(last - first):
+        at = tile_at(first + i, block, group, plan)
+        tile = load_tile(x, at, dtype, plan)
+        found = combine(found, moments(tile, at.mask, at.size.to(dtype), origin, plan))
+    return found
+
+
+@triton.jit
+def save_parts(parts, where, found, group, plan: tl.constexpr):
+    """Store the `Moments` of a chunk: (4, cells, chunks)."""
+    plane = num_cells(group, plan) * tl.num_programs(1)
+    offsets = where.offsets * tl.num_programs(1) + tl.program_id(1)
+    store(parts, offsets, found.count, where.mask)
+    store(parts, offsets + plane, found.mean, where.mask)
+    store(parts, offsets + plane * 2, found.correction, where.mask)
+    store(parts, offsets + plane * 3, found.squares, where.mask)
+
+
+@triton.jit
+def update_running(running, where, mean, variance, count, plan: tl.constexpr):
+    """Blend a group's mean and unbiased variance into the running ones; without momentum, write them as they are.
+
+    ``count`` is the number of elements behind the variance, or None if the variance is unbiased already.
+    """
+    dtype: tl.constexpr = mean.dtype
+    where = stored_once(where, plan)
+    mean, variance = for_each_block(mean, plan), for_each_block(variance, plan)
+    mean_at, var_at = where.offsets * running.mean_stride, where.offsets * running.var_stride
+    unbiased = variance if count is None else variance * (count / (count - 1.0))
+    if len(running.momentum) > 0:
+        m = exact(running.momentum, dtype)
+        old_mean = load(running.mean, mean_at, where.mask, dtype)
+        old_var = load(running.var, var_at, where.mask, dtype)
+        mean = old_mean * (1.0 - m) + mean * m
+        unbiased = old_var * (1.0 - m) + unbiased * m
+    store(running.mean, mean_at, mean, where.mask)
+    store(running.var, var_at, unbiased, where.mask)
+    if len(running.batches) > 0:  # one program counts
+        count_up(running.batches[0], tl.program_id(0) == 0)
+
+
+@triton.jit
+def save_statistics(saved, where, found, plan: tl.constexpr):
+    """Store each group's mean and 1 / sqrt(variance + eps), (block_kept, 1, 1), and return them."""
+    mean, variance = found.mean + found.correction, found.squares / found.count
+    if saved.eps is None:
+        rstd = tl.where(variance == 0.0, 0.0, 1.0 / tl.sqrt(tl.where(variance == 0.0, 1.0, variance)))
+    else:
+        rstd = 1.0 / tl.sqrt(variance + exact(saved.eps, variance.dtype))
+    store_entries(saved.mean, where, mean, plan)
+    store_entries(saved.rstd, where, rstd, plan)
+    if saved.running is not None:
+        update_running(saved.running, where, mean, variance, found.count, plan)
+    return Statistics(found.mean, found.correction, rstd)
+
+
+@triton.jit
+def load_statistics(saved, where, dtype: tl.constexpr, plan: tl.constexpr):
+    """`Statistics` of each group: from an earlier launch, or from the running statistics."""
+    if plan.constant:
+        running = saved.running
+        mean = load(running.mean, where.offsets * running.mean_stride, where.mask, dtype)
+        variance = load(running.var, where.offsets * running.var_stride, where.mask, dtype, 1.0)
+        rstd = 1.0 / tl.sqrt(variance + exact(saved.eps, dtype))
+        correction = tl.zeros_like(mean)
+    else:
+        rstd = load(saved.rstd, where.offsets, where.mask, dtype)
+        mean, correction = tl.zeros_like(rstd), tl.zeros_like(rstd)
+        if plan.centered:
+            mean = load(saved.mean, where.offsets, where.mask, dtype)
+        if saved.correction is not None:
+            correction = load(saved.correction, where.offsets, where.mask, dtype)
+    return Statistics(mean, correction, rstd)
+
+
+@triton.jit
+def no_statistics(dtype: tl.constexpr):
+    """Where each element of a group has statistics of its own, which are loaded with it."""
+    nothing = tl.zeros((1, 1, 1), dtype)
+    return Statistics(nothing, nothing, nothing)
