@@ -1,6 +1,6 @@
-"""Triton's interpreter, made three to four times faster: what it makes anew at every call is made once.
+"""Triton's interpreter, made several times faster: what it makes anew at every call is made once.
 
-Nothing that a kernel computes changes. Three costs go, of Triton 3.9; names that another release lacks are left alone:
+Nothing that a kernel computes changes. These costs go, of Triton 3.9; names that another release lacks are left alone:
 
 - Every launch, and every call of a device function, patches `triton.language`, member by member, after a look at all
   members of its modules and classes. The patches are the same each time. Here they are made once, set at a launch,
@@ -8,12 +8,17 @@ Nothing that a kernel computes changes. Three costs go, of Triton 3.9; names tha
 - Each addition, subtraction and multiplication of integers is made again in 64 bits to find an overflow. What is found
   goes to a device assertion, and those say nothing unless the interpreter's `debug` is set. It never is.
 - The numpy type of a Triton type is looked up in a table that is made anew for each look.
+- Every tile makes its type and its shape anew, each number of it wrapped. Tiles of one shape share them here.
+- Most operands already have the type and the shape that they are compared with. Identity is asked first.
 """
 
 import dataclasses
 from types import SimpleNamespace
 
+import triton
 import triton.language as tl
+from triton.language import core
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 
@@ -25,13 +30,16 @@ def speed_up():
     if not options.debug:
         interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
     interpreter._get_np_dtype = remember_by_scalar(interpreter._get_np_dtype)
+    if triton.__version__.startswith("3.9."):
+        share_shapes()
+        ask_identity_first()
 
 
 def patch_once(patch):
     """Triton's `_patch_lang`, with patches that were made before; calls within a launch find them set."""
     scope = patch(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     before = {(place, name): value for place, name, value in reversed(scope._changes)}  # of two changes, the first
-    after = {(place, name): getattr(place, name) for place, name in before}
+    after = {(place, name): directly(getattr(place, name)) for place, name in before}
     scope.restore()
     launching = False
 
@@ -54,6 +62,20 @@ def patch_once(patch):
     return patch_lang
 
 
+def directly(patched):
+    """A patched function of the language, without the two functions that Triton has around each builtin."""
+    builtin = (getattr(patched, "__kwdefaults__", None) or {}).get("member")
+    if getattr(builtin, "__code__", None) is not core.builtin(speed_up).__code__:
+        return patched
+    function = builtin.__wrapped__
+
+    def call(*args, **kwargs):
+        kwargs["_semantic"] = interpreter.interpreter_semantic
+        return function(*args, **kwargs)
+
+    return call
+
+
 def remember_by_scalar(numpy_type):
     """Triton's `_get_np_dtype`, which depends on the type of one element."""
     known = {}
@@ -65,3 +87,54 @@ def remember_by_scalar(numpy_type):
         return known[scalar.name]
 
     return remembered
+
+
+def share_shapes():
+    """Types of tiles, and tiles, take what follows from their shape from the first that had it."""
+    make_type, make_tile = core.block_type.__init__, core.tensor.__init__
+    known = {}
+
+    def shape_of_tile(type):  # noqa: A002
+        tile = object.__new__(core.tensor)
+        make_tile(tile, None, type)
+        return tile.shape, tile.numel
+
+    def type_of(self, element_ty, shape):
+        sizes = tuple([size.value if isinstance(size, core.constexpr) else size for size in shape])
+        if sizes not in known:
+            make_type(self, element_ty, shape)
+            known[sizes] = self.shape, self.numel, shape_of_tile(self)
+        self.element_ty = element_ty
+        self.shape, self.numel, self.of_tile = known[sizes]
+        self.name = f"<{sizes}, {element_ty}>"
+
+    def tile_of(self, handle, type):  # noqa: A002
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = type.of_tile if type.is_block() else of_scalar
+
+    of_scalar = shape_of_tile(core.int32)
+    core.block_type.__init__, core.tensor.__init__ = type_of, tile_of
+
+
+def ask_identity_first():
+    """Of two types, and of the shapes of two operands."""
+    equal, broadcast = core.dtype.__eq__, TritonSemantic.broadcast_impl_value
+    operands = TritonSemantic.binary_op_type_checking_impl
+
+    def same_type(self, other):
+        return self is other or equal(self, other)
+
+    def same_shape(self, left, right):
+        a, b = left.type, right.type
+        if (a.shape is b.shape) if a.is_block() and b.is_block() else a.is_block() == b.is_block():
+            return left, right
+        return broadcast(self, left, right)
+
+    def same_operands(self, left, right, *pointers, **division):
+        tiles = type(left) is type(right) is core.tensor
+        if tiles and left.dtype is right.dtype and not division and len(pointers) < 3 and not left.dtype.is_ptr():
+            return self.broadcast_impl_value(left, right)
+        return operands(self, left, right, *pointers, **division)
+
+    core.dtype.__eq__, TritonSemantic.broadcast_impl_value = same_type, same_shape
+    TritonSemantic.binary_op_type_checking_impl = same_operands

@@ -103,7 +103,8 @@ def test_errors_are_pytorchs(plan, data, dtype, switch, pytestconfig):
 
 def test_errors_of_an_outlier_are_pytorchs_in_the_mean():
     """Of outliers here and there, large and larger: not half more than PyTorch's, without a rounding beside."""
-    case = CASES[BY_CHANCE[0]]
+    case = CASES[BY_CHANCE[0]]._replace(shape=(6, 4, 84, 84))  # hardly more than are held
+    assert case.explain(torch.empty(case.shape), None, None).forward.schedule.strategy == case.forward
     totals = {"y": [0.0, 0.0], "dx": [0.0, 0.0]}
     for _ in range(12):
         x = torch.ones(case.shape)
