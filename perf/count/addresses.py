@@ -108,6 +108,8 @@ def nothing(dtype: tl.dtype, *like: TensorHandle) -> TensorHandle:
 class AddressBuilder(InterpreterBuilder):  # type: ignore[misc]  # triton has no types
     """Triton's interpreter, in which accesses are recorded instead of made and floating-point values are zeros."""
 
+    options: Any
+
     def __init__(self, recorder: Recorder) -> None:
         """Record into ``recorder``."""
         super().__init__()
