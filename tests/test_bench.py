@@ -486,12 +486,12 @@ def test_the_facts_of_a_machine(monkeypatch):
     clusters = gpu.clusters
     device, verdicts = torch.device("cuda"), []
     monkeypatch.setattr(clusters, "supported", lambda index: index != 1)
-    monkeypatch.setattr(clusters, "trusted", lambda index: index == 0)
+    monkeypatch.setattr(clusters, "trusted", lambda index, form: index == 0 or (index == 3 and form != "cells forward"))
     monkeypatch.setattr(clusters._switch, "mode", "auto")
-    verdicts = [gpu.facts(torch.device("cuda", index))["clusters"] for index in range(3)]
+    verdicts = [gpu.facts(torch.device("cuda", index))["clusters"] for index in range(4)]
     monkeypatch.setattr(clusters._switch, "mode", "off")
     verdicts.append(gpu.facts(device)["clusters"])
-    assert verdicts == ["used", "not supported", "not trusted", "off"]
+    assert verdicts == ["used", "not supported", "not trusted", "used, but not for cells forward", "off"]
     facts = gpu.facts(device)
     assert (facts["machine"], facts["sms"], facts["torch"]) == ("made-up GPU", 3, torch.__version__)
     assert facts["tuned"] == ""

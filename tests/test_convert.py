@@ -985,7 +985,7 @@ def test_copies(name, way):
     kind, x = type(module), torch.randn(shape)
     nt.convert(module)
     want = copy.deepcopy(module)(x)
-    with patch.dict("normtriton.convert._derivations", clear=True):
+    with patch.dict("normtriton.convert.replace._derivations", clear=True):
         if way in ("deepcopy", "copy"):
             other = getattr(copy, way)(module)
         elif way == "save":

@@ -129,7 +129,7 @@ def test_bits_that_change_and_errors_are_failures(monkeypatch):
 @pytest.mark.usefixtures("made_up")
 def test_what_the_library_warns_of_is_reported(monkeypatch):
     """A refused cluster launch, say: the results are right all the same."""
-    monkeypatch.setattr(clusters, "trusted", lambda _index: clusters.refuse(-1, RuntimeError("no clusters")))
+    monkeypatch.setattr(clusters, "trusted", lambda _index, _form: clusters.refuse(-1, RuntimeError("no clusters")))
     done = run("--select", "clusters")
     assert done.exit_code == 0 and "warned: normtriton: a launch in thread-block clusters failed" in done.output
 
