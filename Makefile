@@ -1,7 +1,7 @@
 # make demo    train with torch.nn's norms and with these, side by side
 # make test    lint, types, kernels interpreted, compiled, and executed as compiled code; no GPU needed
 # make emulated    every kernel that can be executed as compiled code, on each target; slow
-# make conformance    PyTorch's own test databases, passed/total by section; make test runs them too
+# make conformance    PyTorch's own test databases, passed/total by section: most of an hour; make test runs a part
 # make results    measure what needs no GPU, and render the tables of README.md and docs/results.md
 PYTHON ?= python3
 BIN := .venv/bin
