@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import wraps
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +17,11 @@ import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from torch._decomp import register_decomposition
 from torch.fx import Proxy, Tracer
 
+from .autograd.derivatives import Axes
 from .autograd.operators import _rule
 from .convert.replace import LIBRARY, restore
 from .modules import Leaf
 from .planning import norms
-from .runtime.launch import statistics_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,13 +47,12 @@ def normalize(x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, *r
 
     if constant:
         return y, *(x.new_empty(0) for _ in range(4))
-    own_mean, own_var = _measured(problem, x)
+    axes = Axes(problem)
+    own_mean, own_var = _measured(axes, x)
     own = own_mean.reshape(-1) if problem.norm.centered else x.new_empty(0), (own_var + eps).rsqrt().reshape(-1)
     if mean is None or var is None:
         return y, *own, x.new_empty(0), x.new_empty(0)
-    count = prod(problem.axes[key] for key in problem.over)
-    others = [i for i, key in enumerate(problem.axes) if key not in problem.affine]
-    new = own_mean.mean(others), own_var.mean(others) * (count / (count - 1))
+    new = own_mean.mean(axes.shared), own_var.mean(axes.shared) * (axes.count / (axes.count - 1))
     return y, *own, *(t + momentum * (n - t).to(t.dtype) for t, n in zip((mean, var), new, strict=True))
 
 
@@ -89,26 +87,21 @@ _OPERATORS: dict[norms.Norm, Callable[..., Tensor]] = {
 }
 
 
-def _by_axes(problem: Problem, x: Tensor) -> Tensor:
-    """The input with a dimension for each axis, in the dtype of statistics."""
-    return x.to(statistics_dtype(x)).reshape(list(problem.axes.values()))
-
-
-def _measured(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+def _measured(axes: Axes, x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and the variance of each group, with a dimension for each axis."""
-    view, over = _by_axes(problem, x), [i for i, key in enumerate(problem.axes) if key in problem.over]
-    mean = view.mean(over, keepdim=True)
-    mean = mean if problem.norm.centered else torch.zeros_like(mean)
-    return mean, (view - mean).square().mean(over, keepdim=True)
+    view = axes.split(x)
+    mean = axes.mean(view)
+    mean = mean if axes.problem.norm.centered else torch.zeros_like(mean)
+    return mean, axes.mean((view - mean).square())
 
 
 def _composed(problem: Problem, x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, eps: float) -> Tensor:
     """Any norm, by its axes."""
-    shape = [size if key in problem.affine else 1 for key, size in problem.axes.items()]
-    own = _measured(problem, x) if mean is None or var is None else (mean.reshape(shape), var.reshape(shape))
-    y = (_by_axes(problem, x) - own[0]) * (own[1] + eps).rsqrt()
-    y = y if weight is None else y * weight.reshape(shape)
-    y = y if bias is None else y + bias.reshape(shape)
+    axes = Axes(problem)
+    own = _measured(axes, x) if mean is None or var is None else (axes.spread(mean), axes.spread(var))
+    y = (axes.split(x) - own[0]) * (own[1] + eps).rsqrt()
+    y = y if weight is None else y * axes.spread(weight)
+    y = y if bias is None else y + axes.spread(bias)
     return y.reshape(x.shape)
 
 

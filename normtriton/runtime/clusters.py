@@ -9,10 +9,9 @@ A cluster needs an NVIDIA GPU of compute capability 9.0 to 11.x and Triton 3.9. 
 
 A trial is one pass of a small norm, in clusters and without. Each of the `FORMS` that clusters take has a trial of its
 own, once for a device and a Triton version, when its first launch is to be made. The verdict is kept in a file of its
-own in
-``NORMTRITON_CACHE``, by default ``normtriton`` in the user's cache folder. Where it cannot be kept, each process makes
-a trial. A form that is not trusted takes separate launches. A launch that fails all the same is warned of once, made
-again without clusters, and no other is tried.
+own in ``NORMTRITON_CACHE``, by default ``normtriton`` in the user's cache folder. Where it cannot be kept, each process
+makes a trial. A form that is not trusted takes separate launches. A launch that fails all the same is warned of once,
+made again without clusters, and no other is tried.
 """
 
 from __future__ import annotations

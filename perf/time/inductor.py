@@ -7,8 +7,7 @@ Three steps make a norm a list of launches.
    AOTAutograd cuts the graph in two.
 2. Inductor compiles both graphs as on a GPU, whose properties it is told (`_pretended`), to Python modules.
 3. A module runs, under `normtriton.perf.count.rivals.recording`, on tensors without memory. Its Triton kernels are
-launches
-   of a `@triton.jit` function like those of any library, and what it leaves to PyTorch is charged like theirs.
+   launches of a `@triton.jit` function like those of any library, and what it leaves to PyTorch is charged like theirs.
 
 Inductor times the configurations of a kernel and takes the fastest. Here the model of time takes the fastest: each is
 timed on one multiprocessor with its share of the L2 and of the memory bus, from an L2 that holds nothing of use.
