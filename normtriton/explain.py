@@ -14,7 +14,7 @@ from .autograd.function import has_kernels
 from .planning.plan import Device
 from .planning.schedule import Problem, backward_schedule, forward_schedule
 from .runtime import clusters as switch
-from .runtime import devices, launch
+from .runtime import compiling, devices
 from .runtime.switch import whole_number, yes_or_no
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class Explanation(NamedTuple):
                 f"{direction.moved / direction.compulsory:.2f} x the compulsory {direction.compulsory:,}"
             )
             lines.append(f"  why: {schedule.reason}")
+            lines += [f"  passed over: {tile}" for tile in schedule.passed]
             if schedule.tuning:
                 lines.append(f"  tuned{' by predicted time' if predicted else ''}: {schedule.tuning}")
             lines += [f"  {_describe(step)}" for step in schedule.launches]
@@ -122,7 +123,7 @@ def forward_direction(
     y = torch.empty_like(x, device="meta") if y is None else y
     mode = "" if call.statistics is None else "use" if call.use_running else "update"
     strides = [None if p is None else p.stride() for p in (weight, bias)]
-    schedule = forward_schedule(call.problem, x.stride(), y.stride(), *strides, x.itemsize, device, mode)
+    schedule = forward_schedule(call.problem, x.stride(), y.stride(), *strides, dtypes_of(x, weight), device, mode)
     parameters = sum(p.numel() * p.itemsize for p in (weight, bias) if p is not None)
     if call.statistics is not None:
         parameters += sum(t.numel() * t.itemsize for t in call.statistics[:2]) * (1 if call.use_running else 2)
@@ -139,9 +140,14 @@ def forward_direction(
     return Direction(schedule, moved, compulsory)
 
 
+def dtypes_of(x: Tensor, weight: Tensor | None) -> tuple[torch.dtype, torch.dtype | None]:
+    """What the planner is told of dtypes."""
+    return x.dtype, None if weight is None else weight.dtype
+
+
 def statistics_size(x: Tensor) -> int:
     """Bytes of one number of the statistics."""
-    return launch.statistics_dtype(x).itemsize
+    return compiling.statistics_dtype(x).itemsize
 
 
 def backward_direction(
@@ -157,7 +163,7 @@ def backward_direction(
         dy.stride(),
         dx.stride(),
         None if weight is None else weight.stride(),
-        x.itemsize,
+        dtypes_of(x, weight),
         device,
         bool(parameters),
         True,

@@ -133,8 +133,9 @@ def test_the_cluster_follows_the_group(name):
     for batch in (1, 2, 7, 64):
         call, x, *_ = make(case._replace(shape=(batch, *case.shape[1:])), torch.bfloat16, layout)
         device = Device(132, clusters=True)
-        steps = forward_schedule(call.problem, x.stride(), x.stride(), (1,), (1,), 2, device).launches[:1]
-        steps += backward_schedule(call.problem, x.stride(), x.stride(), x.stride(), (1,), 2, device, True).launches[:1]
+        strides, dtypes = x.stride(), (torch.bfloat16, None)
+        steps = forward_schedule(call.problem, strides, strides, (1,), (1,), dtypes, device).launches[:1]
+        steps += backward_schedule(call.problem, strides, strides, strides, (1,), dtypes, device, True).launches[:1]
         seen.add(tuple((s.plan.ctas, s.plan.block_kept, s.plan.block_r1, s.plan.block_r2, s.num_warps) for s in steps))
     clustered = [step[0] > 1 for step in next(iter(seen))]
     assert len(seen) == 1 and clustered == [True, True]

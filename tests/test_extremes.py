@@ -94,7 +94,9 @@ def mean_of(x, mean, origin, n, plan: tl.constexpr):
 
 def test_a_mean_measured_from_an_element():
     """That of a constant group is the element itself, where the sum through n is not."""
-    schedule = forward_schedule(Problem(INSTANCE, (1, 1, 999)), (999, 999, 1), (999, 999, 1), None, None, 4, Device(2))
+    schedule = forward_schedule(
+        Problem(INSTANCE, (1, 1, 999)), (999, 999, 1), (999, 999, 1), None, None, (torch.float32, None), Device(2)
+    )
     apart = 0
     for value in torch.randn(20):
         x, plain, exact = value.repeat(999), torch.empty(1), torch.empty(1)

@@ -3,6 +3,7 @@
 from itertools import product
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,7 +90,7 @@ def test_every_element_belongs_to_exactly_one_group(drawn):
     for dim in order:
         y[dim], step = step, step * problem.shape[dim]
     weight = contiguous(problem.parameter_shape)
-    schedule = forward_schedule(problem, x, tuple(y), weight, weight, 4, Device(132))
+    schedule = forward_schedule(problem, x, tuple(y), weight, weight, (torch.float32, None), Device(132))
     group = (schedule.apply or schedule.main).group
     assert group.numel == step
 
@@ -122,7 +123,7 @@ def test_every_element_belongs_to_exactly_one_group(drawn):
 def test_the_table_of_strides(problem, x, expected):
     """The five norms are the strides that the README says they are."""
     weight = contiguous(problem.parameter_shape)
-    group = forward_schedule(problem, x, x, weight, weight, 4, Device(132)).main.group
+    group = forward_schedule(problem, x, x, weight, weight, (torch.float32, None), Device(132)).main.group
     outer = group.x.outer[0] if group.outer else 0
     got = (group.outer, group.kept, group.r1, group.r2, (outer, group.x.kept, group.x.cell), (group.x.r1, group.x.r2))
     assert got == expected
@@ -131,18 +132,18 @@ def test_the_table_of_strides(problem, x, expected):
 @settings(max_examples=150, deadline=None)
 @given(
     problems(),
-    st.sampled_from([2, 4, 8]),
+    st.sampled_from([torch.bfloat16, torch.float32, torch.float64]),
     st.builds(Device, st.sampled_from([1, 4, 132]), st.booleans(), st.none() | st.sampled_from(TUNED)),
 )
-def test_plans_cover_the_tensor(drawn, itemsize, device):
+def test_plans_cover_the_tensor(drawn, dtype, device):
     """Tiles are powers of two and cover every axis; chunks are never empty; grids fit the hardware."""
     problem, _x, order = drawn
     y, step = [0] * len(problem.shape), 1
     for dim in order:
         y[dim], step = step, step * problem.shape[dim]
     weight = contiguous(problem.parameter_shape)
-    forward = forward_schedule(problem, tuple(y), tuple(y), weight, weight, itemsize, device)
-    backward = backward_schedule(problem, tuple(y), tuple(y), tuple(y), weight, itemsize, device, True)
+    forward = forward_schedule(problem, tuple(y), tuple(y), weight, weight, (dtype, None), device)
+    backward = backward_schedule(problem, tuple(y), tuple(y), tuple(y), weight, (dtype, None), device, True)
     for step_ in (*forward.launches, *backward.launches):
         plan, group = step_.plan, step_.group
         for block in (plan.block_kept, plan.block_r1, plan.block_r2):
@@ -157,6 +158,8 @@ def test_huge_tensors_are_planned():
     for shape in ((1, 1, 2**32), (2**26, 1, 64), (8, 2**20, 512)):
         problem = Problem(norms.BATCH, shape)
         strides = contiguous(shape)
-        schedule = forward_schedule(problem, strides, strides, (1,), (1,), 2, Device(132, clusters=True))
+        schedule = forward_schedule(
+            problem, strides, strides, (1,), (1,), (torch.bfloat16, None), Device(132, clusters=True)
+        )
         assert schedule.main.group.numel == shape[0] * shape[1] * shape[2]
         assert all(0 < step.grid[0] < 2**31 and 0 < step.grid[1] < 2**16 for step in schedule.launches)

@@ -118,11 +118,11 @@ def cell(name, gpu):
 
 def launched(recorded, gpu):
     """Time a recorded launch."""
-    from normtriton.runtime import launch
+    from normtriton.runtime import compiling
 
     kernel = codegen.compile_launch(recorded, gpu.target)
     kinds = codegen.flat(tuple(kernel.src.signature.values()))
-    args = codegen.flat((*recorded.args, *launch.constants(recorded.launch)))
+    args = codegen.flat((*recorded.args, *compiling.constants(recorded.launch)))
     given = [arg for arg, kind in zip(args, kinds, strict=False) if kind != "constexpr"]
     space, about = Space(), kernel.metadata
     values = [space.address(a) if isinstance(a, torch.Tensor) else a or 0 for a in given]

@@ -2,6 +2,7 @@
 
 from math import ceil, prod
 
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,13 +29,13 @@ def sizes(most):
 @st.composite
 def tensors(draw):
     """(problem, strides, bytes of an element) of an input of 8 MB or more, contiguous or channels_last."""
-    itemsize = draw(st.sampled_from([2, 4, 8]))
-    numel = draw(st.sampled_from([8 * MB, 8 * MB, 16 * MB, 100 * MB])) // itemsize
+    dtype = draw(st.sampled_from([torch.bfloat16, torch.float32, torch.float64]))
+    numel = draw(st.sampled_from([8 * MB, 8 * MB, 16 * MB, 100 * MB])) // dtype.itemsize
     name = draw(st.sampled_from(["layer", "rms", *NORMS]))
     if name in ("layer", "rms"):
         width = draw(sizes(1 << 19))
         shape = (ceil(numel / width), width)
-        return Problem(norms.LAYER if name == "layer" else norms.RMS, shape, (("d", 1),)), contiguous(shape), itemsize
+        return Problem(norms.LAYER if name == "layer" else norms.RMS, shape, (("d", 1),)), contiguous(shape), dtype
     channels = draw(sizes(4096))
     batch, size = draw(sizes(256)), draw(sizes(1 << 16))
     if draw(st.booleans()):  # either makes up what is missing
@@ -46,16 +47,16 @@ def tensors(draw):
     strides = contiguous(shape)
     if draw(st.booleans()):
         strides = (channels * size, 1, channels)
-    return Problem(NORMS[name], shape, (("g", groups),) if name == "group" else ()), strides, itemsize
+    return Problem(NORMS[name], shape, (("g", groups),) if name == "group" else ()), strides, dtype
 
 
 @given(tensors(), st.booleans())
 @settings(max_examples=500, derandomize=True, deadline=None, database=None)
 def test_forward_fills_a_gpu(tensor, clusters):
     """From 8 MB on at least 100 thread blocks read x; half as many where they hold groups of long elements."""
-    problem, strides, itemsize = tensor
+    problem, strides, dtype = tensor
     bias = None if not problem.norm.centered else (1,)
-    schedule = forward_schedule(problem, strides, strides, (1,), bias, itemsize, Device(132, clusters))
+    schedule = forward_schedule(problem, strides, strides, (1,), bias, (dtype, None), Device(132, clusters))
     blocks = prod(schedule.main.grid) * schedule.main.plan.ctas
     held = schedule.strategy in ("resident", "clustered")
-    assert blocks >= (HELD if held and itemsize > 2 else ENOUGH), (schedule.strategy, schedule.reason)
+    assert blocks >= (HELD if held and dtype.itemsize > 2 else ENOUGH), (schedule.strategy, schedule.reason)

@@ -40,9 +40,9 @@ def schedules(case, x, weight, bias, device):
     """The forward and the backward schedule of a case."""
     strides = [p if p is None else p.stride() for p in (weight, bias)]
     problem = case.explain(x, weight, bias).problem
-    forward = forward_schedule(problem, x.stride(), x.stride(), *strides, x.itemsize, device)
+    forward = forward_schedule(problem, x.stride(), x.stride(), *strides, (x.dtype, None), device)
     return forward, backward_schedule(
-        problem, x.stride(), x.stride(), x.stride(), strides[0], x.itemsize, device, weight is not None
+        problem, x.stride(), x.stride(), x.stride(), strides[0], (x.dtype, None), device, weight is not None
     )
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 
-from ..runtime.launch import statistics_dtype
+from ..runtime.compiling import statistics_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

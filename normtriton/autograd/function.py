@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd import forward_ad
 
-from ..runtime import devices, launch
+from ..runtime import compiling, devices, launch
 from . import operators
 from .passes import rule_of
 
@@ -38,7 +38,7 @@ def has_kernels(x: Tensor) -> bool:
 
     None does while `torch.jit.trace` records: its graphs leave Python, where the kernels are.
     """
-    return (x.is_cuda or (launch.INTERPRETED and x.is_cpu)) and tracing_state() is None
+    return (x.is_cuda or (compiling.INTERPRETED and x.is_cpu)) and tracing_state() is None
 
 
 def unwatched(x: Any, a: Any = None, b: Any = None, c: Any = None, d: Any = None, e: Any = None) -> bool:

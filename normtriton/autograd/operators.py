@@ -24,13 +24,13 @@ from torch.library import Library, infer_schema, register_fake, register_vmap
 
 from ..planning.norms import Norm
 from ..planning.schedule import Problem
-from ..runtime import launch
-from ..runtime.launch import statistics_dtype
+from ..runtime import compiling
+from ..runtime.compiling import statistics_dtype
 from .derivatives import Passes, Rule, normalize_backward, normalize_jvp, pull_back_backward, pull_back_jvp, wanted
 from .passes import front, rule_of, run_normalize, run_pull_back, vmap_normalize, vmap_pull_back
 
 _LIBRARY = Library("normtriton", "DEF")
-_DEVICES = ("CUDA", "CPU") if launch.INTERPRETED else ("CUDA",)
+_DEVICES = ("CUDA", "CPU") if compiling.INTERPRETED else ("CUDA",)
 _transforms = torch._C._are_functorch_transforms_active
 _is_fwd_grad_enabled = torch._C._is_fwd_grad_enabled
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..runtime import devices, launch
-from ..runtime.launch import statistics_dtype
+from ..runtime.compiling import statistics_dtype
 from .derivatives import Rule
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from .grouping import Grouping
 
@@ -22,15 +22,12 @@ RESIDENT_FORWARD = 40 * 1024
 RESIDENT_BACKWARD = 16 * 1024
 #: Backward that gathers parameter gradients holds two more tiles. Compiled: larger tiles spill.
 RESIDENT_ACCUMULATE = 8 * 1024
-#: As these, where elements are moved by one or two, so that each has an address, which takes registers: of a row with
-#: parameters along it, and of a tile of several rows. Compiled: layer norm of 32767 spilled 8 bytes, 256 rows of 49 (a
-#: number of rows that is not compiled in) up to 112.
-NARROW_ROW = 30 * 1024
-NARROW_ROWS = 8 * 1024
 #: Elements a thread holds: enough independent loads to hide latency, few enough registers for several programs an SM.
 #: Two programs of 8 warps then have 32 KB of bfloat16 on the way, an SM's share of what Little's law asks of an H100
 #: (3.35 TB/s, 132 SMs, about 1 µs).
 PER_THREAD = 32
+#: Warps of a program, at most: 16 have 128 registers a thread.
+MOST_WARPS = 16
 #: Bytes of neighbouring elements that a tile spans at least where the kept axis is the contiguous one: four sectors.
 COLUMN_BYTES = 128
 #: Bytes of a row from which on it has a tile to itself: one that starts and ends within a sector of 32 bytes touches
@@ -54,6 +51,10 @@ MOST_PROGRAMS_PER_SM = 4
 #: and read, are at most 1 % of x, dy and dx; and how many tiles a row may have: as many programs fill an H100.
 SWEPT_COLUMNS = 512
 SWEPT_TILES = 256
+#: Bytes that a tile may spill, as a part of what is read again if no tile holds its groups. Predicted for an H100, the
+#: forward pass of 8 x 320 x 63 x 65 in 32 groups, channels_last bfloat16, takes 40 µs where half as many bytes spill as
+#: the tile has, and 52 where the groups are read twice.
+MOST_SPILLED = 0.5
 #: A bound on the parts of a group, so that merging them stays small against the group.
 MAX_CHUNKS = 1024
 #: Elements of the smallest group that a cluster is measured for: of the smallest that some program cannot hold.
@@ -226,12 +227,41 @@ class Plan:
     block_groups: int = 0
 
 
+class Code(NamedTuple):
+    """What a compiler made of a launch.
+
+    Attributes:
+        registers: a thread.
+        spills: bytes of a thread that did not fit in them.
+        shared: bytes of shared memory a thread block.
+    """
+
+    registers: int
+    spills: int
+    shared: int
+
+
+#: The dtype of x, and that of the parameters or None. Of them the planner knows only ``itemsize``.
+Dtypes: TypeAlias = "tuple[Any, Any]"
+#: Compiles a launch of these dtypes with these operands; None if the device has no room for the code. Equal to itself
+#: alone, and always of the same answer.
+Compiler: TypeAlias = "Callable[[Any, Dtypes, tuple[str, ...]], Code | None]"
+
+
 class Device(NamedTuple):
-    """What plans depend on of a device: its multiprocessors, whether their programs may form clusters, and tunings."""
+    """What plans depend on of a device.
+
+    Attributes:
+        sms: multiprocessors.
+        clusters: whether their programs may form clusters.
+        tuned: a table of tunings, or None.
+        compiler: says what becomes of a launch; None where nobody can be asked, and proposals are taken as they come.
+    """
 
     sms: int
     clusters: bool = False
     tuned: Tunings | None = None
+    compiler: Compiler | None = None
 
 
 class Tile(NamedTuple):
@@ -243,6 +273,10 @@ class Tile(NamedTuple):
     num_warps: int
     ctas: int = 1
     groups: int = 0  #: groups of several cells that it joins; the rest of ``kept`` is padding
+
+    def __str__(self) -> str:
+        shared = f" of each of {self.ctas} thread blocks" if self.ctas > 1 else ""
+        return f"{self.kept} x {self.r1} x {self.r2} in {self.num_warps} warps{shared}"
 
     @property
     def shares_rows(self) -> bool:
@@ -262,13 +296,17 @@ class Tile(NamedTuple):
         return prod(group.walk) * ceil(group.r1 / self.r1) * ceil(group.r2 / self.r2)
 
 
-def warps(elements: int, per_thread: int = PER_THREAD, most: int = 16) -> int:
+def warps(elements: int, per_thread: int = PER_THREAD, most: int = MOST_WARPS) -> int:
     """Warps for a tile of so many elements."""
     return min(max(power_of_two(elements // (32 * per_thread)), 1), most)
 
 
 def _extent(size: int, fixed: bool) -> int:
-    """Elements that a tile over a whole axis costs: padding is free where the compiler knows the size."""
+    """Elements that a tile over a whole axis costs: padding is free where its size is compiled in, and rows are wide.
+
+    (One by one, padding takes addresses too. Predicted for an H100: layer norm of 8192 x 5119 bfloat16, backward, takes
+    127 µs in the warps for 8192 elements, and 149 in those for 5119.)
+    """
     return size if fixed else power_of_two(size)
 
 
@@ -293,11 +331,18 @@ def _run(group: Grouping, itemsize: int) -> int:
 
 
 def _one_by_one(group: Grouping, itemsize: int) -> bool:
-    """Whether elements are moved one by one and lie in rows or columns, so that each takes registers for its address.
-
-    Compiled: half the limits then, as 16 columns of 961 rows spilled 88 bytes, 256 x 64 elements 96.
-    """
+    """Whether elements are moved one by one, and lie in rows or columns: each takes a register for its address."""
     return group.vector(16 // itemsize) == 1 and (group.vector_axis == "kept" or group.r1 > 1)
+
+
+def _room_left(limit: int, group: Grouping, *, alone: bool) -> int:
+    """Elements of a tile where those that move ``alone`` take registers for addresses, or sums across rows take some.
+
+    It is half of them. Code need not spill yet, but fewer programs have room on a multiprocessor: predicted for an
+    H100, a backward pass of 32 x 320 x 31 x 31 in 32 groups takes 55 µs in the tiles that just fit, and 36 in clusters.
+    """
+    columns = group.vector_axis == "kept" and limit > RESIDENT_BACKWARD
+    return limit // 2 if alone or columns else limit
 
 
 def _most(group: Grouping) -> int:
@@ -308,70 +353,67 @@ def _most(group: Grouping) -> int:
     return power_of_two(group.kept) if group.fixed and group.fixed[0] else 1 << 30
 
 
-def resident_tile(
+def resident_tiles(
     group: Grouping, itemsize: int, limit: int, target: int = 1024, tuning: Tuning = UNTUNED
-) -> Tile | None:
-    """A tile that holds whole groups, or None if they are too large.
+) -> Iterator[Tile]:
+    """Tiles that hold whole groups, the best one first; none if groups are too large.
 
     A group of up to 1024 elements takes one warp, which needs no barrier; smaller groups share the tile. With a
-    ``target`` more groups share it, up to so many elements.
+    ``target`` more groups share it, up to so many elements. Those that follow are for a compiler to whom a tile is too
+    large: more warps share it, up to the 8 that have 255 registers a thread, then it holds fewer groups.
     """
     if group.walk or group.cells > 1:
-        return None
-    vector = group.vector(16 // itemsize)
-    fixed = group.fixed or (False, False, False)
-    free = fixed if vector > 1 else (False, False, False)  # one by one, padding takes addresses too
-    elements = _extent(group.r1, free[1]) * _extent(group.r2, free[2])
-    width = _column(group, itemsize, tuning.column_bytes)
-    limit = min(limit, RESIDENT_FORWARD // 2) if width > 1 else limit  # compiled: sums across rows take registers
+        return
     wide = 2 if itemsize == 8 else 1  # registers of an element
-    limit, target = limit // wide, target // wide
-    if _one_by_one(group, itemsize) and limit <= RESIDENT_BACKWARD:
-        limit = min(limit, RESIDENT_BACKWARD // 2)
-    if vector <= 2 and vector * itemsize < 16:
-        if vector == 1 and group.r1 > 1 and not fixed[1]:
-            limit = min(limit, NARROW_ROWS)
-        elif any(p.r2 for p in (group.weight, group.bias) if p):
-            limit = min(limit, NARROW_ROW)
-    if width * elements > limit:  # 32 bytes, one sector, is the least that wastes no traffic
-        width = min(width, max(32 // itemsize, 1))
-    if width * elements > limit:
-        return None
-    padded = power_of_two(group.r1) * power_of_two(group.r2)
+    alone = _one_by_one(group, itemsize)
+    limit = _room_left(limit, group, alone=alone) // wide
+    target //= wide
+    fixed = group.fixed if group.fixed and group.vector(16 // itemsize) > 1 else (False, False, False)
+    elements = _extent(group.r1, fixed[1]) * _extent(group.r2, fixed[2])
+    r1, r2 = power_of_two(group.r1), power_of_two(group.r2)
+    column = _column(group, itemsize, tuning.column_bytes)
+    sector = min(column, max(32 // itemsize, 1))  # the least that wastes no traffic
+    if sector * elements > limit:
+        return
     run = _run(group, itemsize)
-    while run > 1 and run * padded > limit:
+    while run > 1 and run * r1 * r2 > limit:
         run //= 2
-    width = max(width, run)
-    room = max(target, padded) // padded
-    kept = max(width, min(room, _most(group)))
-    num_warps = warps(kept * elements, tuning.per_thread // wide)
-    # up to 8 warps have 255 registers a thread: a thread holds no more elements than if 8 shared the largest tile. (A
-    # quarter more: 5119 take 4 warps. Compiled: a tuned tile of 2 x 1000 in one, gathering, spilled 136 bytes)
-    while num_warps < 8 and kept * elements > num_warps * (limit // 8) * 5 // 4:
-        num_warps *= 2
-    return Tile(kept, power_of_two(group.r1), power_of_two(group.r2), num_warps)
+    room = max(target, r1 * r2) // (r1 * r2)
+    kept = max(column if column * elements <= limit else sector, run, min(room, _most(group)))
+    while kept >= sector:
+        num_warps = warps(kept * elements, tuning.per_thread // wide)
+        # a thread holds no more elements than if 8 warps shared the largest tile. (A quarter more: 5119 take 4 warps.
+        # Compiled: a tuned tile of 2 x 1000 in one, gathering, spilled 136 bytes)
+        while num_warps < 8 and kept * elements > num_warps * (limit // 8) * 5 // 4:
+            num_warps *= 2
+        yield Tile(kept, r1, r2, num_warps)
+        while num_warps < 8:
+            num_warps *= 2
+            yield Tile(kept, r1, r2, num_warps)
+        kept //= 2
 
 
-def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0, tuning: Tuning = UNTUNED) -> Tile | None:
-    """A tile that one cluster holds, or None if that is too large.
+def cluster_tiles(
+    group: Grouping, itemsize: int, limit: int, fill: int = 0, tuning: Tuning = UNTUNED
+) -> Iterator[Tile]:
+    """Tiles that one cluster holds, the best one first; none if groups are too large.
 
     It is one group, or where the kept axis is the contiguous one `CLUSTER_COLUMN_BYTES` of neighbouring groups, whose
     rows are dealt out evenly; or one sector of them, if they do not fit. As few thread blocks as leave each half of
-    ``limit`` elements, at most `MAX_CTAS`, and at least as many as make ``fill`` of them in all.
+    ``limit`` elements, a quarter of those that move one by one; at most `MAX_CTAS`, and at least as many as make
+    ``fill`` of them in all. Those that follow have more warps or thread blocks, or fewer columns.
     """
     if group.walk or group.cells > 1:
-        return None
+        return
     columns = group.vector_axis == "kept"
     if columns and (group.r1 > 1 or any(s.r2 for s in (group.weight, group.bias, group.parts) if s)):
-        return None  # rows in two dimensions, or parameters that differ between rows
+        return  # rows in two dimensions, or parameters that differ between rows
     wide = 2 if itemsize == 8 else 1  # registers of an element
-    limit = min(limit, CLUSTER_FORWARD // 2) if columns else limit  # compiled: sums across rows take registers
-    scattered = _one_by_one(group, itemsize)
-    if group.vector(16 // itemsize) == 1 and (limit > CLUSTER_BACKWARD or group.r1 > 1):
-        limit //= 2  # compiled: a row of 131073 spilled 320 bytes forward, 128 x 512 elements 8 backward
-    if scattered:
-        limit //= 2
-    per_thread = min(tuning.per_thread, PER_THREAD) // (2 if scattered else 1)
+    alone = _one_by_one(group, itemsize)
+    # predicted for an H100: layer norm of 4096 x 36001 float32 takes 692 µs, and 874 in half as many thread blocks
+    limit = _room_left(limit, group, alone=alone or (limit > CLUSTER_BACKWARD and group.vector(16 // itemsize) == 1))
+    half = limit // (4 if alone else 2)
+    per_thread = min(tuning.per_thread, PER_THREAD) // (2 if alone else 1)
     for span in (CLUSTER_COLUMN_BYTES, 32) if columns else (itemsize,):
         width = min(span // itemsize, _most(group))
         least = ceil(fill * width / group.numel * group.reduced)
@@ -380,29 +422,29 @@ def cluster_tile(group: Grouping, itemsize: int, limit: int, fill: int = 0, tuni
             if columns:
                 r1, r2 = ctas, power_of_two(ceil(group.r2 / ctas))
             elements = width * r1 * r2 * wide
-            if elements <= ctas * (limit if ctas == MAX_CTAS else limit // 2) and ctas >= least:
-                return Tile(width, r1, r2, warps(elements // ctas, per_thread), ctas)
-    return None
+            if elements <= ctas * (limit if ctas == MAX_CTAS else half) and ctas >= least:
+                first = warps(elements // ctas, per_thread)
+                yield from (Tile(width, r1, r2, w, ctas) for w in (first, 2 * first) if w <= MOST_WARPS)
 
 
-def cluster_cells(group: Grouping, itemsize: int, limit: int, tuning: Tuning = UNTUNED) -> Tile | None:
-    """A tile of whole groups of several cells that one cluster holds, or None if they are too large.
+def cluster_cells(group: Grouping, itemsize: int, limit: int, tuning: Tuning = UNTUNED) -> Iterator[Tile]:
+    """Tiles of whole groups of several cells that one cluster holds, the best one first; none if groups are too large.
 
-    It is filled with groups to a multiple of 16 bytes, and at least half of it. Thread blocks as in `cluster_tile`.
+    It is filled with groups to a multiple of 16 bytes, and at least half of it. Thread blocks as in `cluster_tiles`.
     """
     parameters = [s for s in (group.weight, group.bias, group.parts) if s]
     flat = all(s.kept == s.cell * group.cells for s in parameters)
     if group.walk or group.r1 > 1 or group.cells == 1 or itemsize == 8 or not flat:
-        return None
+        return
     for width in (64, 32, 16):
         most = min(width, group.kept) // group.cells
         groups = max((n for n in range(1, most + 1) if n * group.cells * itemsize % 16 == 0), default=0)
         for ctas in (2, 4, MAX_CTAS):
             share = width * power_of_two(ceil(group.r2 / ctas))
             if 2 * groups * group.cells > width and share <= limit // (1 if ctas == MAX_CTAS else 2):
-                num_warps = warps(share, min(tuning.per_thread, PER_THREAD))
-                return Tile(width, ctas, share // width, num_warps, ctas, groups)
-    return None
+                first = warps(share, min(tuning.per_thread, PER_THREAD))
+                tile = Tile(width, ctas, share // width, first, ctas, groups)
+                yield from (tile._replace(num_warps=w) for w in (first, 2 * first) if w <= MOST_WARPS)
 
 
 def _fit(size: int, limit: int) -> int:

@@ -15,7 +15,7 @@ where the groups lie within one sample (`Norm.batch_invariant`). Batch norm may 
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from math import ceil, prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +25,9 @@ from .norms import Norm, name_axes
 from .plan import KNOBS, UNTUNED, Device, Plan, Subject, Tile, Tuning, Tunings, make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from .plan import Dtypes
 
 type_strides = tuple[int, ...]
 Key = tuple[str, int]
@@ -162,6 +164,7 @@ class Schedule(NamedTuple):
         parameter_shape: of weight and bias.
         subject: what a tuning of it is for; None where it may have none.
         tuning: the tuning that was found for it; None for the planner's own choice.
+        passed: tiles that were proposed before, each with what its code would have been.
     """
 
     strategy: str
@@ -178,6 +181,7 @@ class Schedule(NamedTuple):
     parameter_shape: tuple[int, ...] = ()
     subject: Subject | None = None
     tuning: Tuning | None = None
+    passed: tuple[str, ...] = ()
 
     @property
     def sums_dy(self) -> bool:
@@ -229,9 +233,11 @@ class Pass(NamedTuple):
         tensors: strides of the tensors of full size; the one that is written comes last.
         weight: strides of the weight, or None.
         bias: strides of the bias, or None.
-        itemsize: bytes of an element of x.
+        dtypes: of x and of the parameters.
         device: what plans depend on of the device.
         constant: whether the statistics are given.
+        operands: what takes part besides the tensors of full size, or is wanted.
+        passed: tiles that were passed over, since their code would spill; filled on the way.
         subject: what a tuning is for; None where there may be none.
         tuned: what the device's table has for the subject, or None.
     """
@@ -241,17 +247,24 @@ class Pass(NamedTuple):
     tensors: dict[str, dict[Key, int]]
     weight: dict[Key, int] | None
     bias: dict[Key, int] | None
-    itemsize: int
+    dtypes: Dtypes
     device: Device
     constant: bool
+    operands: tuple[str, ...]
+    passed: list[str]
     subject: Subject | None = None
     tuned: Tuning | None = None
 
-    def looked_up(self, *operands: str) -> Pass:
+    def looked_up(self) -> Pass:
         """With the tuning that the device's table has, if there is one."""
         table = self.device.tuned
-        subject = self.about(" ".join(filter(None, operands)))
+        subject = self.about(" ".join(self.operands))
         return self._replace(subject=subject, tuned=table.find(subject) if table else None)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of x."""
+        return self.dtypes[0].itemsize  # type: ignore[no-any-return]  # of a dtype nothing else is known here
 
     @property
     def tuning(self) -> Tuning:
@@ -327,33 +340,59 @@ class Pass(NamedTuple):
             return planning.chunks_by_size(group, tile, self.itemsize, self.tuning)
         return planning.chunks_to_fill(group, tile, self.itemsize, self.device.sms, self.tuning)
 
-    def on_chip(self, group: Grouping, limit: int, cluster_limit: int, target: int = 1024) -> Tile | None:
-        """The tile that holds whole groups: a program's own, or a cluster's if they are large; or None."""
+    def on_chip(
+        self, group: Grouping, limit: int, cluster_limit: int, target: int = 1024, accumulate: bool = False
+    ) -> Launch | None:
+        """The launch whose tiles hold whole groups, a program's or a cluster's; None if none can, or none should."""
         holder = self.tuning.on_chip
-        if holder == "nothing":
+        if holder == "nothing" or self.scattered(group, held=True):
             return None
-        tile = planning.resident_tile(group, self.itemsize, limit, target, self.tuning)
-        small = group.reduced * self.itemsize <= planning.PROGRAM_BYTES
-        if holder == "cluster":
-            small = group.reduced < planning.LEAST_CLUSTERED
-        if not self.device.clusters or holder == "program" or (tile and small):
-            return tile
-        # batch norm may let the batch decide, and fills three quarters of the multiprocessors at least
-        fill = 0 if self.problem.norm.batch_invariant else ceil(self.device.sms * 3 / 4)
-        return planning.cluster_tile(group, self.itemsize, cluster_limit, fill, self.tuning) or tile
+        tiles = planning.resident_tiles(group, self.itemsize, limit, target, self.tuning)
+        if self.device.clusters and holder != "program":
+            # batch norm may let the batch decide, and fills three quarters of the multiprocessors at least
+            fill = 0 if self.problem.norm.batch_invariant else ceil(self.device.sms * 3 / 4)
+            shared = planning.cluster_tiles(group, self.itemsize, cluster_limit, fill, self.tuning)
+            small = group.reduced * self.itemsize <= planning.PROGRAM_BYTES
+            if holder == "cluster":
+                small = group.reduced < planning.LEAST_CLUSTERED
+            tiles = chain(tiles, shared) if small else chain(shared, tiles)
+        return self.first_that_fits(group, tiles, accumulate)
 
-    def joined(self, cells: Grouping, cluster_limit: int) -> Tile | None:
-        """The tile of whole groups of several cells that a cluster holds, or None."""
+    def joined(self, cells: Grouping, cluster_limit: int) -> Launch | None:
+        """The launch whose clusters hold whole groups of several cells, or None."""
         if not self.device.clusters or self.tuning.on_chip in ("program", "nothing"):
             return None
-        return planning.cluster_cells(cells, self.itemsize, cluster_limit, self.tuning)
+        return self.first_that_fits(cells, planning.cluster_cells(cells, self.itemsize, cluster_limit, self.tuning))
 
-    def held(self, group: Grouping, tile: Tile, operands: str = "") -> tuple[str, str]:
-        """The strategy of a tile that holds whole groups, and the reason in words."""
-        if tile.ctas > 1:
-            where = f"{tile.ctas} thread blocks of {tile.num_warps} warps, one cluster"
-            return "clustered", f"{group.count} elements a group{operands} fit in the registers of {where}"
-        return "resident", f"{group.count} elements a group{operands} fit in the registers of {tile.num_warps} warps"
+    def first_that_fits(self, group: Grouping, tiles: Iterator[Tile], accumulate: bool = False) -> Launch | None:
+        """The launch with the first of the tiles that its code keeps in registers.
+
+        The compiler is asked, if there is one. What it is asked depends on nothing that a batch changes, and so does
+        the tile. Where every tile spills, the one that spills least, or None: a few bytes of a thread stay in the L1,
+        but a group that is not held is read again.
+        """
+        least: tuple[float, Launch] | None = None
+        for tile in tiles:
+            step = self.launch(group, tile, "resident", (tile.blocks(group), 1), accumulate)
+            if self.device.compiler is None:
+                return step
+            code = self.device.compiler(step, self.dtypes, self.operands)
+            if code and not code.spills:
+                return step
+            self.passed.append(f"{tile}: {f'spills {code.spills} bytes a thread' if code else 'does not fit'}")
+            if code:
+                again = tile.kept * tile.r1 * tile.r2 * self.itemsize * (len(self.tensors) - 1)
+                part = code.spills * 32 * tile.num_warps * tile.ctas / again
+                if part <= planning.MOST_SPILLED and (least is None or part < least[0]):
+                    least = part, step
+        return least and least[1]
+
+    def held(self, step: Launch, operands: str = "") -> tuple[str, str]:
+        """The strategy of a launch whose tiles hold whole groups, and the reason in words."""
+        strategy, where = "resident", f"{step.num_warps} warps"
+        if step.plan.ctas > 1:
+            strategy, where = "clustered", f"{step.plan.ctas} thread blocks of {where}, one cluster"
+        return strategy, f"{step.group.count} elements a group{operands} fit in the registers of {where}"
 
     def scattered(self, group: Grouping, held: bool) -> bool:
         """Whether a group's neighbours in memory are so few that its rows would be read in pieces of sectors.
@@ -385,7 +424,7 @@ def forward_schedule(
     y: type_strides,
     weight: type_strides | None,
     bias: type_strides | None,
-    itemsize: int,
+    dtypes: Dtypes,
     device: Device,
     running: str = "",
 ) -> Schedule:
@@ -395,8 +434,8 @@ def forward_schedule(
     """
     tensors = {"x": problem.tensor(x), "y": problem.tensor(y)}
     w, b = (None if p is None else problem.parameter(p) for p in (weight, bias))
-    one = Pass(problem, "forward", tensors, w, b, itemsize, device, running == "use")
-    one = one.looked_up("weight" if w else "", "bias" if b else "", running)
+    operands = tuple(filter(None, ("weight" if w else "", "bias" if b else "", running)))
+    one = Pass(problem, "forward", tensors, w, b, dtypes, device, running == "use", operands, []).looked_up()
     group = one.group(problem.over)
     if one.constant:
         schedule = Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
@@ -405,22 +444,25 @@ def forward_schedule(
     # one entry a channel: unless that is one a group, the groups' statistics are averaged
     averaged = running == "update" and one.channels != problem.kept
     average = average_over(problem, one.stats, one.channels) if averaged else None
-    tile = one.on_chip(group, planning.RESIDENT_FORWARD, planning.CLUSTER_FORWARD)
-    scattered = one.scattered(group, tile is not None)
+    main = one.on_chip(group, planning.RESIDENT_FORWARD, planning.CLUSTER_FORWARD)
+    scattered = main is None and one.scattered(group, held=False)
     if scattered:  # whole rows of cells, joined on chip
-        cells = one.group(one.without(problem.cells))
-        joined = one.joined(cells, planning.CLUSTER_FORWARD)
-        if joined:
-            group, tile, scattered = cells, joined, False
-    if not scattered and tile:
-        schedule = Schedule(*one.held(group, tile), one.launch(group, tile, "resident", (tile.blocks(group), 1)))
+        main = one.joined(one.group(one.without(problem.cells)), planning.CLUSTER_FORWARD)
+    if main:
+        schedule = Schedule(*one.held(main), main)
     elif not scattered and one.chunks(group) == 1:
         main = one.walk(group, "streamed")
         reason = f"{group.count} elements a group are too many for registers; {main.grid[0]} programs walk them"
         schedule = Schedule("streamed", reason, main)
     else:
         schedule = split_forward(one, scattered)
-    return schedule._replace(parameters=average, num_groups=problem.num_groups, subject=one.subject, tuning=one.tuned)
+    return schedule._replace(
+        parameters=average,
+        num_groups=problem.num_groups,
+        subject=one.subject,
+        tuning=one.tuned,
+        passed=tuple(one.passed),
+    )
 
 
 def split_forward(one: Pass, scattered: bool) -> Schedule:
@@ -468,7 +510,7 @@ def backward_schedule(
     dy: type_strides,
     dx: type_strides,
     weight: type_strides | None,
-    itemsize: int,
+    dtypes: Dtypes,
     device: Device,
     parameters: bool,
     wants_dx: bool = True,
@@ -482,8 +524,8 @@ def backward_schedule(
     tensors = {"x": problem.tensor(x), "dy": problem.tensor(dy), "dx": problem.tensor(dx)}
     w = None if weight is None else problem.parameter(weight)
     wanted = {"weight": w, "gradients": parameters, "dx": wants_dx, "use": constant}
-    one = Pass(problem, "backward", tensors, w, None, itemsize, device, constant)
-    one = one.looked_up(*(name for name, there in wanted.items() if there))
+    operands = tuple(name for name, there in wanted.items() if there)
+    one = Pass(problem, "backward", tensors, w, None, dtypes, device, constant, operands, []).looked_up()
     # No group sums for a parameter on its own: gather over many groups, while they all have the same parameters. Where
     # they do not (group norm without space), every element is a cell, and its partial gradient goes through memory.
     if constant:
@@ -497,6 +539,7 @@ def backward_schedule(
         parameter_shape=problem.parameter_shape,
         subject=one.subject,
         tuning=one.tuned,
+        passed=tuple(one.passed),
     )
 
 
@@ -541,16 +584,18 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     problem = one.problem
     group = one.group(problem.over, problem.parameter(contiguous(problem.parameter_shape)))
     limit = planning.RESIDENT_ACCUMULATE
-    held = one.on_chip(group, limit, planning.CLUSTER_ACCUMULATE, target=one.tuning.sweep_elements)
-    tile = held or planning.swept_tile(group, one.itemsize, one.tuning)
-    tiles = tile.tiles(group)
+    held = one.on_chip(group, limit, planning.CLUSTER_ACCUMULATE, one.tuning.sweep_elements, accumulate=True)
+    tile = planning.swept_tile(group, one.itemsize, one.tuning)
+    tiles = 1 if held else tile.tiles(group)
     if tiles >= 1 << 16:
         raise NotImplementedError(
             f"groups of {group.count} elements, each with its own parameters, have no gradient yet"
         )
+    sweep = held or one.launch(group, tile, "measure", (tile.blocks(group), tiles), accumulate=True)
     programs = one.device.sms * one.tuning.programs_per_sm // (2 if held else 1)
-    rows = max(min(tile.blocks(group), programs // (tiles * tile.ctas)), 1)
-    sweep = one.launch(group, tile, "resident" if held else "measure", (rows, tiles), accumulate=True)
+    blocks = sweep.grid[0]
+    rows = max(min(blocks, programs // (tiles * sweep.plan.ctas)), 1)
+    sweep = sweep._replace(grid=(rows, tiles))
     gradients = sum_gradients(problem, rows, problem.affine, rows=True) if rows > 1 else None
     size = rows * group.count if rows > 1 else 0
     left = (
@@ -559,14 +604,14 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
         else "each parameter's gradient is one program's sum"
     )
     if held:
-        strategy, reason = one.held(group, held, " beside the parameters and their gradients")
+        strategy, reason = one.held(held, " beside the parameters and their gradients")
         columns = parameter_columns(one)
         # a row of two float32 for each parameter, written and read, or x and dy once more (one row less: the last may
         # be of fewer groups than the others, and an odd number of them should not take other kernels for it)
         again = 2 * problem.num_groups * one.itemsize
         if wants_dx and columns and rows > 1 and (rows - 1) * (16 if problem.norm.centered else 8) >= again:
             # the same tile and the same kernel, so that dx does not depend on the batch
-            sweep = sweep._replace(grid=(tile.blocks(group), 1))
+            sweep = sweep._replace(grid=(blocks, 1))
             reason += "; so few groups that their columns are read once more for the parameters' gradients"
             return Schedule(strategy, reason, sweep, columns=columns)
         return Schedule(strategy, f"{reason}; {left}", sweep, parameters=gradients, rows=size)
@@ -596,16 +641,12 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     rows = 0 if complete or not parameters else one.size(cells)
     reduce = sum_gradients(problem, 1, cells) if rows else None
     group = one.group(problem.over, parts)
-    tile = one.on_chip(group, planning.RESIDENT_BACKWARD, planning.CLUSTER_BACKWARD)
-    scattered = one.scattered(group, tile is not None)
+    main = one.on_chip(group, planning.RESIDENT_BACKWARD, planning.CLUSTER_BACKWARD)
+    scattered = main is None and one.scattered(group, held=False)
     if scattered:
-        joined = one.group(one.without(cells), parts)
-        shared = one.joined(joined, planning.CLUSTER_BACKWARD)
-        if shared:
-            group, tile, scattered = joined, shared, False
-    if tile and not scattered:
-        main = one.launch(group, tile, "resident", (tile.blocks(group), 1))
-        return Schedule(*one.held(group, tile, ", of x and of dy,"), main, parameters=reduce, rows=rows)
+        main = one.joined(one.group(one.without(cells), parts), planning.CLUSTER_BACKWARD)
+    if main:
+        return Schedule(*one.held(main, ", of x and of dy,"), main, parameters=reduce, rows=rows)
     mixed = scattered or (parameters and any(key in problem.affine for key in problem.over))
     if not mixed and one.chunks(group) == 1:
         main = one.walk(group, "streamed")

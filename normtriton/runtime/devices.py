@@ -9,6 +9,7 @@ import torch
 
 from ..planning.plan import Device
 from . import clusters, tuned
+from .compiling import Compiler
 from .switch import follow
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def _device(index: int) -> Device:
     else:
         sms = int(torch.cuda.get_device_properties(index).multi_processor_count)
         clustered = clusters.allowed(index)
-    return Device(sms, clustered, tuned.table_for(index, sms))
+    compiler = None if index < 0 else Compiler(index)
+    return Device(sms, clustered, tuned.table_for(index, sms), compiler)
 
 
 def of(x: Tensor) -> Device:

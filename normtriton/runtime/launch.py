@@ -10,78 +10,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 import triton
-import triton.language as tl
 from triton.runtime import driver
 
-from ..kernels.backward import normalize_backward
-from ..kernels.finalize import average_running, merge_moments, sum_parts, sum_twice
-from ..kernels.forward import normalize_forward
 from ..planning.schedule import Problem, backward_schedule, forward_schedule
 from . import clusters, devices
+from .compiling import INTERPRETED, KERNELS, NVIDIA, Running, constants, options, statistics_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from ..planning.grouping import Grouping, Strides
     from ..planning.plan import Device
     from ..planning.schedule import Launch, Schedule
-
-#: Whether the kernels run in Triton's interpreter, on the CPU. Decided when they were defined.
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-
-
-@lru_cache(maxsize=64)
-def options(num_warps: int, nvidia: bool, ctas: int = 1) -> dict[str, Any]:
-    """Compiler options of a launch.
-
-    The compiler fuses no a * b + c into one rounding, as it would by default up to Triton 3.9: it would fuse the last
-    product before a sum over a warp's lanes with the sum's first addition, so that two lanes add a rounded and an exact
-    product and get different sums. Where one rounding is wanted, `tl.fma` says so. Loops are not pipelined through
-    shared memory: several programs an SM hide the latency. NVIDIA's assembler is told that it may use all registers
-    such a program can have: left alone it aims at an occupancy and spills one or two to meet it.
-    """
-    chosen: dict[str, Any] = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
-    if nvidia and ctas == 1:  # in clusters the assembler does without: told so, it took 128 registers instead of 63
-        chosen["maxnreg"] = min(64 * 1024 // (32 * num_warps), 255)
-    if ctas > 1:
-        chosen["num_ctas"] = ctas
-    return chosen
-
-
-_NVIDIA = torch.version.hip is None
-
-#: The fields of a `Grouping` that hold an operand's strides.
-OPERANDS = ("x", "y", "dy", "dx", "weight", "bias", "stats", "parts")
-
-KERNELS = {
-    "forward": normalize_forward,
-    "backward": normalize_backward,
-    "merge_moments": merge_moments,
-    "sum_parts": sum_parts,
-    "sum_twice": sum_twice,
-    "average_running": average_running,
-}
-
 
 #: Running statistics of a call: mean and variance, flat, their strides, what counts their updates, and the momentum.
 #: The last but one holds a tensor, () int64, or nothing. (A named tuple took 0.2 µs to make, this one 0.04.)
 Statistics: TypeAlias = "tuple[Tensor, Tensor, int, int, tuple[Tensor, ...], float]"
-
-
-class Running(NamedTuple):
-    """`Statistics` as the kernels take them; with an empty momentum they are overwritten.
-
-    ``batches`` is no tensor or None: Triton 3.6 cannot compare tuples that hold a None.
-    """
-
-    mean: Any
-    var: Any
-    mean_stride: int
-    var_stride: int
-    batches: tuple[Any, ...]
-    momentum: tuple[float, ...]  # as `exact_pair` makes it
 
 
 @lru_cache(maxsize=4096)
@@ -93,62 +38,6 @@ def exact_pair(value: float) -> tuple[float, float]:
     """
     high = c_float(value).value
     return high, value - high if isfinite(high) else 0.0
-
-
-def kernel_group(launch: Launch) -> Grouping:
-    """A launch's `Grouping` as its kernel takes it.
-
-    Tensors' strides, and the extent of the contiguous axis, are in units of ``plan.vector``. Sizes are odd numbers, see
-    `normtriton.kernels.places`. A stride of 0 is compiled in, and so are reduced sizes that belong to the model. (The
-    number of joined cells too: compiled, float32 columns of 4096 rows spilled 8 bytes without.)
-    """
-    group, plan = launch.group, launch.plan
-    step = "cell" if group.cells > 1 else "kept"
-    contiguous = {"kept": step, "r2": "r2"}.get(plan.vector_axis)
-    fixed_kept, fixed_r1, fixed_r2 = group.fixed or (False, False, False)
-
-    def constant(value: int, fixed: bool = False) -> Any:
-        # the interpreter gains nothing from it, and before 3.9 mistakes it for a tensor of another kind
-        return tl.constexpr(value) if not INTERPRETED and (fixed or value == 0) else value
-
-    def size(value: int, fixed: bool = False) -> Any:
-        return constant(2 * value + 1, fixed)
-
-    def strides(s: Strides | None) -> Any:
-        if s is None:
-            return None
-        unit = plan.vector if any(s is tensor for tensor in group.tensors) else 1
-        scaled = {
-            name: value if name == contiguous else value // unit
-            for name, value in s._asdict().items()
-            if not isinstance(value, tuple)
-        }
-        return s._replace(
-            outer=tuple(constant(v // unit) for v in s.outer),
-            walk=tuple(constant(v // unit) for v in s.walk),
-            **{name: constant(value) for name, value in scaled.items()},
-        )
-
-    operands = {name: strides(getattr(group, name)) for name in OPERANDS}
-    return group._replace(
-        outer=tuple(map(size, group.outer)),
-        kept=size(group.kept // plan.kept_unit, fixed_kept and plan.block_groups > 0),
-        cells=0,  # the plan has it
-        walk=tuple(map(size, group.walk)),
-        r1=size(group.r1, fixed_r1),
-        r2=size(group.r2 // plan.r2_unit, fixed_r2),
-        count=size(group.count, group.fixed is not None and fixed_r1 and fixed_r2 and not group.walk),
-        fixed=None,
-        **operands,
-    )
-
-
-def constants(launch: Launch) -> tuple[Any, ...]:
-    """The last arguments of a launch's kernel: its `Grouping` and its `Plan`, or both of two reductions."""
-    if launch.also is None:
-        return kernel_group(launch), launch.plan
-    group, plan = launch.also
-    return kernel_group(launch), kernel_group(launch._replace(group=group, plan=plan)), launch.plan, plan
 
 
 #: Held by a thread that runs programs in Triton's interpreter. It keeps the index of the program that runs, and what it
@@ -174,7 +63,7 @@ class _Ready:
     def __init__(self, launch: Launch) -> None:
         self.launch = launch  # held, so that no other takes its id
         self.constants = constants(launch)
-        self.options = options(launch.num_warps, _NVIDIA, launch.plan.ctas)
+        self.options = options(launch.num_warps, NVIDIA, launch.plan.ctas)
         self.start = _in_turn(KERNELS[launch.kernel], launch.grid)
         self.compiled: dict[Kinds, Callable[..., None]] = {}
 
@@ -241,7 +130,7 @@ def _kinds(running: Running | None, *given: Tensor | None) -> Kinds:
     return None if addresses & 15 else tuple(kinds)
 
 
-_LOOKED_UP = _NVIDIA and not INTERPRETED
+_LOOKED_UP = NVIDIA and not INTERPRETED
 
 
 def _run(launch: Launch, kinds: Kinds, *args: Any) -> None:
@@ -273,11 +162,6 @@ def _run_clustered(launch: Launch, kinds: Kinds, *args: Any) -> bool:
     return True
 
 
-def statistics_dtype(x: Tensor) -> torch.dtype:
-    """float32, for float64 that."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def forward(
     problem: Problem,
     x: Tensor,
@@ -307,7 +191,7 @@ def forward(
         y.stride(),
         None if weight is None else weight.stride(),
         None if bias is None else bias.stride(),
-        x.itemsize,
+        (x.dtype, None if weight is None else weight.dtype),
         device or devices.of(x),
         mode,
     )
@@ -375,7 +259,7 @@ def backward(
         dy.stride(),
         dx.stride(),
         None if weight is None else weight.stride(),
-        x.itemsize,
+        (x.dtype, None if weight is None else weight.dtype),
         device or devices.of(x),
         parameters,
         wants_dx,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 import normtriton
-from normtriton.runtime import clusters, devices, launch
+from normtriton.runtime import clusters, compiling, devices
 
 from ..swapped import swapped
 from .branches import BRANCHES, CLUSTERED, CLUSTERS, DEVICE, LAYOUTS, REAL, SMALL, Branch, lay_out
@@ -108,7 +108,7 @@ def planned_for(device: Device | None) -> Iterator[None]:
     if device is None:
         yield
         return
-    if device.clusters and launch.INTERPRETED:
+    if device.clusters and compiling.INTERPRETED:
         clusters.set_mode("on")  # without a trial, which only a GPU can make
     try:
         with swapped((devices, "of", lambda _x: device)):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 import torch
 
-from normtriton.runtime import clusters, launch
+from normtriton.runtime import clusters, compiling, launch
 
 from ..cases import checks
 from ..cli import PROGRAM, Lines, Refusal, interruptible, json_option, names_option, progress
@@ -229,7 +229,7 @@ def refuse_interpreter() -> None:
     Raises:
         Refusal: Triton interprets them.
     """
-    if launch.INTERPRETED:
+    if compiling.INTERPRETED:
         raise Refusal("TRITON_INTERPRET=1 has Triton interpret kernels: unset it to have them compiled")
 
 

@@ -25,12 +25,11 @@ import triton
 
 from normtriton import kernels  # type: ignore[attr-defined]  # not for mypy, see pyproject.toml
 from normtriton.planning.plan import UNTUNED, Tuning, Tunings
-from normtriton.runtime import launch
+from normtriton.runtime import compiling, launch
 
 from ..cases.shapes import DIRECTIONS, Cell
-from ..cases.targets import PLANNED_FOR
 from ..count import rivals
-from ..count.codegen import compile_launch, facts
+from ..count.codegen import compile_launch, facts, planned_for
 from ..count.l2 import MACHINES
 from ..count.launches import planned
 from ..count.traffic import fraction, measure
@@ -110,7 +109,7 @@ def device_of(job: Job) -> Device:
     if job.instrument == "model":
         device = predict.device_of(predict.GPUS[job.machine])
         return device if job.tuning == UNTUNED else device._replace(tuned=Tunings({}, job.tuning))
-    return PLANNED_FOR[job.machine][1]
+    return planned_for(job.machine)
 
 
 def _is_text(node: ast.AST) -> bool:
@@ -148,7 +147,10 @@ def made_from(job: Job) -> str:
     else:
         launches = planned(job.cell.case, *job.cell.options, device_of(job)).launches
         own = sorted(Path(kernels.__file__).parent.glob("*.py"))
-        parts += [_source(*own, Path(launch.__file__)), repr([r.launch for steps in launches.values() for r in steps])]
+        parts += [
+            _source(*own, Path(compiling.__file__), Path(launch.__file__)),
+            repr([r.launch for steps in launches.values() for r in steps]),
+        ]
     return sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

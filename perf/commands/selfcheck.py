@@ -18,9 +18,9 @@ from normtriton.runtime import cache, clusters
 
 from ..cases.checks import Check, of_branches, of_layouts, wrong
 from ..cases.shapes import DIRECTIONS, Case, Cell
-from ..cases.targets import PLANNED_FOR, TARGETS
+from ..cases.targets import TARGETS
 from ..cli import PROGRAM, Refusal, interruptible, json_option, progress, writing
-from ..count.codegen import compile_launch, read_code
+from ..count.codegen import compile_launch, planned_for, read_code
 from ..count.launches import planned
 from ..show.rows import LIBRARY
 from ..time import gpu
@@ -74,7 +74,7 @@ def compiled(target: str, cell: Cell) -> Outcome:
     """Compile a real shape's kernels for a target that is not there, and look for spilled registers."""
     failures = []
     try:
-        device = PLANNED_FOR[target][1]
+        device = planned_for(target)
         device = device._replace(clusters=device.clusters and clusters.compiles())
         for direction, steps in planned(cell.case, *cell.options, device, torch.float32).launches.items():
             spilled = ((step.launch.kernel, read_code(compile_launch(step, target)).stack) for step in steps)

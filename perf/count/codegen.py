@@ -22,9 +22,12 @@ import triton
 from triton.runtime import driver
 from triton.runtime.jit import MockTensor, compute_cache_key
 
-from normtriton.runtime import launch
+from normtriton.planning.plan import Code as Compiled
+from normtriton.runtime import compiling
 
-from ..cases.targets import TARGETS
+from ..cases.targets import PLANNED_FOR, TARGETS
+from .cubin import usage
+from .launches import Recorded
 from .occupancy import resident_blocks
 
 if TYPE_CHECKING:
@@ -32,9 +35,8 @@ if TYPE_CHECKING:
 
     from triton.backends.compiler import GPUTarget
 
+    from normtriton.planning.plan import Device, Dtypes
     from normtriton.planning.schedule import Launch
-
-    from .launches import Recorded
 
 
 class Code(NamedTuple):
@@ -98,26 +100,50 @@ def pretending(target: str) -> Iterator[_Driver]:
 
 
 def _options(step: Launch, target: str) -> dict[str, Any]:
-    return launch.options(step.num_warps, TARGETS[target].backend == "cuda", step.plan.ctas)
+    return compiling.options(step.num_warps, TARGETS[target].backend == "cuda", step.plan.ctas)
 
 
 def compile_launch(recorded: Recorded, target: str) -> Any:
     """Triton's compiled kernel for a launch."""
     step = recorded.launch
     with pretending(target):
-        return launch.KERNELS[step.kernel].warmup(
-            *map(mock, recorded.args), *launch.constants(step), grid=step.grid, **_options(step, target)
+        return compiling.KERNELS[step.kernel].warmup(
+            *map(mock, recorded.args), *compiling.constants(step), grid=step.grid, **_options(step, target)
         )
+
+
+class Compiler:
+    """A target's compiler, as the planner asks it: `normtriton.runtime.compiling.Compiler` without the GPU."""
+
+    def __init__(self, target: str) -> None:
+        """The compiler for one of the `TARGETS`."""
+        self.target = target
+
+    def __call__(self, step: Launch, dtypes: Dtypes, operands: tuple[str, ...]) -> Compiled:
+        """What becomes of a launch whose tile holds whole groups."""
+        kernel = compile_launch(Recorded(step, compiling.standing_in(step, dtypes, operands)), self.target)
+        if "cubin" in kernel.asm:
+            return Compiled(*usage(kernel.asm["cubin"]), kernel.metadata.shared)
+        code = read_code(kernel)
+        return Compiled(code.registers, code.stack, code.shared)
+
+
+compiler = functools.cache(Compiler)  #: The one of each target, so that plans made with it are cached.
+
+
+def planned_for(target: str) -> Device:
+    """The device that a target's kernels are planned for, with its compiler."""
+    return PLANNED_FOR[target][1]._replace(compiler=compiler(target))
 
 
 def compile_key(recorded: Recorded, target: str) -> tuple[str, str]:
     """Where Triton looks for the compiled kernel of a launch: each key is one compilation. Compiles nothing."""
     step = recorded.launch
-    kernel = launch.KERNELS[step.kernel]
+    kernel = compiling.KERNELS[step.kernel]
     with pretending(target) as device:
         _kernels, keys, _target, _backend, binder = kernel.device_caches[device.get_current_device()]
         _bound, specialization, options = binder(
-            *map(mock, recorded.args), *launch.constants(step), debug=False, **_options(step, target)
+            *map(mock, recorded.args), *compiling.constants(step), debug=False, **_options(step, target)
         )
     return step.kernel, compute_cache_key(keys, specialization, options)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from normtriton.runtime import launch
+from normtriton.runtime import compiling
 
 from ..cases.shapes import DIRECTIONS
 from .addresses import Memory, execute, require_triton
@@ -172,16 +172,16 @@ def compulsory_bytes(direction: str, x: torch.Tensor, *parameters: torch.Tensor 
 
 def _without_count(arg: Any) -> Any:
     """Running statistics that do not count batches: integers are not loaded here, and the count is 16 bytes."""
-    return arg._replace(batches=()) if isinstance(arg, launch.Running) else arg
+    return arg._replace(batches=()) if isinstance(arg, compiling.Running) else arg
 
 
 def run(launches: Sequence[Recorded], machine: Machine, compulsory: int, cold: bool = False) -> Traffic:
     """Measure a pass of this library."""
     here = Pass(machine, cold)
     for step, args in launches:
-        kernel = launch.KERNELS[step.kernel]
+        kernel = compiling.KERNELS[step.kernel]
         here.launch(
-            kernel, (*map(_without_count, args), *launch.constants(step)), step.grid, step.num_warps, step.plan.ctas
+            kernel, (*map(_without_count, args), *compiling.constants(step)), step.grid, step.num_warps, step.plan.ctas
         )
     return here.end(compulsory)
 

@@ -36,8 +36,9 @@ from triton.backends.nvidia import driver as nvidia
 from triton.compiler.compiler import CompiledKernel
 from triton.runtime import driver
 
-from normtriton.runtime import cache, launch
+from normtriton.runtime import cache, compiling
 
+from ..count import cubin
 from . import pretend
 from .executor import Executor
 from .memory import Memory
@@ -228,7 +229,7 @@ def enable(target: str, sms: int | None = None, assemble: bool = True, timing: A
         raise RuntimeError(
             f"the emulator stands behind the launcher of Triton 3.9 and later, not {triton.__version__}'s"
         )
-    if launch.INTERPRETED:
+    if compiling.INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET=1 has Triton interpret kernels: unset it, the emulator runs compiled ones")
     device = Device(pretend.profile(target, sms), timing)
     pretend.enable(device.profile)
@@ -278,7 +279,11 @@ def _hook_triton(device: Device) -> None:
     def loading(name: str, binary: bytes, *rest: Any) -> Any:
         with device.turn:
             device.load(binary)
-            return load(name, binary, *rest)
+            module, function, registers, spills, threads = load(name, binary, *rest)
+            if binary.startswith(cubin.MAGIC):  # what the driver of a GPU says; a text says nothing
+                registers, stack = cubin.usage(binary)
+                spills = stack // 4
+            return module, function, registers, spills, threads
 
     CompiledKernel.__init__, nvidia.CudaLauncher.__init__ = noting, passing
     active.utils.load_binary = loading

@@ -25,7 +25,7 @@ from triton.runtime import driver
 from triton.testing import do_bench
 
 import normtriton
-from normtriton.runtime import clusters, launch, tuned
+from normtriton.runtime import clusters, compiling, tuned
 
 from ..cli import Refusal
 
@@ -61,7 +61,7 @@ def find() -> torch.device:
     Raises:
         Refusal: there is none, or Triton would not use it.
     """
-    if launch.INTERPRETED:
+    if compiling.INTERPRETED:
         raise Refusal("TRITON_INTERPRET=1 has Triton run kernels on the CPU: unset it to use a GPU")
     if torch.version.cuda is None and torch.version.hip is None:
         raise Refusal(f"torch {torch.__version__} is built for the CPU: install one for CUDA or ROCm")

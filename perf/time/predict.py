@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from normtriton.planning.plan import Device
-from normtriton.runtime import launch
+from normtriton.runtime import compiling
 
-from ..count.codegen import compile_launch, flat
+from ..count.codegen import compile_launch, compiler, flat
 from ..count.traffic import compulsory_bytes, distinct_bytes
 from ..emulator.gpus import GPUS
 from ..emulator.timer import Space, Timer, pack
@@ -93,7 +93,7 @@ def kernel(compiled: Any, args: Iterable[Any], grid: Iterable[int], space: Space
 def ours(recorded: Recorded, target: str, space: Space) -> Kernel:
     """A launch of normtriton's, compiled."""
     compiled = compile_launch(recorded, target)
-    return kernel(compiled, (*recorded.args, *launch.constants(recorded.launch)), recorded.launch.grid, space)
+    return kernel(compiled, (*recorded.args, *compiling.constants(recorded.launch)), recorded.launch.grid, space)
 
 
 @lru_cache(maxsize=16)
@@ -104,7 +104,7 @@ def timer(gpu: Gpu, share: float) -> Timer:
 
 def device_of(gpu: Gpu, clusters: bool = True) -> Device:
     """What plans are made for."""
-    return Device(gpu.sms, clusters=clusters and gpu.gpc_sms > 0)
+    return Device(gpu.sms, clusters=clusters and gpu.gpc_sms > 0, compiler=compiler(gpu.target))
 
 
 class Predicted(NamedTuple):
