@@ -154,3 +154,28 @@ def test_the_textbook_is_pytorch(norm):
             for functions, s in zip((Textbook, torch.nn.functional), stats, strict=True)
         ]
         torch.testing.assert_close(*used)
+
+
+ASKING = """
+import torch
+from normtriton.perf.emulator.device import enable
+enable("sm_90")
+from normtriton.planning import norms
+from normtriton.planning.plan import Device
+from normtriton.planning.schedule import Problem, forward_schedule
+from normtriton.runtime import devices
+problem, dtypes = Problem(norms.LAYER, (4, 8192), (("d", 1),)), (torch.bfloat16, torch.float32)
+step = forward_schedule(problem, (8192, 1), (8192, 1), (1,), (1,), dtypes, Device(132)).main
+ask = devices.of(torch.empty(1)).compiler
+print(*(ask(step._replace(num_warps=n), dtypes, ("weight", "bias"))[:2] for n in (step.num_warps, 1)))
+"""
+
+
+def test_a_device_says_what_its_compiler_made():
+    """Registers and spills as a GPU's driver reports them: none spilled in the planner's tile, many in a single warp."""
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", ASKING]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    held, crowded = (tuple(map(int, words.strip("()").split(", "))) for words in done.stdout.strip().split(") ("))
+    assert 32 < held[0] < 128 and held[1] == 0
+    assert crowded[0] == 255 and crowded[1] > 64
