@@ -146,7 +146,7 @@ def counting_batch_norm(
     if not _takes(input, running_mean, running_var, weight, bias):
         y = _by_pytorch(batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
     else:
-        way = SHORT if unwatched(input, running_mean, running_var, weight, bias) else LONG
+        way = SHORT if unwatched(input, running_mean, running_var, weight, bias, batches) else LONG
         given = (running_mean, running_var, weight, bias, training, momentum, eps)
         try:
             call = batch_norm_call(input, *given, batches, way)

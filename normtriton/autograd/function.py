@@ -96,7 +96,7 @@ class Normalize(torch.autograd.Function):
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
     """Normalize x, which takes the kernels, as ``call`` says: the short way, or by operators."""
-    statistics = call.statistics[:2] if call.statistics else (None, None)
+    statistics = (*call.statistics[:2], *call.statistics[4]) if call.statistics else ()
     if unwatched(x, weight, bias, *statistics):
         return normalize_unwatched(x, weight, bias, call)
     return operators.normalize(x, weight, bias, call)
