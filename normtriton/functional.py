@@ -146,14 +146,16 @@ def counting_batch_norm(
     if not _takes(input, running_mean, running_var, weight, bias):
         y = _by_pytorch(batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
     else:
-        way = SHORT if unwatched(input, running_mean, running_var, weight, bias) else LONG
+        way = SHORT if unwatched(input, running_mean, running_var, weight, bias, batches) else LONG
         given = (running_mean, running_var, weight, bias, training, momentum, eps)
         try:
             call = batch_norm_call(input, *given, batches, way)
         except Refused:
             pass
         else:
-            return way.normalize(input, _flat(weight), _flat(bias), call)
+            weight = weight if weight is None or weight.dim() == 1 else weight.reshape(-1)
+            bias = bias if bias is None or bias.dim() == 1 else bias.reshape(-1)
+            return way.normalize(input, weight, bias, call)
         y = _with_copies(F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
     if batches is not None:
         batches.add_(1)
@@ -556,7 +558,7 @@ def _statistics(
         mean, var = mean if mean.dim() == 1 else mean.view(-1), var if var.dim() == 1 else var.view(-1)
     except RuntimeError:
         raise Refused from None
-    strides = mean.stride(0), var.stride(0)
+    strides = mean.stride()[0], var.stride()[0]
     if (
         updated
         and channels

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: F401, N812  scripted functions call it 
 from torch import nn
 
 from . import functional
-from .autograd.function import unwatched
+from .autograd.operators import counts_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,7 @@ class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
             mean, var = _parameter(self, "running_mean"), _parameter(self, "running_var")
             if updating:
                 batches = _parameter(self, "num_batches_tracked")
-        if batches is not None and not self._counts_itself(input, batches, mean, var, weight, bias):
+        if batches is not None and not self._counts_itself(input, batches, mean):
             batches.add_(1)
             if momentum is None:  # the cumulative average
                 momentum = 1.0 / float(batches)
@@ -101,12 +101,12 @@ class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
             batches.add_(1)  # PyTorch counts before it checks
             raise
 
-    def _counts_itself(self, input: Tensor, batches: Tensor, mean: Tensor | None, *others: Tensor | None) -> bool:  # noqa: A002
+    def _counts_itself(self, input: Tensor, batches: Tensor, mean: Tensor | None) -> bool:  # noqa: A002
         """Whether the kernel that updates the running statistics, if one does, can count the batch: a launch less."""
         return (
             self.momentum is not None
             and mean is not None
-            and unwatched(input, batches, mean, *others)
+            and counts_batches()
             and input.numel() > 0
             and batches.dtype == torch.int64
             and batches.device == input.device

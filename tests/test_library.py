@@ -314,6 +314,13 @@ def test_without_interpreter_a_cpu_tensor_goes_to_pytorch():
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=env)
 
 
+def kind_of(arg):
+    """Triton's word for an argument's type."""
+    if isinstance(arg, tuple):
+        return tuple(map(kind_of, arg))
+    return "*fp32" if isinstance(arg, torch.Tensor) else {int: "i32", float: "fp32"}.get(type(arg), "constexpr")
+
+
 class FakeCompiled:
     """Stands for a compiled kernel: notes what it is launched with, by which way."""
 
@@ -323,9 +330,14 @@ class FakeCompiled:
         self.launched, self.described = [], []
         self.run = SimpleNamespace(
             launch=lambda *args: self.launched.append(args),
-            launch_cooperative_grid=False, launch_pdl=False, arg_annotations="annotations",
-            kernel_signature="signature", global_scratch_size=0, profile_scratch_size=0,
+            launch_cooperative_grid=False, launch_pdl=False, kernel_signature="signature",
+            global_scratch_size=0, profile_scratch_size=0,
         )  # fmt: skip
+
+    def take(self, args):
+        """Have been compiled for such arguments."""
+        self.src = SimpleNamespace(signature=dict(enumerate(map(kind_of, args))))
+        self.run.arg_annotations = [f"note of {kind}" for kind in self.src.signature.values()]
 
     def __getitem__(self, grid):
         return lambda *args: self.described.append((grid, args))
@@ -340,6 +352,7 @@ class FakeKernel:
     def __getitem__(self, grid):
         def run(*args, **options):
             self.compiled.append((grid, args, options))
+            self.kernel.take(args)
             return self.kernel
 
         return run
@@ -357,6 +370,11 @@ def fake_kernel(monkeypatch):
     return kernel
 
 
+def leaves(tree):
+    """What a tuple of tuples holds."""
+    return [leaf for item in tree for leaf in leaves(item)] if isinstance(tree, tuple) else [tree]
+
+
 def test_a_launch_is_looked_up_the_second_time(fake_kernel):
     """By device, dtypes, what is None, integers and alignment: all that Triton specializes on."""
     call, x, weight, bias = make(REAL[0]._replace(shape=(4, 64)), torch.float32, torch.contiguous_format, "cpu")
@@ -366,9 +384,12 @@ def test_a_launch_is_looked_up_the_second_time(fake_kernel):
     assert (len(fake_kernel.compiled), len(launched)) == (1, 2)
     (grid, args, options), again = fake_kernel.compiled[0], launched[0]
     assert again[:8] == (*grid, 1, "stream", "function", False, False, "metadata")
-    assert again[8:-1] == (*[None] * 5, "annotations", "signature")  # neither hooks nor memory besides the arguments
-    assert again[-1][-2:] == args[-2:] and options["num_warps"] == 1  # the same grouping and plan
-    assert [type(a) for a in again[-1]] == [type(a) for a in args]
+    assert again[8:13] == (*[None] * 5,) and again[14] == "signature"  # neither hooks nor memory besides the arguments
+    *tensors, group, _plan = args
+    numbers = [leaf for leaf in leaves(group) if type(leaf) is int]
+    assert options["num_warps"] == 1 and [type(a) for a in again[-1][: len(tensors)]] == [type(a) for a in tensors]
+    assert [*again[-1][len(tensors) :]] == numbers and numbers  # the grouping's that are not compiled in
+    assert again[13] == [*map("note of {}".format, map(kind_of, tensors)), *["note of *fp32"] * len(numbers)]
     for other in (
         (x.double(), weight, bias),
         (x, weight.half(), bias),

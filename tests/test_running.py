@@ -11,6 +11,7 @@ from watching import Watching
 
 import normtriton as nt
 from normtriton.autograd import function as autograd
+from normtriton.runtime import launch
 
 SHAPES = {"resident": (6, 5, 7, 7), "split": (6, 3, 100, 100), "streamed": (6, 5, 100, 100), "2d": (9, 4)}
 
@@ -142,10 +143,14 @@ def test_stateful_module_options(name, options):
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("way", ["short", "operator"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_kernel_counts_the_batch(shape, monkeypatch):
+def test_the_kernel_counts_the_batch(shape, way, monkeypatch):
     """In every strategy, once, without an addition of PyTorch's; autograd sees the change."""
-    monkeypatch.setattr(autograd, "_modes", lambda: 0)  # or the norm would notice that it is watched
+    if way == "operator" and not launch.INTERPRETED:
+        pytest.skip("the emulator's tensors are a CPU's to PyTorch, whose operators have no such kernel")
+    if way == "short":
+        monkeypatch.setattr(autograd, "_modes", lambda: 0)  # or the norm would notice that it is watched
     norm = (nt.BatchNorm1d if len(shape) == 2 else nt.BatchNorm2d)(shape[1])
     x = torch.randn(shape)
     version = norm.num_batches_tracked._version
@@ -154,6 +159,7 @@ def test_the_kernel_counts_the_batch(shape, monkeypatch):
         norm(x)
     assert norm.num_batches_tracked == 2 and norm.num_batches_tracked._version > version
     assert not any("add" in name for name in watching.names)  # the interpreter's own copies aside
+    assert watching.names.count("normtriton::normalize_and_update") == (2 if way == "operator" else 0)
 
 
 @pytest.mark.parametrize("reason", ["empty", "raises", "cumulative", "other dtype"])

@@ -1,11 +1,16 @@
 """Operators, compilers, exporters, fake tensors; autocast and checkpoints; and that plain calls pay for none of it."""
 
 import copy
+import operator
+import warnings
 from contextlib import contextmanager
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
+from torch._inductor.graph import GraphLowering
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
@@ -21,6 +26,7 @@ from normtriton.planning.schedule import Problem
 from normtriton.runtime import launch
 
 OPERATOR, BACKWARD = torch.ops.normtriton.normalize, torch.ops.normtriton.normalize_backward
+UPDATE = torch.ops.normtriton.normalize_and_update.default
 
 #: module, and the shapes of inputs in turn: the first is compiled for, the second makes its sizes symbols
 MODULES = {
@@ -88,6 +94,9 @@ def test_the_operators(norm, shape, more):
     dy = torch.randn(shape, requires_grad=True)
     opcheck(BACKWARD, (dy, x, weight, *statistics, *words, constant, eps, True, torch.float32, None))
     opcheck(BACKWARD, (dy, x, weight, *statistics, *words, constant, eps, False, None, torch.float64))
+    if mean is not None and not constant:
+        for batches in (None, torch.tensor(0)):
+            opcheck(UPDATE, (*inputs[:5], batches, *words, 0.1, eps, None))
 
 
 @each_module
@@ -119,6 +128,64 @@ def test_compiled_once_for_all_sizes(name):
         x = torch.randn(shape)
         assert torch.equal(compiled(x), module(x))
     assert counter.frame_count == first
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """The graphs that inductor makes code of: after it has put changes in place back."""
+    graphs, start = [], GraphLowering.__init__
+
+    def record(self, graph, *args, **kwargs):
+        graphs.append(graph)
+        start(self, graph, *args, **kwargs)
+
+    monkeypatch.setattr(GraphLowering, "__init__", record)
+    torch._dynamo.reset()
+    uncached = inductor_config.patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False)
+    with uncached[0], uncached[1], warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what inductor imports
+        yield graphs
+
+
+IN_PLACE = {
+    "batch": (lambda dtype: nt.BatchNorm2d(6, dtype=dtype), (2, 6, 3, 4)),
+    "batch-averaging": (lambda dtype: nt.BatchNorm1d(6, momentum=None, dtype=dtype), (3, 6)),
+    "instance": (lambda dtype: nt.InstanceNorm1d(6, affine=True, track_running_stats=True, dtype=dtype), (2, 6, 4)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "gradients"),
+    [
+        ("batch", torch.float32, True),
+        ("batch", torch.bfloat16, False),
+        ("batch-averaging", torch.float32, True),
+        ("instance", torch.float64, True),
+    ],
+)
+def test_a_compiled_step_changes_statistics_in_place(name, dtype, gradients, lowered, monkeypatch):
+    """Inductor's code copies no statistic, and counts no batch beside the kernel: eager's launches, nothing else."""
+    make, shape = IN_PLACE[name]
+    module, run, launched = make(dtype), launch._run, []
+    monkeypatch.setattr(launch, "_run", lambda launch, *args: (launched.append(launch), run(launch, *args)))
+    eager, compiled = copy.deepcopy(module), torch.compile(module, fullgraph=name != "batch-averaging")
+    x, launches, results = torch.randn(shape, dtype=dtype), [], []
+    for which, call in ((eager, eager), (module, compiled)):
+        for _ in range(2):
+            launched.clear()
+            results.append(step(which, x, call) if gradients else (call(x).detach(), list(which.buffers())))
+        launches.append([*launched])
+    torch.testing.assert_close(results[3], results[1], rtol=0, atol=0)
+    assert launches[0] == launches[1]
+    nodes = [node for graph in lowered for node in graph.graph.nodes if node.op == "call_function"]
+    updates = [node for node in nodes if node.target == UPDATE]
+    assert updates
+    others = {node.target for node in nodes} - {operator.getitem, BACKWARD.default, *(node.target for node in updates)}
+    # the graph's end says what was changed: by the update itself, so a copy of each statistic to itself, no code
+    copies = [node for node in nodes if node.target == torch.ops.aten.copy_.default]
+    counted = {torch.ops.aten.add.Tensor} if name == "batch-averaging" else set()
+    assert others <= {torch.ops.aten.copy_.default, *counted}
+    assert all(node.args[0] is node.args[1] or node.args[1].target in counted for node in copies)
 
 
 def test_compiled_with_a_cumulative_average():

@@ -67,9 +67,7 @@ class Normalize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
         problem, eps, statistics, use_running, dtype = call
         y, mean, rstd = launch.forward(problem, x, weight, bias, eps, statistics, use_running, dtype)
-        ctx.call = call
-        ctx.weight_dtype = None if weight is None else weight.dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.kept = call, None if bias is None else bias.dtype
         if use_running:
             assert statistics is not None
             mean, rstd, *_ = statistics
@@ -79,13 +77,14 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
+        call, bias_dtype = ctx.kept
         wants_dx, wants_dweight, wants_dbias, _ = ctx.needs_input_grad
-        wants = (wants_dx, ctx.weight_dtype if wants_dweight else None, ctx.bias_dtype if wants_dbias else None)
-        problem, eps, statistics, use_running, _dtype = ctx.call
+        wants = (wants_dx, weight.dtype if wants_dweight else None, bias_dtype if wants_dbias else None)
+        problem, eps, statistics, use_running, _dtype = call
         # grad mode is on in a backward pass whose own graph is wanted; autograd's ``is_grads_batched`` and gradcheck
         # batch by the vmap before `torch.func`'s, which operators go through one call after the other
         if torch.is_grad_enabled() or not unwatched(dy) or _is_included(_VMAP_MODE):
-            found = operators.PASSES.pull_back(dy, x, weight, mean, rstd, rule_of(ctx.call, wants))
+            found = operators.PASSES.pull_back(dy, x, weight, mean, rstd, rule_of(call, wants))
             return *(t if want not in (False, None) else None for t, want in zip(found, wants, strict=True)), None
         if use_running:
             statistics, mean, rstd = (mean, rstd, *statistics[2:]), None, None
@@ -96,7 +95,7 @@ class Normalize(torch.autograd.Function):
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
     """Normalize x, which takes the kernels, as ``call`` says: the short way, or by operators."""
-    statistics = call.statistics[:2] if call.statistics else (None, None)
+    statistics = (*call.statistics[:2], *call.statistics[4]) if call.statistics else ()
     if unwatched(x, weight, bias, *statistics):
         return normalize_unwatched(x, weight, bias, call)
     return operators.normalize(x, weight, bias, call)

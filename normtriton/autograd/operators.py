@@ -59,14 +59,15 @@ def _words(rule: Rule) -> tuple[Any, ...]:
     return (*norm, " ".join(name for name, _ in sizes), [size for _, size in sizes])
 
 
-def _operator(function: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Any:
+def _operator(function: Callable[..., Any], mutates: tuple[str, ...] = (), overload: str = "") -> Any:
     """Define an operator by the function that is its kernel."""
     name = function.__name__.removesuffix("_op")
+    full = f"{name}.{overload}" if overload else name
     schema = infer_schema(function, mutates_args=mutates)
-    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
     for device in _DEVICES:
-        _LIBRARY.impl(name, function, device)
-    return getattr(torch.ops.normtriton, name).default
+        _LIBRARY.impl(full, function, device)
+    return getattr(getattr(torch.ops.normtriton, name), overload or "default")
 
 
 def normalize_op(
@@ -113,6 +114,7 @@ def normalize_and_update_op(
     bias: Tensor | None,
     mean: Tensor,
     var: Tensor,
+    batches: Tensor | None,
     axes: str,
     over: str,
     affine: str,
@@ -123,13 +125,13 @@ def normalize_and_update_op(
     eps: float,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean, rstd), as of `normalize_op`; running statistics are updated in place.
+    """(y, mean, rstd), as of `normalize_op`; running statistics are updated in place, and ``batches`` grows by one.
 
     Transforms know how to go through it: of a change in place of what a function captured they say that it is none of
     its arguments', and refuse it, unless it is within an operator.
     """
     words = (axes, over, affine, centered, names, sizes)
-    return run_normalize(x, weight, bias, mean, var, _rule(x, *words, eps=eps, dtype=dtype, momentum=momentum))
+    return run_normalize(x, weight, bias, mean, var, _rule(x, *words, eps=eps, dtype=dtype, momentum=momentum), batches)
 
 
 def normalize_backward_op(
@@ -164,8 +166,12 @@ def normalize_backward_op(
     return run_pull_back(dy, x, weight, mean, rstd, _rule(x, *words, eps=eps, constant=constant, wants=wants))
 
 
+_WRITTEN = ("mean", "var", "batches")
 _NORMALIZE = _operator(normalize_op)
-_UPDATE = _operator(normalize_and_update_op, ("mean", "var"))
+_UPDATE = _operator(normalize_and_update_op, _WRITTEN)
+#: The same for `torch.func.functionalize`, which needs to be told how to take a change in place out. A compiler does
+#: that by itself and puts it back in the end, unless it has been told: so this is another operator.
+_UPDATE_FUNCTIONALIZED = _operator(normalize_and_update_op, _WRITTEN, "functionalized")
 _BACKWARD = _operator(normalize_backward_op)
 
 
@@ -184,8 +190,9 @@ def _(x: Tensor, _weight: Any, _bias: Any, mean: Any, var: Any, *rest: Any) -> t
     return *_empty_like_results(x, _rule(x, *words, constant=constant, dtype=dtype)), *new
 
 
-@register_fake("normtriton::normalize_and_update")
-def _(x: Tensor, _weight: Any, _bias: Any, _mean: Any, _var: Any, *rest: Any) -> tuple[Tensor, ...]:
+@register_fake(_UPDATE_FUNCTIONALIZED)
+@register_fake(_UPDATE)
+def _(x: Tensor, _weight: Any, _bias: Any, _mean: Any, _var: Any, _batches: Any, *rest: Any) -> tuple[Tensor, ...]:
     *words, _momentum, _eps, dtype = rest
     return _empty_like_results(x, _rule(x, *words, dtype=dtype))
 
@@ -198,12 +205,23 @@ def _(_dy: Tensor, x: Tensor, _weight: Any, _mean: Any, _rstd: Any, *rest: Any) 
     return torch.empty_like(x) if wants_dx else x.new_empty(0), *gradients
 
 
-def _normalize(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, rule: Rule) -> Any:
+def _functionalizes() -> bool:
+    """Whether `torch.func.functionalize` is at work, at any level."""
+    if torch.compiler.is_compiling() or not _transforms():
+        return False
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Functionalize for level in levels)
+
+
+def _normalize(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, rule: Rule, batches: Tensor | None = None
+) -> Any:
     if mean is None or rule.constant:
         own = (*_words(rule), rule.constant, rule.momentum, rule.eps, rule.dtype)
         return torch.ops.normtriton.normalize(x, weight, bias, mean, var, *own)[:3]
-    own = (*_words(rule), rule.momentum, rule.eps, rule.dtype)
-    return torch.ops.normtriton.normalize_and_update(x, weight, bias, mean, var, *own)
+    update = torch.ops.normtriton.normalize_and_update
+    overload = update.functionalized if _functionalizes() else update.default
+    return overload(x, weight, bias, mean, var, batches, *_words(rule), rule.momentum, rule.eps, rule.dtype)
 
 
 def _pull_back(dy: Tensor, x: Tensor, weight: Any, mean: Any, rstd: Any, rule: Rule) -> Any:
@@ -239,8 +257,11 @@ class _Normalize(_Derivatives):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         level, x, weight, bias, mean, var, *rest = inputs
-        *words, eps, dtype = rest
-        words, constant = (words[:-2], words[-2]) if level.operator is _NORMALIZE else (words[:-1], False)
+        if level.operator is _NORMALIZE:
+            *words, constant, _momentum, eps, dtype = rest
+        else:
+            _batches, *words, _momentum, eps, dtype = rest
+            constant = False
         _y, own_mean, rstd, *new = output
         ctx.set_materialize_grads(False)
         ctx.rule = _rule(x, *words, eps=eps, constant=constant, dtype=dtype)
@@ -319,6 +340,7 @@ def _register_derivatives(operator: Any, function: type[_Derivatives]) -> None:
 
 _register_derivatives(_NORMALIZE, _Normalize)
 _register_derivatives(_UPDATE, _Normalize)
+_register_derivatives(_UPDATE_FUNCTIONALIZED, _Normalize)
 _register_derivatives(_BACKWARD, _PullBack)
 
 
@@ -336,11 +358,16 @@ def _(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     return (*results, *new), (*dims, 0, 0)
 
 
-@register_vmap("normtriton::normalize_and_update")
-def _(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-    x, weight, bias, mean, var, *words, momentum, eps, dtype = args
+def _update_of_a_batch(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+    x, weight, bias, mean, var, batches, *words, momentum, eps, dtype = args
+    if batches is not None:
+        batches.add_(1)
     rule = _rule(x, *words, eps=eps, dtype=dtype, momentum=momentum)
     return vmap_normalize(_normalize, info.batch_size, in_dims, x, weight, bias, mean, var, rule)
+
+
+for _update in (_UPDATE, _UPDATE_FUNCTIONALIZED):
+    register_vmap(_update, _update_of_a_batch)
 
 
 @register_vmap("normtriton::normalize_backward")
@@ -352,8 +379,10 @@ def _(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
 
 def _functionalized(*args: Any) -> Any:
     """The update where changes in place are taken out: of statistics that `torch.func.functionalize` knows, or not."""
-    x, weight, bias, mean, var, *rest = args
+    x, weight, bias, mean, var, batches, *rest = args
     if torch._is_functional_tensor(mean) and torch._is_functional_tensor(var):
+        if batches is not None:
+            batches.add_(1)
         *words, momentum, eps, dtype = rest
         more = (*words, False, momentum, eps, dtype)
         *results, new_mean, new_var = torch.ops.normtriton.normalize(x, weight, bias, mean, var, *more)
@@ -368,19 +397,25 @@ def _functionalized(*args: Any) -> Any:
         return torch._from_functional_tensor(t)
 
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)):
-        results = _UPDATE(*map(inside, args))
+        results = _UPDATE_FUNCTIONALIZED(*map(inside, args))
     return tuple(map(torch._to_functional_tensor, results))
 
 
-_LIBRARY.impl(_UPDATE, _functionalized, "Functionalize")
+_LIBRARY.impl(_UPDATE_FUNCTIONALIZED, _functionalized, "Functionalize")
+
+
+def counts_batches() -> bool:
+    """Whether a kernel may count batches: not where a transform, or an exported program, is to see an addition."""
+    return not _transforms() and not torch.compiler.is_exporting()
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Any) -> Tensor:
     """`normtriton.autograd.normalize` by the operators."""
     statistics, rule = call.statistics, rule_of(call)
-    mean, var = (None, None) if statistics is None else statistics[:2]
-    if mean is None or var is None or rule.constant or _transforms() or not torch.compiler.is_compiling():
-        return PASSES.normalize(x, weight, bias, mean, var, rule)[0]
+    mean, var, batches = (None, None, ()) if statistics is None else (*statistics[:2], statistics[4])
+    if mean is None or var is None or rule.constant or not torch.compiler.is_exporting():
+        return PASSES.normalize(x, weight, bias, mean, var, rule, *batches)[0]
+    assert not batches  # `counts_batches`
     # an exported program holds changes in place of buffers at its end, as PyTorch's operations
     own = (*_words(rule), False, rule.momentum, rule.eps, rule.dtype)
     y, _mean, _rstd, *new = torch.ops.normtriton.normalize(x, weight, bias, mean, var, *own)

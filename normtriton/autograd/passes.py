@@ -84,13 +84,15 @@ def _addresses(t: Tensor) -> list[int]:
     return [start * t.itemsize for start in found]
 
 
-def _statistics(mean: Tensor | None, var: Tensor | None, rule: Rule) -> Statistics | None:
+def _statistics(
+    mean: Tensor | None, var: Tensor | None, rule: Rule, batches: Tensor | None = None
+) -> Statistics | None:
     """As the launcher takes them; in memory of their own where the caller's is no vector."""
     if mean is None or var is None:
         return None
     shape = rule.problem.parameter_shape
     flat = [t if t.dim() == 1 else t.expand(shape).contiguous().view(-1) for t in (mean, var)]
-    return flat[0], flat[1], flat[0].stride(0), flat[1].stride(0), (), rule.momentum
+    return flat[0], flat[1], flat[0].stride(0), flat[1].stride(0), () if batches is None else (batches,), rule.momentum
 
 
 def _update(statistics: Sequence[Tensor], given: Sequence[Tensor], shape: Sequence[int]) -> None:
@@ -102,17 +104,23 @@ def _update(statistics: Sequence[Tensor], given: Sequence[Tensor], shape: Sequen
 
 
 def run_normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, rule: Rule
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    rule: Rule,
+    batches: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the forward pass of plain tensors; (y, mean, rstd), what does not exist empty.
 
-    Running statistics are used if ``rule.constant``, and updated otherwise.
+    Running statistics are used if ``rule.constant``, and updated otherwise; ``batches`` counts the updates.
     """
     problem = rule.problem
     updated = (mean, var) if mean is not None and var is not None and not rule.constant and x.numel() else None
     if updated:
         refuse_shared_memory(*updated)
-    statistics = _statistics(mean, var, rule)
+    statistics = _statistics(mean, var, rule, batches)
     with on_device(x):
         y, *own = launch.forward(problem, x, weight, bias, rule.eps, statistics, rule.constant, rule.dtype)
     if updated and updated[0].dim() > 1:

@@ -63,7 +63,8 @@ def normalize(x: Any, weight: Any, bias: Any, call: Any) -> Tensor:
     weight, bias = (p if p is None else local(p, whole, sums) for p in (weight, bias))
     if statistics is not None:
         mean, var = (local(t, whole, whole) for t in statistics[:2])
-        statistics = (mean, var, mean.stride(0), var.stride(0), *statistics[4:])
+        batches = tuple(local(t, whole, whole) if isinstance(t, DTensor) else t for t in statistics[4])
+        statistics = (mean, var, mean.stride(0), var.stride(0), batches, statistics[5])
     problem = call.problem._replace(shape=tuple(part.shape))
     y = function.normalize(part, weight, bias, call._replace(problem=problem, statistics=statistics))
     laid = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta"))
