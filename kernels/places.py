@@ -33,12 +33,14 @@ class Block(NamedTuple):
         q: indices along the kept axis, (block_kept,).
         exists: which of them there are.
         chunk: the part of their elements that a program is for, if several share them.
+        first: the first of ``q``.
     """
 
     outer: Any
     q: Any
     exists: Any
     chunk: Any
+    first: Any
 
 
 class Place(NamedTuple):
@@ -127,21 +129,58 @@ def block_at(block, chunk, group, plan: tl.constexpr):
     else:
         outer = block // blocks
         block = block % blocks
-    q = block.to(tl.int64) * plan.span + tl.arange(0, plan.block_kept)
+    first = block.to(tl.int64) * plan.span
+    q = first + tl.arange(0, plan.block_kept)
     if plan.even_kept:
         exists = tl.full((plan.block_kept,), True, tl.int1)
     else:
         exists = q < (group.kept >> 1) * plan.kept_unit
         if plan.span < plan.block_kept:
             exists = exists & (tl.arange(0, plan.block_kept) < plan.span)
-    return Block(Along(outer, group.outer), q, exists, chunk)
+    return Block(Along(outer, group.outer), q, exists, chunk, first)
 
 
 @triton.jit
 def no_block():
     """A block for what no group changes: one index along the kept axis, for all of them."""
     q = tl.arange(0, 1)
-    return Block(Along(0, ()), q, q == 0, 0)
+    return Block(Along(0, ()), q, q == 0, 0, 0)
+
+
+@triton.jit
+def groups_of(block, group, parts, plan: tl.constexpr, parts_plan: tl.constexpr):
+    """The groups of a block as a block of the `Grouping` of their partial results; its chunk is the block's.
+
+    Statistics and partial results are dense, with their axes in one order. So the offset of a group's statistics is its
+    number in both groupings.
+    """
+    number = distance(block.outer, group.stats.outer) + block.first // plan.cells * group.stats.kept
+    kept = (parts.kept >> 1) * parts_plan.kept_unit
+    first = number % kept
+    q = first + tl.arange(0, parts_plan.block_kept)
+    return Block(Along(number // kept, parts.outer), q, q < kept, block.chunk, first)
+
+
+@triton.jit
+def own_groups(block, groups, group, plan: tl.constexpr):
+    """Which of a block's groups, as `groups_of` has them, this program and no other answers for: (groups, 1, 1).
+
+    Those whose first cell is in the block, if its chunk is the first.
+    """
+    cell = (block.first // plan.cells + groups.q - groups.first) * plan.cells
+    end = tl.minimum(block.first + plan.span, (group.kept >> 1) * plan.kept_unit)
+    end = tl.where(block.chunk == 0, end, 0)
+    return ((cell >= block.first) & (cell < end))[:, None, None]
+
+
+@triton.jit
+def to_each(values, block, plan: tl.constexpr):
+    """What there is of each of the `groups_of` a block, for each of its cells: (block_kept, 1, 1)."""
+    if plan.cells > 1:
+        own = block.q // plan.cells - block.first // plan.cells
+        same = own[:, None, None] == tl.arange(0, values.shape[0])[None, None, :]
+        values = tl.sum(tl.where(same, tl.permute(values, (2, 1, 0)), 0.0), 2, keep_dims=True)
+    return values
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.runtime import driver
 
 from ..kernels.backward import normalize_backward
-from ..kernels.finalize import average_running, merge_moments, sum_parts, sum_twice
+from ..kernels.finalize import average_running, merge_moments, sum_parts
 from ..kernels.forward import normalize_forward
 from ..planning.schedule import Problem, backward_schedule, forward_schedule
 from . import clusters, devices
@@ -60,7 +60,6 @@ KERNELS = {
     "backward": normalize_backward,
     "merge_moments": merge_moments,
     "sum_parts": sum_parts,
-    "sum_twice": sum_twice,
     "average_running": average_running,
 }
 
@@ -144,11 +143,15 @@ def kernel_group(launch: Launch) -> Grouping:
 
 
 def constants(launch: Launch) -> tuple[Any, ...]:
-    """The last arguments of a launch's kernel: its `Grouping` and its `Plan`, or both of two reductions."""
-    if launch.also is None:
-        return kernel_group(launch), launch.plan
-    group, plan = launch.also
-    return kernel_group(launch), kernel_group(launch._replace(group=group, plan=plan)), launch.plan, plan
+    """The last arguments of a launch's kernel: its `Grouping` and its `Plan`, and those of what it does beside."""
+    held: list[Any] = [kernel_group(launch), launch.plan]
+    for beside in (launch.into, launch.also)[: {"forward": 1, "backward": 2}.get(launch.kernel, 0)]:
+        if beside is None:
+            held += [None, None]
+        else:
+            group, plan = beside
+            held += [kernel_group(launch._replace(group=group, plan=plan)), plan]
+    return tuple(held)
 
 
 #: Held by a thread that runs programs in Triton's interpreter. It keeps the index of the program that runs, and what it
@@ -337,12 +340,14 @@ def forward(
     elif not schedule.apply:
         _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair)
     else:
-        assert schedule.merge is not None
         parts = x.new_empty((4, schedule.parts), dtype=own)
-        correction = x.new_empty(groups, dtype=own) if mean is not None else None
         _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, pair)
-        _run(schedule.merge, kinds, parts, schedule.parts, mean, rstd, correction, target, pair)
-        _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, pair)
+        if schedule.merge:
+            correction = x.new_empty(groups, dtype=own) if mean is not None else None
+            _run(schedule.merge, kinds, parts, mean, rstd, correction, target, pair)
+            _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, pair)
+        else:
+            _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, target, parts, pair)
     if schedule.parameters:
         _run(schedule.parameters, kinds, target.mean, target.var, running)  # type: ignore[union-attr]  # both set above
     return y, mean, rstd
@@ -420,33 +425,33 @@ def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool |
     dy, x, dx, weight, mean, rstd, running, eps, dweight, dbias, kinds = given
     dtype = statistics_dtype(x)
     fixed = (weight, mean, rstd, running)
-    row_dy, row_dyx = dbias, dweight
+    rows: tuple[Tensor | None, Tensor | None] = (dbias, dweight)
     if schedule.columns:
-        row_dy = row_dyx = None
+        rows = (None, None)
     elif schedule.rows:
-        row_dy = x.new_empty(schedule.rows, dtype=dtype) if dbias is not None else None
-        row_dyx = x.new_empty(schedule.rows, dtype=dtype) if dweight is not None else None
+        rows = tuple(t if t is None else x.new_empty(schedule.rows, dtype=dtype) for t in rows)  # type: ignore[assignment]  # two
     if not schedule.parts:
-        if run(schedule.main, kinds, dy, x, dx, *fixed, None, None, row_dyx, row_dy, eps) is False:
+        if run(schedule.main, kinds, dy, x, dx, *fixed, None, None, rows[1], rows[0], eps, None, None) is False:
             return False
     else:
         sum_dyx = x.new_empty(schedule.parts, dtype=dtype)
         sum_dy = x.new_empty(schedule.parts, dtype=dtype) if schedule.sums_dy else None
         if schedule.main.plan.accumulate:
-            _run(schedule.main, kinds, dy, x, None, *fixed, sum_dy, sum_dyx, row_dyx, row_dy, eps)
+            _run(schedule.main, kinds, dy, x, None, *fixed, sum_dy, sum_dyx, rows[1], rows[0], eps, None, None)
         else:
-            _run(schedule.main, kinds, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps)
-            row_dy, row_dyx = sum_dy, sum_dyx
+            _run(schedule.main, kinds, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps, None, None)
+            rows = sum_dy, sum_dyx
         merged: tuple[Tensor | None, ...] = (sum_dy, sum_dyx)
         if schedule.merge:
             merged = tuple(t if t is None else x.new_empty(schedule.num_groups, dtype=dtype) for t in merged)
             w = weight if schedule.merge.group.weight else None
-            gradients = (row_dy, row_dyx, dbias, dweight) if schedule.merge.also else ()
-            _run(schedule.merge, kinds, sum_dy, sum_dyx, w, *merged, *gradients)
+            _run(schedule.merge, kinds, sum_dy, sum_dyx, w, *merged)
         if schedule.apply:
-            _run(schedule.apply, kinds, dy, x, dx, *fixed, *merged, None, None, eps)
+            gradients = (dweight, dbias, eps, *rows) if schedule.apply.also else (None, None, eps, None, None)
+            _run(schedule.apply, kinds, dy, x, dx, *fixed, *merged, *gradients)
     if schedule.parameters:
-        _run(schedule.parameters, kinds, row_dy, row_dyx, None, dbias, dweight)
+        _run(schedule.parameters, kinds, *rows, None, dbias, dweight)
     if schedule.columns:
-        _run(schedule.columns, kinds, dy, x, None, None, mean, rstd, None, None, None, dweight, dbias, None)
+        steps = (dy, x, None, None, mean, rstd, None, None, None, dweight, dbias, None, None, None)
+        _run(schedule.columns, kinds, *steps)
     return True
