@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .cluster import cell_entries, sum_cells, sum_groups
-from .finalize import sum_buffer, sum_of_parts
+from .finalize import sum_into, sum_of_parts
 from .memory import (
     Operand,
     load,
@@ -42,17 +42,9 @@ from .places import (
     reduced_entries,
     row_entries,
     tile_at,
-    to_each,
 )
 from .statistics import Saved, load_statistics, no_statistics
-from .sums import sum_tile, sum_tiles, sum_where_constant, with_products
-
-
-class Sums(NamedTuple):
-    """Σ dy and Σ dy * x̂, weighted or not; or pointers to them."""
-
-    dy: Any
-    dyx: Any
+from .sums import Sums, sum_tile, sum_tiles, sum_where_constant, with_products
 
 
 class Operands(NamedTuple):
@@ -302,14 +294,11 @@ def measure(given, statistics, block, group, plan: tl.constexpr):
 
 
 @triton.jit
-def merge_sums(given, block, group, into, plan: tl.constexpr, into_plan: tl.constexpr):
-    """Each group's two sums, merged from their parts; 0 for the first where dx needs none."""
-    groups = groups_of(block, group, into, plan, into_plan)
+def merge_sums(given, block, group, into, into_plan: tl.constexpr):
+    """Each group's two sums, merged from their parts."""
+    groups = groups_of(block, group, into, into_plan)
     weight = given.weight.pointer if into.weight is not None else None
-    sum1 = 0.0
-    if plan.centered:
-        sum1 = to_each(sum_of_parts(given.sums.dy, weight, groups, into, into_plan), block, plan)
-    return Sums(sum1, to_each(sum_of_parts(given.sums.dyx, weight, groups, into, into_plan), block, plan))
+    return sum_of_parts(given.sums, weight, groups, into, into_plan)
 
 
 @triton.jit
@@ -318,7 +307,7 @@ def apply(given, statistics, block, group, into, plan: tl.constexpr, into_plan: 
     dtype: tl.constexpr = statistics.rstd.dtype
     w = load_weight(given, block, dtype, plan)
     if into is not None:
-        sums = merge_sums(given, block, group, into, plan, into_plan)
+        sums = merge_sums(given, block, group, into, into_plan)
     else:
         sums = load_sums(given, group_entries(group.stats, block, plan), dtype, plan)
     write_tiles(given, statistics, w, sums, group, plan)
@@ -330,8 +319,7 @@ def sum_rows(rows, dbias, dweight, group, plan: tl.constexpr):
     first = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     for number in tl.range(first, num_blocks(group, plan), tl.num_programs(0) * tl.num_programs(1)):
         block = block_at(tl.zeros((), tl.int32) + number, 0, group, plan)
-        sum_buffer(rows.dy, None, dbias, block, group, plan)
-        sum_buffer(rows.dyx, None, dweight, block, group, plan)
+        sum_into(Sums(dbias, dweight), rows, None, block, group, plan)
 
 
 @triton.jit

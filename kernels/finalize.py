@@ -8,7 +8,9 @@ import triton.language as tl
 
 from .memory import Operand, load, load_parameter, store
 from .places import (
+    block_at,
     group_entries,
+    num_blocks,
     num_elements,
     num_tiles,
     own_block,
@@ -17,7 +19,7 @@ from .places import (
     tile_at,
 )
 from .statistics import Saved, merge_parts, save_statistics, update_running
-from .sums import sum_tile
+from .sums import Sums, sum_tile
 
 
 @triton.jit
@@ -42,26 +44,40 @@ def merge_moments(parts, mean, rstd, correction, running, eps, group, plan: tl.c
 
 @triton.jit
 def sum_of_parts(parts, weight, block, group, plan: tl.constexpr):
-    """The sums of a block's parts, weighted if there is a weight: (block_kept, 1, 1)."""
-    dtype: tl.constexpr = parts.dtype.element_ty
-    total = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+    """The sums of a block's parts, weighted if there is a weight: (block_kept, 1, 1); 0 where there are no parts.
+
+    Both sums in one loop, so that the parts of both are on their way at once.
+    """
+    dtype: tl.constexpr = parts.dyx.dtype.element_ty if parts.dy is None else parts.dy.dtype.element_ty
+    first = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+    second = first
     for t in tl.range(num_tiles(group, plan)):
         at = tile_at(t, block, group, plan)
-        part = load(parts, tensor_offsets(group.parts, at, plan), at.mask, dtype)
+        offsets = tensor_offsets(group.parts, at, plan)
+        w = 1.0
         if weight is not None:
             w = load_parameter(Operand(weight, group.weight), at, dtype, plan)
-            total = tl.fma(part, w, total)
-        else:
-            total += part
-    return sum_tile(total, plan)
+        if parts.dy is not None:
+            first = tl.fma(load(parts.dy, offsets, at.mask, dtype), w, first)
+        if parts.dyx is not None:
+            second = tl.fma(load(parts.dyx, offsets, at.mask, dtype), w, second)
+    if parts.dy is not None:
+        first = sum_tile(first, plan)
+    if parts.dyx is not None:
+        second = sum_tile(second, plan)
+    return Sums(first, second)
 
 
 @triton.jit
-def sum_buffer(parts, weight, out, block, group, plan: tl.constexpr):
-    """One of the sums of `sum_parts`, for one block of results; None of them if ``out`` is."""
-    if out is not None:
-        where = group_entries(group.stats, block, plan)
-        store(out, where.offsets, sum_of_parts(parts, weight, block, group, plan), where.mask)
+def sum_into(out, parts, weight, block, group, plan: tl.constexpr):
+    """`sum_of_parts`, as far as there are pointers to store them at."""
+    wanted = Sums(parts.dy if out.dy is not None else None, parts.dyx if out.dyx is not None else None)
+    sums = sum_of_parts(wanted, weight, block, group, plan)
+    where = group_entries(group.stats, block, plan)
+    if out.dy is not None:
+        store(out.dy, where.offsets, sums.dy, where.mask)
+    if out.dyx is not None:
+        store(out.dyx, where.offsets, sums.dyx, where.mask)
 
 
 @triton.jit
@@ -75,9 +91,31 @@ def sum_parts(first_parts, second_parts, weight, first_out, second_out, group, p
 
     Grid: (blocks of results, 1).
     """
-    block = own_block(group, plan)
-    sum_buffer(first_parts, weight, first_out, block, group, plan)
-    sum_buffer(second_parts, weight, second_out, block, group, plan)
+    out, parts = Sums(first_out, second_out), Sums(first_parts, second_parts)
+    sum_into(out, parts, weight, own_block(group, plan), group, plan)
+
+
+@triton.jit
+def sum_twice(
+    sum_dy, sum_dyx, weight, dy_out, dyx_out, row_dy, row_dyx, dbias, dweight, group, plan: tl.constexpr, also,
+    also_plan: tl.constexpr,
+):  # fmt: skip
+    """What dx needs and the parameter gradients, which do not wait for each other: two `sum_parts` in one launch.
+
+    Args:
+        sum_dy, sum_dyx, weight, dy_out, dyx_out, group, plan: of the one.
+        row_dy, row_dyx, dbias, dweight, also, also_plan: of the other, which has no weight.
+
+    Grid: (blocks of results of both, 1).
+    """
+    number = tl.program_id(0)
+    blocks = num_blocks(group, plan)
+    if number < blocks:
+        block = block_at(number, 0, group, plan)
+        sum_into(Sums(dy_out, dyx_out), Sums(sum_dy, sum_dyx), weight, block, group, plan)
+    else:
+        row_block = block_at(number - blocks, 0, also, also_plan)
+        sum_into(Sums(dbias, dweight), Sums(row_dy, row_dyx), None, row_block, also, also_plan)
 
 
 @triton.jit

@@ -7,10 +7,9 @@ import triton.language as tl
 
 from .cluster import first_of_cells
 from .memory import Operand, load_constant, load_first, load_parameter, load_tile, store_tile
-from .places import Entries, group_entries, groups_of, num_elements, own_block, own_groups, own_tiles, tile_at, to_each
+from .places import Entries, group_entries, groups_of, num_elements, own_block, own_tiles, saved_here, tile_at
 from .statistics import (
     Saved,
-    Statistics,
     load_statistics,
     measure,
     merge_parts,
@@ -85,13 +84,9 @@ def merge_statistics(saved, parts, block, group, into, plan: tl.constexpr, into_
 
     Every program that shares a group merges the same parts alike; the one with the first chunk saves what it finds.
     """
-    groups = groups_of(block, group, into, plan, into_plan)
-    found = merge_parts(parts, groups, into, into_plan)
-    where = Entries(group_entries(into.stats, groups, into_plan).offsets, own_groups(block, groups, group, plan))
-    found = save_statistics(saved, where, found, into_plan)
-    return Statistics(
-        to_each(found.mean, block, plan), to_each(found.correction, block, plan), to_each(found.rstd, block, plan)
-    )
+    found = merge_parts(parts, groups_of(block, group, into, into_plan), into, into_plan)
+    where = Entries(group_entries(group.stats, block, plan).offsets, saved_here(block, group, plan))
+    return save_statistics(saved, where, found, plan)
 
 
 @triton.jit
@@ -139,9 +134,7 @@ def normalize_forward(
         found = measure(given.x, origin, block, group, dtype, plan)
         save_parts(parts, group_entries(group.parts, block, plan), found, group, plan)
     elif into is not None:
-        statistics = merge_statistics(
-            Saved(mean, rstd, None, running, eps), parts, block, group, into, plan, into_plan
-        )
+        statistics = merge_statistics(saved, parts, block, group, into, plan, into_plan)
         write_tiles(given, statistics, block, group, dtype, plan)
     else:
         statistics = load_statistics(saved, where, dtype, plan)

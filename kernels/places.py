@@ -148,39 +148,29 @@ def no_block():
 
 
 @triton.jit
-def groups_of(block, group, parts, plan: tl.constexpr, parts_plan: tl.constexpr):
-    """The groups of a block as a block of the `Grouping` of their partial results; its chunk is the block's.
+def groups_of(block, group, parts, plan: tl.constexpr):
+    """The groups of a block as a block of the `Grouping` of their partial results, whose plan is given.
 
     Statistics and partial results are dense, with their axes in one order. So the offset of a group's statistics is its
-    number in both groupings.
+    number in both groupings; where all of a block is one group it has one.
     """
-    number = distance(block.outer, group.stats.outer) + block.first // plan.cells * group.stats.kept
-    kept = (parts.kept >> 1) * parts_plan.kept_unit
-    first = number % kept
-    q = first + tl.arange(0, parts_plan.block_kept)
-    return Block(Along(number // kept, parts.outer), q, q < kept, block.chunk, first)
+    number = distance(block.outer, group.stats.outer) + block.first * group.stats.kept
+    number = number.to(tl.int32)  # groups that programs share are few; a division of 64 bits takes 70 instructions
+    if len(parts.outer) == 0:
+        outer, first = number * 0, number
+    else:
+        kept = ((parts.kept >> 1) * plan.kept_unit).to(tl.int32)
+        outer, first = number // kept, number % kept
+    q = first.to(tl.int64) + tl.arange(0, plan.block_kept)
+    exists = q < (parts.kept >> 1) * plan.kept_unit
+    return Block(Along(outer, parts.outer), q, exists, block.chunk, first)
 
 
 @triton.jit
-def own_groups(block, groups, group, plan: tl.constexpr):
-    """Which of a block's groups, as `groups_of` has them, this program and no other answers for: (groups, 1, 1).
-
-    Those whose first cell is in the block, if its chunk is the first.
-    """
-    cell = (block.first // plan.cells + groups.q - groups.first) * plan.cells
-    end = tl.minimum(block.first + plan.span, (group.kept >> 1) * plan.kept_unit)
-    end = tl.where(block.chunk == 0, end, 0)
-    return ((cell >= block.first) & (cell < end))[:, None, None]
-
-
-@triton.jit
-def to_each(values, block, plan: tl.constexpr):
-    """What there is of each of the `groups_of` a block, for each of its cells: (block_kept, 1, 1)."""
-    if plan.cells > 1:
-        own = block.q // plan.cells - block.first // plan.cells
-        same = own[:, None, None] == tl.arange(0, values.shape[0])[None, None, :]
-        values = tl.sum(tl.where(same, tl.permute(values, (2, 1, 0)), 0.0), 2, keep_dims=True)
-    return values
+def saved_here(block, group, plan: tl.constexpr):
+    """Which of a block's groups this program saves something of, as the one with their first chunk: (block_kept, 1, 1)."""
+    end = tl.where(block.chunk == 0, (group.kept >> 1) * plan.kept_unit, 0)
+    return (block.q < end)[:, None, None]
 
 
 @triton.jit

@@ -208,9 +208,10 @@ def finalizer(kernel: str, group: Grouping) -> Launch:
     """
     columns = group.vector_axis == "kept"
     kept = 32 if columns else 1
-    r2 = min(64 if group.r2 > 1 else 1, 1024 // kept)  # compiled: twice as many elements spill in float64
-    r1 = min(64 if group.r1 > 1 else 1, 1024 // (kept * r2))
-    tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 8, most=4))
+    room, long = (1024, 64) if group.r1 > 1 else (2048, 256)
+    r2 = min(long if group.r2 > 1 else 1, room // kept)
+    r1 = min(64 if group.r1 > 1 else 1, max(room // (kept * r2), 1))
+    tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 2, most=8))
     plan = make_plan(group, tile, "merge", merge_access(group))
     return Launch(kernel, group, plan, (tile.blocks(group), 1), tile.num_warps)
 
@@ -220,16 +221,31 @@ def merge_access(group: Grouping) -> int:
     return 4 if group.vector_axis == "kept" else 16
 
 
-def riding(apply: Launch, merge: Launch, size: int) -> tuple[Launch | None, Launch]:
-    """A launch that merges parts and the one that applies what they become: the first is None if the second does both.
+def together(first: Launch, second: Launch) -> Launch:
+    """Two finalizers of the same buffers in one launch.
 
-    ``size`` is the bytes of a part.
+    With the first one's warps: the order of its sums follows them, and they must not follow the second's batch.
+    """
+    blocks = first.grid[0] + second.grid[0]
+    return first._replace(kernel="sum_twice", grid=(blocks, 1), also=(second.group, second.plan))
+
+
+def riding(apply: Launch, merge: Launch) -> Launch | None:
+    """*apply* with programs that merge the parts of their own groups, in place of the launch before it.
+
+    None if they are too many for that, or the groups do not lie side by side.
     """
     group = merge.group
-    tile = planning.riding_tile(apply.group, apply.plan.block_kept, group, size)
-    if not tile:
-        return merge, apply
-    return None, apply._replace(into=(group, make_plan(group, tile, "merge", merge_access(group))))
+    tile = planning.riding_tile(apply.group, apply.plan.block_kept, group)
+    return tile and apply._replace(into=(group, make_plan(group, tile, "merge", merge_access(group))))
+
+
+def second_stage(merge: Launch, apply: Launch, gradients: Launch | None) -> tuple[Launch | None, Launch]:
+    """What follows the first launch of a split backward pass, with the parameters' gradients, if any, summed on the way."""
+    rides = riding(apply, merge)
+    if rides:
+        return None, rides._replace(also=gradients and (gradients.group, gradients.plan))
+    return together(merge, gradients) if gradients else merge, apply
 
 
 def apply_chunks(group: Grouping, tile: Tile) -> int:
@@ -313,11 +329,6 @@ class Pass(NamedTuple):
         operands |= {"weight": self.weight, "bias": self.bias, "stats": self.stats, "parts": parts}
         return self.problem.grouping([*self.tensors][-1], over, tuple(self.tensors), operands)
 
-    @property
-    def accurate(self) -> int:
-        """Bytes of a number of the arithmetic."""
-        return max(self.itemsize, 4)
-
     def tile(self, group: Grouping) -> Tile:
         """One of many tiles."""
         return planning.looped_tile(group, self.itemsize, len(self.tensors) - 1, self.tuning)
@@ -342,14 +353,6 @@ class Pass(NamedTuple):
         tile = self.tile(group)
         shared = planning.even_chunks(tile.tiles(group), chunks) if chunks else apply_chunks(group, tile)
         return self.walk(group, "apply", shared)
-
-    def second(
-        self, merge: Launch, apply: Launch, gradients: Launch | None
-    ) -> tuple[Launch | None, Launch, Launch | None]:
-        """The launches behind the first of a split backward pass: *apply* merges and sums gradients, where it can."""
-        size = (2 if self.problem.norm.centered else 1) * self.accurate
-        rest, apply = riding(apply, merge, size)
-        return rest, apply._replace(also=gradients and (gradients.group, gradients.plan)), None
 
     def chunks(self, group: Grouping) -> int:
         """Programs that share a group."""
@@ -467,13 +470,14 @@ def split_forward(one: Pass, scattered: bool) -> Schedule:
     else:
         reason = f"{count} elements a group are walked by {chunks} programs"
     merge = finalizer("merge_moments", merging(problem, chunks, problem.kept, keys, {"stats": one.stats}))
-    merge_alone, apply = riding(one.apply(one.group(over), chunks), merge, 4 * one.accurate)
+    apply = one.apply(one.group(over), chunks)
+    rides = riding(apply, merge)
     return Schedule(
         "split",
         reason,
         main=one.walk(measured, "measure", chunks),
-        merge=merge_alone,
-        apply=apply,
+        merge=None if rides else merge,
+        apply=rides or apply,
         chunks=chunks,
         parts=chunks * one.size(keys),
     )
@@ -616,14 +620,14 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     if wants_dx:
         merge = finalizer("sum_parts", merging(problem, tiles, problem.kept, problem.kept, {"stats": one.stats}))
         apply = one.apply(one.group(problem.over, one.stats))
-        merge, apply, gradients = one.second(merge, apply, gradients)
+        merge, apply = second_stage(merge, apply, gradients)
     return Schedule(
         "split",
         f"{group.count} elements a group are swept in {tiles} tiles; {left}",
         sweep,
         merge=merge,
         apply=apply,
-        parameters=gradients,
+        parameters=None if wants_dx else gradients,
         chunks=tiles,
         parts=tiles * problem.num_groups if wants_dx else 0,
         rows=size,
@@ -665,14 +669,14 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     merge, apply = None, None
     if wants_dx:
         merge = finalizer("sum_parts", merging(problem, chunks, problem.kept, keys, operands))
-        merge, apply, gradients = one.second(merge, one.apply(measured, chunks), gradients)
+        merge, apply = second_stage(merge, one.apply(measured, chunks), gradients)
     return Schedule(
         "split",
         f"{group.count} elements a group are walked by {chunks * (group.count // measured.reduced)} programs",
         main=one.walk(measured, "measure", chunks),
         merge=merge,
         apply=apply,
-        parameters=gradients,
+        parameters=None if wants_dx else gradients,
         chunks=chunks,
         parts=chunks * one.size(keys),
     )

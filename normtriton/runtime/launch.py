@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.runtime import driver
 
 from ..kernels.backward import normalize_backward
-from ..kernels.finalize import average_running, merge_moments, sum_parts
+from ..kernels.finalize import average_running, merge_moments, sum_parts, sum_twice
 from ..kernels.forward import normalize_forward
 from ..planning.schedule import Problem, backward_schedule, forward_schedule
 from . import clusters, devices
@@ -60,8 +60,12 @@ KERNELS = {
     "backward": normalize_backward,
     "merge_moments": merge_moments,
     "sum_parts": sum_parts,
+    "sum_twice": sum_twice,
     "average_running": average_running,
 }
+
+#: What a kernel may do besides, by the field of `Launch` that says so, in the order of its arguments.
+BESIDE = {"forward": ("into",), "backward": ("into", "also"), "sum_twice": ("also",)}
 
 
 #: Running statistics of a call: mean and variance, flat, their strides, what counts their updates, and the momentum.
@@ -145,12 +149,9 @@ def kernel_group(launch: Launch) -> Grouping:
 def constants(launch: Launch) -> tuple[Any, ...]:
     """The last arguments of a launch's kernel: its `Grouping` and its `Plan`, and those of what it does beside."""
     held: list[Any] = [kernel_group(launch), launch.plan]
-    for beside in (launch.into, launch.also)[: {"forward": 1, "backward": 2}.get(launch.kernel, 0)]:
-        if beside is None:
-            held += [None, None]
-        else:
-            group, plan = beside
-            held += [kernel_group(launch._replace(group=group, plan=plan)), plan]
+    for field in BESIDE.get(launch.kernel, ()):
+        group, plan = getattr(launch, field) or (None, None)
+        held += [group and kernel_group(launch._replace(group=group, plan=plan)), plan]
     return tuple(held)
 
 
@@ -445,7 +446,8 @@ def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool |
         if schedule.merge:
             merged = tuple(t if t is None else x.new_empty(schedule.num_groups, dtype=dtype) for t in merged)
             w = weight if schedule.merge.group.weight else None
-            _run(schedule.merge, kinds, sum_dy, sum_dyx, w, *merged)
+            also = (*rows, dbias, dweight) if schedule.merge.also else ()
+            _run(schedule.merge, kinds, sum_dy, sum_dyx, w, *merged, *also)
         if schedule.apply:
             gradients = (dweight, dbias, eps, *rows) if schedule.apply.also else (None, None, eps, None, None)
             _run(schedule.apply, kinds, dy, x, dx, *fixed, *merged, *gradients)
