@@ -360,9 +360,7 @@ def normalize_backward(
         Saved(mean, rstd, None, running, eps), Sums(sum_dy, sum_dyx), dbias, dweight,
     )  # fmt: skip
     if plan.accumulate and also is not None:
-        rows_alone = Operands(
-            given.dy, given.x, given.dx, given.weight, given.saved, given.sums, None, None
-        )
+        rows_alone = Operands(given.dy, given.x, given.dx, given.weight, given.saved, given.sums, None, None)
         sweep(rows_alone, group, dtype, plan)
         columns_alone = Operands(
             Operand(dy, also.dy), Operand(x, also.x), Operand(None, also.dx), Operand(None, also.weight),

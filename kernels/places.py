@@ -168,7 +168,7 @@ def groups_of(block, group, parts, plan: tl.constexpr):
 
 @triton.jit
 def saved_here(block, group, plan: tl.constexpr):
-    """Which of a block's groups this program saves something of, as the one with their first chunk: (block_kept, 1, 1)."""
+    """Which of a block's groups a program saves something of: all, if it has their first chunk; (block_kept, 1, 1)."""
     end = tl.where(block.chunk == 0, (group.kept >> 1) * plan.kept_unit, 0)
     return (block.q < end)[:, None, None]
 

@@ -57,8 +57,8 @@ SWEPT_TILES = 256
 #: A bound on the parts of a group, so that merging them stays small against the group.
 MAX_CHUNKS = 1024
 #: Parts, of all its groups, that a program of *apply* merges itself, so that no launch does it before: one for each
-#: thread of 8 warps. Predicted for an H100: 16 parts take 1.2 µs of group norm's apply of 2 x 512 x 128 x 128, where the
-#: launch takes 3.3; 1664 parts of 64 columns take 5.3, where it takes 4.6.
+#: thread of 8 warps. Predicted for an H100: 16 parts take 1.2 µs of the apply of a group norm of 2 x 512 x 128 x 128,
+#: where the launch takes 3.3; 1664 parts of 64 columns take 5.3, where it takes 4.6.
 RIDING_PARTS = 256
 #: Elements of the smallest group that a cluster is measured for: of the smallest that some program cannot hold.
 LEAST_CLUSTERED = 8 * 1024

@@ -217,7 +217,7 @@ def finalizer(kernel: str, group: Grouping) -> Launch:
 
 
 def merge_access(group: Grouping) -> int:
-    """Bytes of an element, as far as accesses to partial results go: many columns are read together, else one by one."""
+    """The size of an element that plans are made for: parts are read one by one, so that accesses follow no batch."""
     return 4 if group.vector_axis == "kept" else 16
 
 
@@ -241,7 +241,7 @@ def riding(apply: Launch, merge: Launch) -> Launch | None:
 
 
 def second_stage(merge: Launch, apply: Launch, gradients: Launch | None) -> tuple[Launch | None, Launch]:
-    """What follows the first launch of a split backward pass, with the parameters' gradients, if any, summed on the way."""
+    """What follows the first launch of a split backward pass; parameter gradients, if any, are summed on the way."""
     rides = riding(apply, merge)
     if rides:
         return None, rides._replace(also=gradients and (gradients.group, gradients.plan))

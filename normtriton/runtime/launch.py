@@ -150,8 +150,12 @@ def constants(launch: Launch) -> tuple[Any, ...]:
     """The last arguments of a launch's kernel: its `Grouping` and its `Plan`, and those of what it does beside."""
     held: list[Any] = [kernel_group(launch), launch.plan]
     for field in BESIDE.get(launch.kernel, ()):
-        group, plan = getattr(launch, field) or (None, None)
-        held += [group and kernel_group(launch._replace(group=group, plan=plan)), plan]
+        beside = getattr(launch, field)
+        if beside is None:
+            held += [None, None]
+        else:
+            group, plan = beside
+            held += [kernel_group(launch._replace(group=group, plan=plan)), plan]
     return tuple(held)
 
 
