@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .cluster import cell_entries, sum_cells, sum_groups
+from .finalize import sum_into, sum_of_parts
 from .memory import (
     Operand,
     load,
@@ -31,6 +32,7 @@ from .places import (
     along_parameters,
     block_at,
     group_entries,
+    groups_of,
     no_block,
     num_blocks,
     num_elements,
@@ -42,14 +44,7 @@ from .places import (
     tile_at,
 )
 from .statistics import Saved, load_statistics, no_statistics
-from .sums import sum_tile, sum_tiles, sum_where_constant, with_products
-
-
-class Sums(NamedTuple):
-    """Σ dy and Σ dy * x̂, weighted or not; or pointers to them."""
-
-    dy: Any
-    dyx: Any
+from .sums import Sums, sum_tile, sum_tiles, sum_where_constant, with_products
 
 
 class Operands(NamedTuple):
@@ -299,18 +294,46 @@ def measure(given, statistics, block, group, plan: tl.constexpr):
 
 
 @triton.jit
-def apply(given, statistics, block, group, plan: tl.constexpr):
+def merge_sums(given, block, group, into, into_plan: tl.constexpr):
+    """Each group's two sums, merged from their parts."""
+    groups = groups_of(block, group, into, into_plan)
+    weight = given.weight.pointer if into.weight is not None else None
+    return sum_of_parts(given.sums, weight, groups, into, into_plan)
+
+
+@triton.jit
+def apply(given, statistics, block, group, into, plan: tl.constexpr, into_plan: tl.constexpr):
     """Stage "apply": the second of these walks."""
     dtype: tl.constexpr = statistics.rstd.dtype
     w = load_weight(given, block, dtype, plan)
-    sums = load_sums(given, group_entries(group.stats, block, plan), dtype, plan)
+    if into is not None:
+        sums = merge_sums(given, block, group, into, into_plan)
+    else:
+        sums = load_sums(given, group_entries(group.stats, block, plan), dtype, plan)
     write_tiles(given, statistics, w, sums, group, plan)
 
 
 @triton.jit
+def sum_rows(rows, dbias, dweight, group, plan: tl.constexpr):
+    """Parameter gradients from rows of partial ones, each block of them by one program of whatever launch this is."""
+    first = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    for number in tl.range(first, num_blocks(group, plan), tl.num_programs(0) * tl.num_programs(1)):
+        block = block_at(tl.zeros((), tl.int32) + number, 0, group, plan)
+        sum_into(Sums(dbias, dweight), rows, None, block, group, plan)
+
+
+@triton.jit
+def sum_columns(given, number, group, dtype: tl.constexpr, plan: tl.constexpr):
+    """Parameter gradients of block ``number`` straight from x and dy; nothing of a block before the first."""
+    if number >= 0:
+        streamed(given, no_statistics(dtype), block_at(number, 0, group, plan), group, plan)
+
+
+@triton.jit
 def normalize_backward(
-    dy, x, dx, weight, mean, rstd, running, sum_dy, sum_dyx, dweight, dbias, eps, group, plan: tl.constexpr
-):
+    dy, x, dx, weight, mean, rstd, running, sum_dy, sum_dyx, dweight, dbias, eps, row_dy, row_dyx,
+    group, plan: tl.constexpr, into, into_plan: tl.constexpr, also, also_plan: tl.constexpr,
+):  # fmt: skip
     """The gradients of `normalize_forward`.
 
     Args:
@@ -319,9 +342,14 @@ def normalize_backward(
         mean, rstd: saved statistics, at ``group.stats``; ``mean`` is None if it is fixed at zero.
         running, eps: with ``plan.constant`` the statistics used in place of them, else None.
         sum_dy, sum_dyx: each group's two sums. Stage "measure" writes those of a chunk, (*parts, chunks); stage "apply"
-            reads them at ``group.stats``. Weighted, but in "measure" where the weight is constant within a group.
+            reads them there, or if another launch has merged them at ``group.stats``. Weighted, but in "measure" where
+            the weight is constant within a group.
         dweight, dbias: parameter gradients, or partial sums of them, at ``group.parts``; None if not wanted.
+        row_dy, row_dyx: partial gradients of the parameters, which stage "apply" sums.
         group, plan: `Grouping` and `Plan`.
+        into, into_plan: of the parts that stage "apply" merges; None if it merges none.
+        also, also_plan: of the parameter gradients that are summed in the same launch, by stage "apply" from
+            ``row_dy`` and ``row_dyx``, beside `sweep` from x and dy by programs of their own; or None.
 
     Grid: (blocks of groups, chunks of a group), and for `sweep` (rows of partial sums, tiles). The stages are
     those of `normalize_forward`.
@@ -331,7 +359,15 @@ def normalize_backward(
         Operand(dy, group.dy), Operand(x, group.x), Operand(dx, group.dx), Operand(weight, group.weight),
         Saved(mean, rstd, None, running, eps), Sums(sum_dy, sum_dyx), dbias, dweight,
     )  # fmt: skip
-    if plan.accumulate:
+    if plan.accumulate and also is not None:
+        rows_alone = Operands(given.dy, given.x, given.dx, given.weight, given.saved, given.sums, None, None)
+        sweep(rows_alone, group, dtype, plan)
+        columns_alone = Operands(
+            Operand(dy, also.dy), Operand(x, also.x), Operand(None, also.dx), Operand(None, also.weight),
+            given.saved, given.sums, dbias, dweight,
+        )  # fmt: skip
+        sum_columns(columns_alone, tl.program_id(0) - num_blocks(group, plan), also, dtype, also_plan)
+    elif plan.accumulate:
         sweep(given, group, dtype, plan)
     else:
         block = own_block(group, plan)
@@ -349,4 +385,6 @@ def normalize_backward(
         elif plan.stage == "measure":
             measure(given, statistics, block, group, plan)
         else:
-            apply(given, statistics, block, group, plan)
+            apply(given, statistics, block, group, into, plan, into_plan)
+            if also is not None:
+                sum_rows(Sums(row_dy, row_dyx), dbias, dweight, also, also_plan)

@@ -6,7 +6,7 @@ The buffer is a tensor like any other, so a `Grouping` says which of its element
 import triton
 import triton.language as tl
 
-from .memory import Operand, load, load_first, load_parameter, store
+from .memory import Operand, load, load_parameter, store
 from .places import (
     block_at,
     group_entries,
@@ -18,74 +18,66 @@ from .places import (
     tensor_offsets,
     tile_at,
 )
-from .statistics import Moments, Saved, combine, save_statistics, update_running
-from .sums import sum_tile
+from .statistics import Saved, merge_parts, save_statistics, update_running
+from .sums import Sums, sum_tile
 
 
 @triton.jit
-def merged_tile(parts, plane, pivot, at, group, plan: tl.constexpr):
-    """`Moments` of each group over a tile of its parts; their mean is ``pivot`` and the correction."""
-    dtype: tl.constexpr = parts.dtype.element_ty
-    offsets = tensor_offsets(group.parts, at, plan)
-    n = load(parts, offsets, at.mask, dtype)
-    mean = load(parts + plane, offsets, at.mask, dtype)
-    correction = load(parts + plane * 2, offsets, at.mask, dtype)
-    squares = load(parts + plane * 3, offsets, at.mask, dtype)
-    relative = tl.where(n == 0.0, 0.0, (mean - pivot) + correction)
-    total = sum_tile(n, plan)
-    whole = tl.where(total == 0.0, 1.0, total)
-    correction = sum_tile(relative * n, plan) / whole
-    deviation = relative - correction
-    return Moments(total, pivot, correction, sum_tile(squares + deviation * deviation * n, plan))
-
-
-@triton.jit(do_not_specialize=["plane"])
-def merge_moments(parts, plane, mean, rstd, correction, running, eps, group, plan: tl.constexpr):
+def merge_moments(parts, mean, rstd, correction, running, eps, group, plan: tl.constexpr):
     """Merge (count, mean, correction, squares) of every part into each group's statistics.
 
     Args:
-        parts: (4, ...) moments, at ``group.parts`` in each of four planes, ``plane`` elements apart.
+        parts: (4, ...) moments, at ``group.parts`` in each of four planes.
         mean, rstd: results, at ``group.stats``; ``mean`` is None if it is fixed at zero.
         correction: what the rounded mean misses of the exact one, at ``group.stats``.
         running, eps: as in `normalize_forward`.
 
-    Grid: (blocks of groups, 1). Means stay relative to the group's first part: subtracting absolute float32 means lost
-    up to 9 % of a standard deviation where the mean was a million of them, relative ones 2e-7.
+    Grid: (blocks of groups, 1).
     """
-    dtype: tl.constexpr = parts.dtype.element_ty
     block = own_block(group, plan)
     where = group_entries(group.stats, block, plan)
-    first, last = own_tiles(block, group, plan)
-    pivot = load_first(Operand(parts + plane, group.parts), block, dtype, plan)
-    zeros = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
-    found = Moments(zeros, zeros, zeros, zeros)
-    for i in tl.range(last - first):
-        at = tile_at(first + i, block, group, plan)
-        found = combine(found, merged_tile(parts, plane, pivot, at, group, plan))
-    total = found.mean + found.correction
-    count = tl.where(where.mask, found.count, 1.0)
-    saved = Saved(mean, rstd, None, running, eps)
-    save_statistics(saved, where, Moments(count, found.mean, found.correction, found.squares), plan)
+    found = merge_parts(parts, block, group, plan)
+    save_statistics(Saved(mean, rstd, None, running, eps), where, found, plan)
     if mean is not None:
-        store(correction, where.offsets, (found.mean - total) + found.correction, where.mask)
+        store(correction, where.offsets, found.correction, where.mask)
 
 
 @triton.jit
-def sum_buffer(parts, weight, out, block, group, plan: tl.constexpr):
-    """One of the sums of `sum_parts`, for one block of results; None of them if ``out`` is."""
-    if out is not None:
-        dtype: tl.constexpr = parts.dtype.element_ty
-        total = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
-        for t in tl.range(num_tiles(group, plan)):
-            at = tile_at(t, block, group, plan)
-            part = load(parts, tensor_offsets(group.parts, at, plan), at.mask, dtype)
-            if weight is not None:
-                w = load_parameter(Operand(weight, group.weight), at, dtype, plan)
-                total = tl.fma(part, w, total)
-            else:
-                total += part
-        where = group_entries(group.stats, block, plan)
-        store(out, where.offsets, sum_tile(total, plan), where.mask)
+def sum_of_parts(parts, weight, block, group, plan: tl.constexpr):
+    """The sums of a block's parts, weighted if there is a weight: (block_kept, 1, 1); 0 where there are no parts.
+
+    Both sums in one loop, so that the parts of both are on their way at once.
+    """
+    dtype: tl.constexpr = parts.dyx.dtype.element_ty if parts.dy is None else parts.dy.dtype.element_ty
+    first = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+    second = first
+    for t in tl.range(num_tiles(group, plan)):
+        at = tile_at(t, block, group, plan)
+        offsets = tensor_offsets(group.parts, at, plan)
+        w = 1.0
+        if weight is not None:
+            w = load_parameter(Operand(weight, group.weight), at, dtype, plan)
+        if parts.dy is not None:
+            first = tl.fma(load(parts.dy, offsets, at.mask, dtype), w, first)
+        if parts.dyx is not None:
+            second = tl.fma(load(parts.dyx, offsets, at.mask, dtype), w, second)
+    if parts.dy is not None:
+        first = sum_tile(first, plan)
+    if parts.dyx is not None:
+        second = sum_tile(second, plan)
+    return Sums(first, second)
+
+
+@triton.jit
+def sum_into(out, parts, weight, block, group, plan: tl.constexpr):
+    """`sum_of_parts`, as far as there are pointers to store them at."""
+    wanted = Sums(parts.dy if out.dy is not None else None, parts.dyx if out.dyx is not None else None)
+    sums = sum_of_parts(wanted, weight, block, group, plan)
+    where = group_entries(group.stats, block, plan)
+    if out.dy is not None:
+        store(out.dy, where.offsets, sums.dy, where.mask)
+    if out.dyx is not None:
+        store(out.dyx, where.offsets, sums.dyx, where.mask)
 
 
 @triton.jit
@@ -99,14 +91,13 @@ def sum_parts(first_parts, second_parts, weight, first_out, second_out, group, p
 
     Grid: (blocks of results, 1).
     """
-    block = own_block(group, plan)
-    sum_buffer(first_parts, weight, first_out, block, group, plan)
-    sum_buffer(second_parts, weight, second_out, block, group, plan)
+    out, parts = Sums(first_out, second_out), Sums(first_parts, second_parts)
+    sum_into(out, parts, weight, own_block(group, plan), group, plan)
 
 
 @triton.jit
 def sum_twice(
-    sum_dy, sum_dyx, weight, dy_out, dyx_out, row_dy, row_dyx, dbias, dweight, group, also, plan: tl.constexpr,
+    sum_dy, sum_dyx, weight, dy_out, dyx_out, row_dy, row_dyx, dbias, dweight, group, plan: tl.constexpr, also,
     also_plan: tl.constexpr,
 ):  # fmt: skip
     """What dx needs and the parameter gradients, which do not wait for each other: two `sum_parts` in one launch.
@@ -121,12 +112,10 @@ def sum_twice(
     blocks = num_blocks(group, plan)
     if number < blocks:
         block = block_at(number, 0, group, plan)
-        sum_buffer(sum_dy, weight, dy_out, block, group, plan)
-        sum_buffer(sum_dyx, weight, dyx_out, block, group, plan)
+        sum_into(Sums(dy_out, dyx_out), Sums(sum_dy, sum_dyx), weight, block, group, plan)
     else:
         row_block = block_at(number - blocks, 0, also, also_plan)
-        sum_buffer(row_dy, None, dbias, row_block, also, also_plan)
-        sum_buffer(row_dyx, None, dweight, row_block, also, also_plan)
+        sum_into(Sums(dbias, dweight), Sums(row_dy, row_dyx), None, row_block, also, also_plan)
 
 
 @triton.jit

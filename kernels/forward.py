@@ -7,8 +7,16 @@ import triton.language as tl
 
 from .cluster import first_of_cells
 from .memory import Operand, load_constant, load_first, load_parameter, load_tile, store_tile
-from .places import group_entries, num_elements, own_block, own_tiles, tile_at
-from .statistics import Saved, load_statistics, measure, moments, save_parts, save_statistics
+from .places import Entries, group_entries, groups_of, num_elements, own_block, own_tiles, saved_here, tile_at
+from .statistics import (
+    Saved,
+    load_statistics,
+    measure,
+    merge_parts,
+    moments,
+    save_parts,
+    save_statistics,
+)
 
 
 class Operands(NamedTuple):
@@ -71,7 +79,20 @@ def write_tiles(given, statistics, block, group, dtype: tl.constexpr, plan: tl.c
 
 
 @triton.jit
-def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group, plan: tl.constexpr):
+def merge_statistics(saved, parts, block, group, into, plan: tl.constexpr, into_plan: tl.constexpr):
+    """`Statistics` of each of a block's groups, merged from their parts.
+
+    Every program that shares a group merges the same parts alike; the one with the first chunk saves what it finds.
+    """
+    found = merge_parts(parts, groups_of(block, group, into, into_plan), into, into_plan)
+    where = Entries(group_entries(group.stats, block, plan).offsets, saved_here(block, group, plan))
+    return save_statistics(saved, where, found, plan)
+
+
+@triton.jit
+def normalize_forward(
+    x, y, weight, bias, mean, rstd, running, parts, eps, group, plan: tl.constexpr, into, into_plan: tl.constexpr
+):
     """Normalize every group of x into y.
 
     Args:
@@ -81,9 +102,11 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
             "apply". ``mean`` is None if it is fixed at zero.
         running: `Running` statistics to update, or with ``plan.constant`` to use; or None.
         parts: stage "measure" writes each group's (count, mean, correction, squares) there, (4, *parts, chunks); stage
-            "apply" reads what float32 cannot hold of each group's mean, (groups,).
+            "apply" reads them there, or if another launch has merged them what float32 cannot hold of each group's
+            mean, (groups,).
         eps: added to the variance, see `exact`; None for 0 in a norm that makes 0 of a constant group.
         group, plan: `Grouping` and `Plan`.
+        into, into_plan: of the parts that stage "apply" merges; None if it merges none.
 
     Grid: (blocks of groups, chunks of a group). Stages: "resident", the tile is the whole group and is read once;
     "streamed", a program walks its groups twice, backwards the second time to meet what the cache still holds;
@@ -110,6 +133,9 @@ def normalize_forward(x, y, weight, bias, mean, rstd, running, parts, eps, group
     elif plan.stage == "measure":
         found = measure(given.x, origin, block, group, dtype, plan)
         save_parts(parts, group_entries(group.parts, block, plan), found, group, plan)
+    elif into is not None:
+        statistics = merge_statistics(saved, parts, block, group, into, plan, into_plan)
+        write_tiles(given, statistics, block, group, dtype, plan)
     else:
         statistics = load_statistics(saved, where, dtype, plan)
         write_tiles(given, statistics, block, group, dtype, plan)

@@ -33,12 +33,14 @@ class Block(NamedTuple):
         q: indices along the kept axis, (block_kept,).
         exists: which of them there are.
         chunk: the part of their elements that a program is for, if several share them.
+        first: the first of ``q``.
     """
 
     outer: Any
     q: Any
     exists: Any
     chunk: Any
+    first: Any
 
 
 class Place(NamedTuple):
@@ -127,21 +129,48 @@ def block_at(block, chunk, group, plan: tl.constexpr):
     else:
         outer = block // blocks
         block = block % blocks
-    q = block.to(tl.int64) * plan.span + tl.arange(0, plan.block_kept)
+    first = block.to(tl.int64) * plan.span
+    q = first + tl.arange(0, plan.block_kept)
     if plan.even_kept:
         exists = tl.full((plan.block_kept,), True, tl.int1)
     else:
         exists = q < (group.kept >> 1) * plan.kept_unit
         if plan.span < plan.block_kept:
             exists = exists & (tl.arange(0, plan.block_kept) < plan.span)
-    return Block(Along(outer, group.outer), q, exists, chunk)
+    return Block(Along(outer, group.outer), q, exists, chunk, first)
 
 
 @triton.jit
 def no_block():
     """A block for what no group changes: one index along the kept axis, for all of them."""
     q = tl.arange(0, 1)
-    return Block(Along(0, ()), q, q == 0, 0)
+    return Block(Along(0, ()), q, q == 0, 0, 0)
+
+
+@triton.jit
+def groups_of(block, group, parts, plan: tl.constexpr):
+    """The groups of a block as a block of the `Grouping` of their partial results, whose plan is given.
+
+    Statistics and partial results are dense, with their axes in one order. So the offset of a group's statistics is its
+    number in both groupings; where all of a block is one group it has one.
+    """
+    number = distance(block.outer, group.stats.outer) + block.first * group.stats.kept
+    number = number.to(tl.int32)  # groups that programs share are few; a division of 64 bits takes 70 instructions
+    if len(parts.outer) == 0:
+        outer, first = number * 0, number
+    else:
+        kept = ((parts.kept >> 1) * plan.kept_unit).to(tl.int32)
+        outer, first = number // kept, number % kept
+    q = first.to(tl.int64) + tl.arange(0, plan.block_kept)
+    exists = q < (parts.kept >> 1) * plan.kept_unit
+    return Block(Along(outer, parts.outer), q, exists, block.chunk, first)
+
+
+@triton.jit
+def saved_here(block, group, plan: tl.constexpr):
+    """Which of a block's groups a program saves something of: all, if it has their first chunk; (block_kept, 1, 1)."""
+    end = tl.where(block.chunk == 0, (group.kept >> 1) * plan.kept_unit, 0)
+    return (block.q < end)[:, None, None]
 
 
 @triton.jit

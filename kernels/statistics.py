@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from .cluster import for_each_block
-from .memory import count_up, load, load_tile, store, store_entries, stored_once
-from .places import num_cells, own_tiles, tile_at
+from .memory import Operand, count_up, load, load_first, load_tile, store, store_entries, stored_once
+from .places import num_cells, num_tiles, own_tiles, tensor_offsets, tile_at
 from .sums import sum_tile, sum_tiles, with_products
 
 
@@ -101,6 +101,49 @@ def combine(a, b):
 
 
 @triton.jit
+def load_part(parts, plane, offsets, mask, pivot):
+    """The `Moments` of parts, with means relative to ``pivot``; of no elements outside the mask."""
+    dtype: tl.constexpr = parts.dtype.element_ty
+    count = load(parts, offsets, mask, dtype)
+    mean = load(parts + plane, offsets, mask, dtype)
+    correction = load(parts + plane * 2, offsets, mask, dtype)
+    squares = load(parts + plane * 3, offsets, mask, dtype)
+    relative = tl.where(count == 0.0, 0.0, (mean - pivot) + correction)
+    return Moments(count, tl.zeros_like(count), relative, squares)
+
+
+@triton.jit
+def join(found, pivot, plan: tl.constexpr):
+    """The `Moments` of each group from those of its parts, (block_kept, r1, r2), with means relative to ``pivot``."""
+    total = sum_tile(found.count, plan)
+    total = tl.where(total == 0.0, 1.0, total)  # of no group
+    correction = sum_tile(found.correction * found.count, plan) / total
+    deviation = found.correction - correction
+    squares = sum_tile(found.squares + deviation * deviation * found.count, plan)
+    mean = pivot + correction
+    return Moments(total, mean, (pivot - mean) + correction, squares)
+
+
+@triton.jit
+def merge_parts(parts, block, group, plan: tl.constexpr):
+    """`Moments` of each of a block's groups from what the programs that share them left: (block_kept, 1, 1).
+
+    Means stay relative to the group's first part: subtracting absolute float32 means lost up to 9 % of a standard
+    deviation where the mean was a million of them, relative ones 2e-7. Tiles of parts are merged element by element,
+    and summed once.
+    """
+    dtype: tl.constexpr = parts.dtype.element_ty
+    plane = num_cells(group, plan) * (group.count >> 1)
+    pivot = load_first(Operand(parts + plane, group.parts), block, dtype, plan)
+    zeros = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+    found = Moments(zeros, zeros, zeros, zeros)
+    for i in tl.range(num_tiles(group, plan)):
+        at = tile_at(i, block, group, plan)
+        found = combine(found, load_part(parts, plane, tensor_offsets(group.parts, at, plan), at.mask, pivot))
+    return join(found, pivot, plan)
+
+
+@triton.jit
 def measure(x, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`Moments` of each group over the tiles that this program walks."""
     zeros = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
@@ -144,7 +187,7 @@ def update_running(running, where, mean, variance, count, plan: tl.constexpr):
     store(running.mean, mean_at, mean, where.mask)
     store(running.var, var_at, unbiased, where.mask)
     if len(running.batches) > 0:  # one program counts
-        count_up(running.batches[0], tl.program_id(0) == 0)
+        count_up(running.batches[0], (tl.program_id(0) == 0) & (tl.program_id(1) == 0))
 
 
 @triton.jit

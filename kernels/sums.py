@@ -3,11 +3,20 @@
 Across the thread blocks of a cluster the sums of `cluster` take over.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from . import INTERPRETED
 from .cluster import sum_joined, sum_joined_pair, sum_pair
+
+
+class Sums(NamedTuple):
+    """Σ dy and Σ dy * x̂, weighted or not; or pointers to them."""
+
+    dy: Any
+    dyx: Any
 
 
 @triton.jit

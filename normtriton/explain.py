@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import suppress
+from math import prod
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -109,11 +110,21 @@ def _describe(step: Launch) -> str:
     stage = f" ({plan.stage})" if step.kernel in ("forward", "backward") else ""
     cells = f", {group.cells} of them a group" if group.cells > 1 else ""
     shared = f" in each of {plan.ctas} thread blocks" if plan.ctas > 1 else ""
+    merges = f"; merges {step.into[0].reduced} parts of each of its groups" if step.into else ""
+    gradients = "; sums the parameters' gradients besides" if step.also else ""
     return (
         f"{step.kernel}{stage}: {kept} kept{cells}, {reduced} reduced; tile {plan.block_kept} x {plan.block_r1} x "
         f"{plan.block_r2}, {step.num_warps} warps{shared}, grid {step.grid[0]} x {step.grid[1]}; "
-        f"{plan.vector} elements an access {axis}"
+        f"{plan.vector} elements an access {axis}{merges}{gradients}"
     )
+
+
+def _merged_parts(apply: Launch | None) -> int:
+    """How many parts all programs of *apply* read to merge their own groups'."""
+    if apply is None or apply.into is None:
+        return 0
+    group, plan = apply.into
+    return prod(apply.grid) * plan.block_kept * group.reduced
 
 
 def forward_direction(
@@ -132,9 +143,9 @@ def forward_direction(
     tensor = x.numel() * x.itemsize
     compulsory = 2 * tensor + parameters + stats
     again = tensor if schedule.strategy in ("streamed", "split") else 0
-    moved = compulsory + again + 2 * 4 * schedule.parts * size
-    if schedule.apply:  # statistics and correction come back
-        moved += stats + schedule.num_groups * size * 2
+    moved = compulsory + again + 4 * (schedule.parts + _merged_parts(schedule.apply)) * size
+    if schedule.merge:  # statistics and correction come back
+        moved += 4 * schedule.parts * size + stats + schedule.num_groups * size * 2
     if schedule.parameters:
         moved += 4 * schedule.num_groups * size
     return Direction(schedule, moved, compulsory)
@@ -177,10 +188,15 @@ def backward_direction(
     compulsory = 3 * tensor + gradients + weights + stats
     again = 2 * tensor if schedule.strategy in ("streamed", "split") else 0
     sums = 2 if schedule.sums_dy else 1  # that dx needs of each group
-    moved = compulsory + again + 2 * len(parameters) * schedule.rows * size + 2 * sums * schedule.parts * size
+    moved = compulsory + again + 2 * len(parameters) * schedule.rows * size
+    moved += sums * (schedule.parts + _merged_parts(schedule.apply)) * size
     if schedule.apply:
-        moved += stats + 2 * sums * schedule.num_groups * size
-    if schedule.columns:
+        moved += stats
+    if schedule.merge:
+        moved += sums * (schedule.parts + 2 * schedule.num_groups) * size
+    if not schedule.rows and (schedule.parameters or any(step.also for step in schedule.launches[1:])):
+        moved += sums * schedule.parts * size  # summed once more, for the parameters
+    if schedule.columns or schedule.main.also:
         moved += 2 * tensor + stats
     return Direction(schedule, moved, compulsory)
 

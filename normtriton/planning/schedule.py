@@ -135,13 +135,22 @@ def merging(
 
 
 class Launch(NamedTuple):
-    """One kernel launch; ``also`` is a second reduction of the same buffers that it makes beside its own."""
+    """One kernel launch, and what its programs do besides.
+
+    Attributes:
+        kernel: its name.
+        group, plan, grid: what is computed, how many at a time, by how many programs.
+        num_warps: of a program.
+        into: of *apply*, the parts of their own groups that its programs merge; None if there are none.
+        also: parameter gradients that are summed in the same launch; None if there are none.
+    """
 
     kernel: str
     group: Grouping
     plan: Plan
     grid: tuple[int, int]
     num_warps: int
+    into: tuple[Grouping, Plan] | None = None
     also: tuple[Grouping, Plan] | None = None
 
 
@@ -152,11 +161,12 @@ class Schedule(NamedTuple):
         strategy: "resident", "clustered", "streamed", "split" or "constant".
         reason: why, in words.
         main: the launch that writes y or dx; the first one if there are two.
-        merge: merges what ``main`` measured, into statistics, or into the sums that dx needs and, if it has an
-            ``also``, parameter gradients; or None.
+        merge: merges what ``main`` measured, into statistics, or into the sums that dx needs; None where ``apply``
+            does.
         apply: the second launch of a split, or None.
         parameters: sums partial parameter gradients (backward), or averages running statistics (forward); or None.
-        columns: sums parameter gradients straight from x and dy, read again; or None.
+        columns: sums parameter gradients straight from x and dy, read again; None where ``main`` does, or if there
+            are none.
         chunks: programs that share a group.
         parts: elements of one plane of the buffer of partial statistics or sums; 0 if there is none.
         rows: elements of one plane of the buffer of partial parameter gradients; 0 if they need none of their own.
@@ -202,11 +212,17 @@ def finalizer(kernel: str, group: Grouping) -> Launch:
     """
     columns = group.vector_axis == "kept"
     kept = 32 if columns else 1
-    r2 = min(64 if group.r2 > 1 else 1, 1024 // kept)  # compiled: twice as many elements spill in float64
-    r1 = min(64 if group.r1 > 1 else 1, 1024 // (kept * r2))
-    tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 8, most=4))
-    plan = make_plan(group, tile, "merge", 4 if columns else 16)
+    room, long = (1024, 64) if group.r1 > 1 else (2048, 256)
+    r2 = min(long if group.r2 > 1 else 1, room // kept)
+    r1 = min(64 if group.r1 > 1 else 1, max(room // (kept * r2), 1))
+    tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 2, most=8))
+    plan = make_plan(group, tile, "merge", merge_access(group))
     return Launch(kernel, group, plan, (tile.blocks(group), 1), tile.num_warps)
+
+
+def merge_access(group: Grouping) -> int:
+    """The size of an element that plans are made for: parts are read one by one, so that accesses follow no batch."""
+    return 4 if group.vector_axis == "kept" else 16
 
 
 def together(first: Launch, second: Launch) -> Launch:
@@ -215,7 +231,25 @@ def together(first: Launch, second: Launch) -> Launch:
     With the first one's warps: the order of its sums follows them, and they must not follow the second's batch.
     """
     blocks = first.grid[0] + second.grid[0]
-    return Launch("sum_twice", first.group, first.plan, (blocks, 1), first.num_warps, also=(second.group, second.plan))
+    return first._replace(kernel="sum_twice", grid=(blocks, 1), also=(second.group, second.plan))
+
+
+def riding(apply: Launch, merge: Launch) -> Launch | None:
+    """*apply* with programs that merge the parts of their own groups, in place of the launch before it.
+
+    None if they are too many for that, or the groups do not lie side by side.
+    """
+    group = merge.group
+    tile = planning.riding_tile(apply.group, apply.plan.block_kept, group)
+    return tile and apply._replace(into=(group, make_plan(group, tile, "merge", merge_access(group))))
+
+
+def second_stage(merge: Launch, apply: Launch, gradients: Launch | None) -> tuple[Launch | None, Launch]:
+    """What follows the first launch of a split backward pass; parameter gradients, if any, are summed on the way."""
+    rides = riding(apply, merge)
+    if rides:
+        return None, rides._replace(also=gradients and (gradients.group, gradients.plan))
+    return together(merge, gradients) if gradients else merge, apply
 
 
 def apply_chunks(group: Grouping, tile: Tile) -> int:
@@ -477,12 +511,15 @@ def split_forward(one: Pass, scattered: bool) -> Schedule:
         reason = f"neighbours in memory belong to different groups: cells of {measured.reduced} elements are merged"
     else:
         reason = f"{count} elements a group are walked by {chunks} programs"
+    merge = finalizer("merge_moments", merging(problem, chunks, problem.kept, keys, {"stats": one.stats}))
+    apply = one.apply(one.group(over), chunks)
+    rides = riding(apply, merge)
     return Schedule(
         "split",
         reason,
         main=one.walk(measured, "measure", chunks),
-        merge=finalizer("merge_moments", merging(problem, chunks, problem.kept, keys, {"stats": one.stats})),
-        apply=one.apply(one.group(over), chunks),
+        merge=None if rides else merge,
+        apply=rides or apply,
         chunks=chunks,
         parts=chunks * one.size(keys),
     )
@@ -566,8 +603,11 @@ def constant_backward(one: Pass, parameters: bool) -> Schedule:
     )
 
 
-def parameter_columns(one: Pass) -> Launch | None:
-    """The launch that sums a parameter's gradients along its column of x and dy; None if columns lie scattered."""
+def parameter_columns(one: Pass, num_warps: int = 0) -> Launch | None:
+    """The launch that sums a parameter's gradients along its column of x and dy; None if columns lie scattered.
+
+    With ``num_warps`` it is for programs of so many.
+    """
     problem = one.problem
     over = tuple(key for key in problem.axes if key not in problem.affine)
     operands: dict[str, dict[Key, int] | None] = {**one.tensors, "stats": one.stats}
@@ -576,6 +616,8 @@ def parameter_columns(one: Pass) -> Launch | None:
     if group.vector_axis != "kept":
         return None
     tile = one.tile(group._replace(r2=1 << 20))  # the same however many rows there are, so that they compile nothing
+    if num_warps:
+        tile = tile._replace(r2=max(tile.r2 * min(num_warps, tile.num_warps) // tile.num_warps, 1), num_warps=num_warps)
     return one.launch(group, tile, "streamed", (tile.blocks(group), 1))
 
 
@@ -605,7 +647,7 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     )
     if held:
         strategy, reason = one.held(held, " beside the parameters and their gradients")
-        columns = parameter_columns(one)
+        columns = parameter_columns(one, 0 if held.plan.ctas > 1 else held.num_warps)
         # a row of two float32 for each parameter, written and read, or x and dy once more (one row less: the last may
         # be of fewer groups than the others, and an odd number of them should not take other kernels for it)
         again = 2 * problem.num_groups * one.itemsize
@@ -613,19 +655,23 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
             # the same tile and the same kernel, so that dx does not depend on the batch
             sweep = sweep._replace(grid=(blocks, 1))
             reason += "; so few groups that their columns are read once more for the parameters' gradients"
+            if held.plan.ctas == 1:  # neither waits for the other
+                also = (columns.group, columns.plan)
+                sweep, columns = sweep._replace(grid=(blocks + columns.grid[0], 1), also=also), None
             return Schedule(strategy, reason, sweep, columns=columns)
         return Schedule(strategy, f"{reason}; {left}", sweep, parameters=gradients, rows=size)
-    merged = finalizer("sum_parts", merging(problem, tiles, problem.kept, problem.kept, {"stats": one.stats}))
-    if gradients and wants_dx:
-        merged, gradients = together(merged, gradients), None
-    measured = one.group(problem.over, one.stats)
+    merge, apply = None, None
+    if wants_dx:
+        merge = finalizer("sum_parts", merging(problem, tiles, problem.kept, problem.kept, {"stats": one.stats}))
+        apply = one.apply(one.group(problem.over, one.stats))
+        merge, apply = second_stage(merge, apply, gradients)
     return Schedule(
         "split",
         f"{group.count} elements a group are swept in {tiles} tiles; {left}",
         sweep,
-        merge=merged if wants_dx else None,
-        apply=one.apply(measured) if wants_dx else None,
-        parameters=gradients,
+        merge=merge,
+        apply=apply,
+        parameters=None if wants_dx else gradients,
         chunks=tiles,
         parts=tiles * problem.num_groups if wants_dx else 0,
         rows=size,
@@ -659,17 +705,18 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     # the measuring launch has weighted its sums already if the weight varies within what it sums
     weighted = any(key in problem.affine and key not in keys for key in problem.over)
     operands = {"stats": one.stats} if one.weight is None or weighted else {"stats": one.stats, "weight": one.weight}
-    merged = finalizer("sum_parts", merging(problem, chunks, problem.kept, keys, operands)) if wants_dx else None
     gradients = sum_gradients(problem, chunks, keys) if parameters else None
-    if merged and gradients:
-        merged, gradients = together(merged, gradients), None
+    merge, apply = None, None
+    if wants_dx:
+        merge = finalizer("sum_parts", merging(problem, chunks, problem.kept, keys, operands))
+        merge, apply = second_stage(merge, one.apply(measured, chunks), gradients)
     return Schedule(
         "split",
         f"{group.count} elements a group are walked by {chunks * (group.count // measured.reduced)} programs",
         main=one.walk(measured, "measure", chunks),
-        merge=merged,
-        apply=one.apply(measured, chunks) if wants_dx else None,
-        parameters=gradients,
+        merge=merge,
+        apply=apply,
+        parameters=None if wants_dx else gradients,
         chunks=chunks,
         parts=chunks * one.size(keys),
     )

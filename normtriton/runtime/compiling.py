@@ -62,6 +62,9 @@ KERNELS = {
     "average_running": average_running,
 }
 
+#: What a kernel may do besides, by the field of `Launch` that says so, in the order of its arguments.
+BESIDE = {"forward": ("into",), "backward": ("into", "also"), "sum_twice": ("also",)}
+
 
 class Running(NamedTuple):
     """`Statistics` as the kernels take them; with an empty momentum they are overwritten.
@@ -126,11 +129,16 @@ def kernel_group(launch: Launch) -> Grouping:
 
 
 def constants(launch: Launch) -> tuple[Any, ...]:
-    """The last arguments of a launch's kernel: its `Grouping` and its `Plan`, or both of two reductions."""
-    if launch.also is None:
-        return kernel_group(launch), launch.plan
-    group, plan = launch.also
-    return kernel_group(launch), kernel_group(launch._replace(group=group, plan=plan)), launch.plan, plan
+    """The last arguments of a launch's kernel: its `Grouping` and its `Plan`, and those of what it does beside."""
+    held: list[Any] = [kernel_group(launch), launch.plan]
+    for field in BESIDE.get(launch.kernel, ()):
+        beside = getattr(launch, field)
+        if beside is None:
+            held += [None, None]
+        else:
+            group, plan = beside
+            held += [kernel_group(launch._replace(group=group, plan=plan)), plan]
+    return tuple(held)
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
@@ -152,7 +160,7 @@ def standing_in(launch: Launch, dtypes: Dtypes, operands: tuple[str, ...]) -> tu
         return x, x, weight, bias, mean, own, running, None, eps
     dweight = own if "gradients" in operands else None
     dbias = dweight if launch.plan.centered else None
-    return x, x, x, weight, mean, own, None, None, None, dweight, dbias, eps
+    return x, x, x, weight, mean, own, None, None, None, dweight, dbias, eps, None, None
 
 
 class Compiler:

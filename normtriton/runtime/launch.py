@@ -238,12 +238,14 @@ def forward(
     elif not schedule.apply:
         _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair)
     else:
-        assert schedule.merge is not None
         parts = x.new_empty(4, schedule.parts, dtype=own)
-        correction = x.new_empty(groups, dtype=own) if mean is not None else None
         _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, pair)
-        _run(schedule.merge, kinds, parts, schedule.parts, mean, rstd, correction, target, pair)
-        _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, pair)
+        if schedule.merge:
+            correction = x.new_empty(groups, dtype=own) if mean is not None else None
+            _run(schedule.merge, kinds, parts, mean, rstd, correction, target, pair)
+            _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, pair)
+        else:
+            _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, target, parts, pair)
     if schedule.parameters:
         _run(schedule.parameters, kinds, target.mean, target.var, running)  # type: ignore[union-attr]  # both set above
     return y, mean, rstd
@@ -314,33 +316,34 @@ def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool |
     dy, x, dx, weight, mean, rstd, running, eps, dweight, dbias, kinds = given
     dtype = statistics_dtype(x)
     fixed = (weight, mean, rstd, running)
-    row_dy, row_dyx = dbias, dweight
+    rows: tuple[Tensor | None, Tensor | None] = (dbias, dweight)
     if schedule.columns:
-        row_dy = row_dyx = None
+        rows = (None, None)
     elif schedule.rows:
-        row_dy = x.new_empty(schedule.rows, dtype=dtype) if dbias is not None else None
-        row_dyx = x.new_empty(schedule.rows, dtype=dtype) if dweight is not None else None
+        rows = tuple(t if t is None else x.new_empty(schedule.rows, dtype=dtype) for t in rows)  # type: ignore[assignment]  # two
     if not schedule.parts:
-        if run(schedule.main, kinds, dy, x, dx, *fixed, None, None, row_dyx, row_dy, eps) is False:
+        if run(schedule.main, kinds, dy, x, dx, *fixed, None, None, rows[1], rows[0], eps, None, None) is False:
             return False
     else:
         sum_dyx = x.new_empty(schedule.parts, dtype=dtype)
         sum_dy = x.new_empty(schedule.parts, dtype=dtype) if schedule.sums_dy else None
         if schedule.main.plan.accumulate:
-            _run(schedule.main, kinds, dy, x, None, *fixed, sum_dy, sum_dyx, row_dyx, row_dy, eps)
+            _run(schedule.main, kinds, dy, x, None, *fixed, sum_dy, sum_dyx, rows[1], rows[0], eps, None, None)
         else:
-            _run(schedule.main, kinds, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps)
-            row_dy, row_dyx = sum_dy, sum_dyx
+            _run(schedule.main, kinds, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps, None, None)
+            rows = sum_dy, sum_dyx
         merged: tuple[Tensor | None, ...] = (sum_dy, sum_dyx)
         if schedule.merge:
             merged = tuple(t if t is None else x.new_empty(schedule.num_groups, dtype=dtype) for t in merged)
             w = weight if schedule.merge.group.weight else None
-            gradients = (row_dy, row_dyx, dbias, dweight) if schedule.merge.also else ()
-            _run(schedule.merge, kinds, sum_dy, sum_dyx, w, *merged, *gradients)
+            also = (*rows, dbias, dweight) if schedule.merge.also else ()
+            _run(schedule.merge, kinds, sum_dy, sum_dyx, w, *merged, *also)
         if schedule.apply:
-            _run(schedule.apply, kinds, dy, x, dx, *fixed, *merged, None, None, eps)
+            gradients = (dweight, dbias, eps, *rows) if schedule.apply.also else (None, None, eps, None, None)
+            _run(schedule.apply, kinds, dy, x, dx, *fixed, *merged, *gradients)
     if schedule.parameters:
-        _run(schedule.parameters, kinds, row_dy, row_dyx, None, dbias, dweight)
+        _run(schedule.parameters, kinds, *rows, None, dbias, dweight)
     if schedule.columns:
-        _run(schedule.columns, kinds, dy, x, None, None, mean, rstd, None, None, None, dweight, dbias, None)
+        steps = (dy, x, None, None, mean, rstd, None, None, None, dweight, dbias, None, None, None)
+        _run(schedule.columns, kinds, *steps)
     return True
