@@ -355,7 +355,7 @@ def forward(
         _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair)
     else:
         assert schedule.merge is not None
-        parts = x.new_empty(4, schedule.parts, dtype=own)
+        parts = x.new_empty((4, schedule.parts), dtype=own)
         correction = x.new_empty(groups, dtype=own) if mean is not None else None
         _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, pair)
         _run(schedule.merge, kinds, parts, schedule.parts, mean, rstd, correction, target, pair)
