@@ -94,6 +94,22 @@ def test_batch_norm_updates_its_statistics(mesh):
         torch.testing.assert_close(statistic.to_local(), value)
 
 
+@pytest.mark.parametrize("counter", ["replicated", "plain"])
+def test_a_module_counts_its_batches(counter, mesh):
+    """The kernel counts, in the counter of this process."""
+    ours, theirs, x = nt.BatchNorm1d(3), torch.nn.BatchNorm1d(3), torch.randn(4, 3, 5)
+    for members in (ours._parameters, ours._buffers):
+        for name, t in members.items():
+            if counter == "replicated" or name != "num_batches_tracked":
+                members[name] = DTensor.from_local(t.detach(), mesh, [Replicate()], run_check=False)
+    for _ in range(2):
+        y, expected = ours(DTensor.from_local(x, mesh, [Replicate()], run_check=False)), theirs(x)
+    torch.testing.assert_close(y.to_local(), expected)
+    for name, value in theirs._buffers.items():
+        own = ours._buffers[name]
+        torch.testing.assert_close(own.to_local() if isinstance(own, DTensor) else own, value)
+
+
 def test_plain_parameters_are_refused(mesh):
     """By an error as PyTorch's."""
     x = shard(torch.randn(5, 3, 8), mesh, 0)

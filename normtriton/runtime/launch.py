@@ -238,7 +238,7 @@ def forward(
     elif not schedule.apply:
         _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair)
     else:
-        parts = x.new_empty(4, schedule.parts, dtype=own)
+        parts = x.new_empty((4, schedule.parts), dtype=own)
         _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, pair)
         if schedule.merge:
             correction = x.new_empty(groups, dtype=own) if mean is not None else None
