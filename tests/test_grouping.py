@@ -163,3 +163,44 @@ def test_huge_tensors_are_planned():
         )
         assert schedule.main.group.numel == shape[0] * shape[1] * shape[2]
         assert all(0 < step.grid[0] < 2**31 and 0 < step.grid[1] < 2**16 for step in schedule.launches)
+
+
+def of_image(shape, last):
+    """Strides of an image, contiguous or channels_last."""
+    n, c, h, w = shape
+    return (c * h * w, 1, w * c, c) if last else contiguous((n, c, h, w))
+
+
+@pytest.mark.parametrize(
+    ("problem", "last", "direction", "rides"),
+    [
+        (Problem(norms.BATCH, (256, 64, 56, 56)), False, "forward", True),
+        (Problem(norms.BATCH, (256, 64, 56, 56)), True, "forward", False),  # of 64 columns, 500 parts each
+        (Problem(norms.BATCH, (256, 64, 56, 56)), False, "backward", True),
+        (Problem(norms.GROUP, (3, 512, 128, 128), (("g", 32),)), False, "backward", True),  # cells and a weight
+        (Problem(norms.GROUP, (3, 512, 128, 128), (("g", 32),)), True, "backward", False),  # several groups a block
+        (Problem(norms.INSTANCE, (3, 5, 300, 300)), False, "forward", True),
+        (Problem(norms.LAYER, (3, 2, 2, 60001), (("d", 1),)), False, "backward", True),
+    ],
+)
+def test_apply_merges_what_is_little(problem, last, direction, rides):
+    """Its tile has all parts of a group, and a group's number is where its statistics are, in either grouping."""
+    x, weight = of_image(problem.shape, last), contiguous(problem.parameter_shape)
+    if direction == "forward":
+        schedule = forward_schedule(problem, x, x, weight, weight, 2, Device(132))
+    else:
+        schedule = backward_schedule(problem, x, x, x, weight, 2, Device(132), True)
+    assert schedule.strategy == "split" and bool(schedule.apply.into) == rides == (schedule.merge is None)
+    if direction == "backward":
+        assert bool(schedule.apply.also) == rides and rides or schedule.merge.kernel == "sum_twice"
+    if rides:
+        group, plan = schedule.apply.into
+        assert plan.block_r1 >= group.r1 and plan.block_r2 >= group.r2
+        assert plan.block_kept == schedule.apply.plan.block_kept
+        for number in range(problem.num_groups):
+            outer, q = divmod(number, group.kept)
+            where = q * group.stats.kept
+            for size, stride in zip(group.outer, group.stats.outer, strict=True):
+                outer, index = divmod(outer, size)
+                where += index * stride
+            assert where == number
