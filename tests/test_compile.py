@@ -54,6 +54,11 @@ def on(target, clusters=True):
     return H100._replace(clusters=clusters and compiles(), compiler=compiler(target))
 
 
+def kept(passed):
+    """Bytes of a thread that a tile may spill: 0, or what the least of those spills that the planner asked about."""
+    return min((int(re.search(r": spills (\d+) bytes", line)[1]) for line in passed), default=0)
+
+
 def lanes(pattern, text):
     """How many numbers the instructions compute that a pattern finds; a first group of it is the width of a vector."""
     return sum(int(width or 1) for width in re.findall(pattern, text))
@@ -99,13 +104,14 @@ def test_disassembled_together(target):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("case", "dtype", "layout"), CELLS)
 def test_real_shapes(case, dtype, layout, target):
-    """No spill, no stack, wide accesses, no float64 where none is wanted."""
-    directions = launches_of(*make(case, DTYPES[dtype], FORMATS[layout]), on(target, clusters=False))
+    """No spill but one that costs less than a second read, wide accesses, no float64 where none is wanted."""
+    made, device = make(case, DTYPES[dtype], FORMATS[layout]), on(target, clusters=False)
+    directions, schedules = launches_of(*made, device), {"forward": forward_direction, "backward": backward_direction}
     wanted = narrowest(case, dtype, layout)
     for direction, recorded, kernel, code in read(directions, target):
         what = (direction, recorded.launch.kernel, recorded.launch.plan, code)
         assert fused(kernel) == 0, what
-        assert code.stack == 0, what
+        assert code.stack in (0, kept(schedules[direction](*made, device).schedule.passed)), what
         text = kernel.asm.get("ptx") or kernel.asm["amdgcn"]
         assert ".f64" not in text and "_f64" not in text, what
         if recorded.launch.kernel != direction:
@@ -219,8 +225,7 @@ def test_tiles_that_spill_give_way(case, target):
             schedule = direction(call, x, weight, bias, device).schedule
             launches = launches_of(call, x, weight, bias, device)[name]
             stacks = [read_code(compile_launch(recorded, target)).stack for recorded in launches]
-            passed = [int(re.search(r": spills (\d+) bytes", line)[1]) for line in schedule.passed]
-            assert set(stacks) == {0} or max(stacks) == min(passed), schedule
+            assert max(stacks) in (0, kept(schedule.passed)), schedule
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
