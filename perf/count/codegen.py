@@ -128,7 +128,10 @@ class Compiler:
         return Compiled(code.registers, code.stack, code.shared)
 
 
-compiler = functools.cache(Compiler)  #: The one of each target, so that plans made with it are cached.
+@functools.cache
+def compiler(target: str) -> Compiler | None:
+    """The one `Compiler` of a target, so that plans made with it are cached; None where kernels are interpreted."""
+    return None if compiling.INTERPRETED else Compiler(target)
 
 
 def planned_for(target: str) -> Device:
