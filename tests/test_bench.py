@@ -465,7 +465,7 @@ def test_a_gpu_is_found_or_refused(monkeypatch, tmp_path):
     """Each refusal names the cause and the remedy, and ends the command with status 1."""
     done, rows = run(tmp_path)
     assert done.exit_code == 1 and "TRITON_INTERPRET=1" in done.output and "unset it" in done.output and not rows
-    monkeypatch.setattr(gpu.launch, "INTERPRETED", False)
+    monkeypatch.setattr(gpu.compiling, "INTERPRETED", False)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
     assert "built for the CPU" in run(tmp_path)[0].output
