@@ -471,9 +471,9 @@ def riding_tile(group: Grouping, block: int, parts: Grouping) -> Tile | None:
     assert group.stats is not None, group
     if group.cells > 1 or (block > 1 and group.stats.kept != 1):
         return None
-    tile = Tile(block, power_of_two(parts.r1), power_of_two(parts.r2), 1)
-    fits = tile.kept * tile.r1 * tile.r2 * prod(parts.walk) <= RIDING_PARTS
-    return tile if fits else None
+    r1 = power_of_two(parts.r1)
+    r2 = max(power_of_two(parts.r2), 32 // (block * r1) if parts.r2 > 1 else 1)  # few kernels: a warp has 32 lanes
+    return Tile(block, r1, r2, 1) if block * r1 * r2 * prod(parts.walk) <= RIDING_PARTS else None
 
 
 def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample: bool = False, **flags: bool) -> Plan:
