@@ -61,8 +61,8 @@ MAX_CHUNKS = 1024
 #: where the launch takes 3.3; 1664 parts of 64 columns take 5.3, where it takes 4.6.
 RIDING_PARTS = 256
 #: Of fewer rows than this the columns are read once more, from the L2, and the same launch sums the parameters'
-#: gradients, though rows of partial ones would be fewer bytes: those take a launch more. Predicted for an H100, bfloat16:
-#: layer norm's backward pass of 16 x 768 takes 4.4 µs instead of 8.4, of 256 x 768 5.7 instead of 8.5.
+#: gradients, though rows of partial ones would be fewer bytes: those take a launch more. Predicted for an H100 in
+#: bfloat16, layer norm's backward pass of 16 x 768 takes 4.4 µs instead of 8.4, of 256 x 768 5.7 instead of 8.5.
 FEW_ROWS = 256
 #: Elements of the smallest group that a cluster is measured for: of the smallest that some program cannot hold.
 LEAST_CLUSTERED = 8 * 1024
