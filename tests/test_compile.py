@@ -340,7 +340,7 @@ def test_resnet_compiles_little(layout, clusters):
 
 
 def test_sequence_lengths_compile_little():
-    """RMS norm of a language model: forward, backward and its sum for any length, a backward of few rows and of a row."""
+    """RMS norm of a language model: forward, backward and its sum for any length, a backward of few rows and of one."""
     from normtriton.functional import rms_norm_call
 
     def kernels(rows):
