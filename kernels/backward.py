@@ -323,10 +323,18 @@ def sum_rows(rows, dbias, dweight, group, plan: tl.constexpr):
 
 
 @triton.jit
-def sum_columns(given, number, group, dtype: tl.constexpr, plan: tl.constexpr):
-    """Parameter gradients of block ``number`` straight from x and dy; nothing of a block before the first."""
-    if number >= 0:
-        streamed(given, no_statistics(dtype), block_at(number, 0, group, plan), group, plan)
+def sweep_beside_columns(rows, columns, group, also, dtype: tl.constexpr, plan: tl.constexpr, also_plan: tl.constexpr):
+    """`sweep` by one program for each block, and the parameters' gradients straight from x and dy by those after them.
+
+    Args:
+        rows, columns: operands of the one, without gradients, and of the other, without dx.
+        group, plan, also, also_plan: of the one and of the other.
+    """
+    number = tl.program_id(0) - num_blocks(group, plan)
+    if number < 0:
+        sweep(rows, group, dtype, plan)
+    else:
+        streamed(columns, no_statistics(dtype), block_at(number, 0, also, also_plan), also, also_plan)
 
 
 @triton.jit
@@ -360,13 +368,12 @@ def normalize_backward(
         Saved(mean, rstd, None, running, eps), Sums(sum_dy, sum_dyx), dbias, dweight,
     )  # fmt: skip
     if plan.accumulate and also is not None:
-        rows_alone = Operands(given.dy, given.x, given.dx, given.weight, given.saved, given.sums, None, None)
-        sweep(rows_alone, group, dtype, plan)
-        columns_alone = Operands(
+        rows = Operands(given.dy, given.x, given.dx, given.weight, given.saved, given.sums, None, None)
+        columns = Operands(
             Operand(dy, also.dy), Operand(x, also.x), Operand(None, also.dx), Operand(None, also.weight),
             given.saved, given.sums, dbias, dweight,
         )  # fmt: skip
-        sum_columns(columns_alone, tl.program_id(0) - num_blocks(group, plan), also, dtype, also_plan)
+        sweep_beside_columns(rows, columns, group, also, dtype, plan, also_plan)
     elif plan.accumulate:
         sweep(given, group, dtype, plan)
     else:

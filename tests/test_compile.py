@@ -397,8 +397,8 @@ def resnet50(batch):
 #: (layout, clusters) -> kernels compiled by a first batch of 64; then by twice that, whose contiguous tiles are others;
 #: then by any of 100, 127 and 65.
 COMPILES = {
-    ("contiguous", True): (15, 8, 0),
-    ("contiguous", False): (20, 6, 0),
+    ("contiguous", True): (13, 8, 0),
+    ("contiguous", False): (18, 6, 0),
     ("channels_last", True): (12, 2, 2),
     ("channels_last", False): (10, 0, 2),
 }
@@ -418,7 +418,7 @@ def test_resnet_compiles_little(layout, clusters):
 
 
 def test_sequence_lengths_compile_little():
-    """RMS norm of a language model: forward, backward and its sum for any length, and a backward of a row or two."""
+    """RMS norm of a language model: forward, backward and its sum for any length, a backward of few rows and of one."""
     from normtriton.functional import rms_norm_call
 
     def kernels(rows):
@@ -428,8 +428,8 @@ def test_sequence_lengths_compile_little():
         return {compile_key(recorded, "sm_90") for launches in steps.values() for recorded in launches}
 
     lengths = set().union(*(kernels(rows) for rows in (16, 100, 128, 1000, 2048, 4096, 8192)))
-    assert len(lengths) == 3
-    assert len(lengths.union(*(kernels(rows) for rows in (1, 2, 7, 15)))) <= 4
+    assert len(lengths) == 4
+    assert len(lengths.union(*(kernels(rows) for rows in (1, 2, 7, 15)))) <= 5
 
 
 #: Every pair of (affine, layout, dtype); all eight take twice the time.
@@ -483,7 +483,9 @@ def test_the_batch_is_not_compiled_in(norm):
         steps = [r.launch for launches in directions.values() for r in launches]
         if steps[-1].kernel == "sum_parts":  # the parameters' gradients are sums over the batch
             steps.pop()
-        steps = [s._replace(kernel="sum_parts") if s.kernel == "sum_twice" else s for s in steps]  # what dx needs comes first in both
+        steps = [
+            s._replace(kernel="sum_parts") if s.kernel == "sum_twice" else s for s in steps
+        ]  # what dx needs comes first in both
         blocks = [(s.kernel, s.plan.stage, s.plan.block_kept, s.plan.block_r1, s.plan.block_r2) for s in steps]
         seen.add((*blocks, *(s.num_warps for s in steps), *((s.plan.vector, s.plan.vector_axis) for s in steps)))
     assert len(seen) == 1

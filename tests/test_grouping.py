@@ -192,7 +192,7 @@ def test_apply_merges_what_is_little(problem, last, direction, rides):
         schedule = backward_schedule(problem, x, x, x, weight, 2, Device(132), True)
     assert schedule.strategy == "split" and bool(schedule.apply.into) == rides == (schedule.merge is None)
     if direction == "backward":
-        assert bool(schedule.apply.also) == rides and rides or schedule.merge.kernel == "sum_twice"
+        assert bool(schedule.apply.also) == rides and (rides or schedule.merge.kernel == "sum_twice")
     if rides:
         group, plan = schedule.apply.into
         assert plan.block_r1 >= group.r1 and plan.block_r2 >= group.r2

@@ -5,6 +5,8 @@ import torch
 from cases import CASES, LAYOUTS, SMALL, Case, lay_out, textbook
 from oracle import EPS32, close, reference
 
+import normtriton
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -231,6 +233,17 @@ def test_same_bits_on_every_run(name):
         y.backward(dy)
         runs.append([y, *(leaf.grad for leaf in leaves)])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_few_rows_and_many_have_the_same_bits():
+    """The parameters' gradients are summed in another way, and dx is the same."""
+    x, dy, weight = torch.randn(300, 250), torch.randn(300, 250), torch.randn(250)
+    results = []
+    for rows in (3, 300):
+        given = x[:rows].clone().requires_grad_()
+        normtriton.layer_norm(given, (250,), weight.requires_grad_()).backward(dy[:rows])
+        results.append(given.grad[:3])
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize(

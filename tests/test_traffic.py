@@ -149,12 +149,12 @@ PLANS = {
 #: parameters' gradients, or for dx.
 FEW_ROWS = 1.67
 #: What 64 such rows ask for: (live, request).
-ASKED_FOR = {"bfloat16": (1.837, 1.837), "float32": (1.817, 1.817)}
+ASKED_FOR = {"bfloat16": (1.837, 1.837), "float32": (1.837, 1.837)}
 #: Figures that miss their limits, by (plan, dtype, direction, figure): not to get worse.
 MISSES = {
-    # rows read their parameters again, each in the launch that writes dx
-    ("row-long-odd", "bfloat16", "backward", "live"): 1.949,
-    ("row-long-odd", "float32", "backward", "live"): 1.942,
+    # rows read their parameters again, each in the launch that writes dx, whose programs merge a row's 196 parts each
+    ("row-long-odd", "bfloat16", "backward", "live"): 1.964,
+    ("row-long-odd", "float32", "backward", "live"): 1.953,
     # tiles of 2, 4 or 6 groups of 10 channels end within a sector, which two clusters then read
     ("group-cells", "bfloat16", "forward", "request/live"): 1.200,
     ("group-cells-half", "bfloat16", "forward", "request/live"): 1.200,

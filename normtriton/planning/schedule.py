@@ -651,7 +651,9 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
         # a row of two float32 for each parameter, written and read, or x and dy once more (one row less: the last may
         # be of fewer groups than the others, and an odd number of them should not take other kernels for it)
         again = 2 * problem.num_groups * one.itemsize
-        if wants_dx and columns and rows > 1 and (rows - 1) * (16 if problem.norm.centered else 8) >= again:
+        few = (rows - 1) * (16 if problem.norm.centered else 8) >= again
+        few = few or (held.ctas == 1 and problem.num_groups < planning.FEW_ROWS)
+        if wants_dx and columns and rows > 1 and few:
             # the same tile and the same kernel, so that dx does not depend on the batch
             sweep = sweep._replace(grid=(blocks, 1))
             reason += "; so few groups that their columns are read once more for the parameters' gradients"

@@ -102,6 +102,8 @@ BRANCHES = {
     "row-tail": Branch("layer", (7, 1000), "resident", "resident"),
     "rows-share-a-tile": Branch("layer", (37, 60), "resident", "resident"),
     "row-prime": Branch("layer", (3, 1009), "resident", "resident"),
+    "many-rows": Branch("layer", (300, 250), "resident", "resident"),
+    "rms-many-rows": Branch("rms", (257, 128), "resident", "resident"),
     "row-of-one": Branch("layer", (5, 1), "resident", "resident"),
     "one-row": Branch("layer", (300,), "resident", "resident"),
     "row-too-long-for-gradients": Branch("layer", (3, 20000), "resident", "split"),
