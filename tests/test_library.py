@@ -386,7 +386,7 @@ def test_a_launch_is_looked_up_the_second_time(fake_kernel):
     (grid, args, options), again = fake_kernel.compiled[0], launched[0]
     assert again[:8] == (*grid, 1, "stream", "function", False, False, "metadata")
     assert again[8:13] == (*[None] * 5,) and again[14] == "signature"  # neither hooks nor memory besides the arguments
-    *tensors, group, _plan = args
+    *tensors, group, _plan, _into, _into_plan = args
     numbers = [leaf for leaf in leaves(group) if type(leaf) is int]
     assert options["num_warps"] == 1 and [type(a) for a in again[-1][: len(tensors)]] == [type(a) for a in tensors]
     assert [*again[-1][len(tensors) :]] == numbers and numbers  # the grouping's that are not compiled in
