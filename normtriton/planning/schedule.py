@@ -652,7 +652,7 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
         # be of fewer groups than the others, and an odd number of them should not take other kernels for it)
         again = 2 * problem.num_groups * one.itemsize
         few = (rows - 1) * (16 if problem.norm.centered else 8) >= again
-        few = few or (held.ctas == 1 and problem.num_groups < planning.FEW_ROWS)
+        few = few or (held.plan.ctas == 1 and problem.num_groups < planning.FEW_ROWS)
         if wants_dx and columns and rows > 1 and few:
             # the same tile and the same kernel, so that dx does not depend on the batch
             sweep = sweep._replace(grid=(blocks, 1))
