@@ -31,6 +31,22 @@ NARROW_ROWS = 8 * 1024
 #: Two programs of 8 warps then have 32 KB of bfloat16 on the way, an SM's share of what Little's law asks of an H100
 #: (3.35 TB/s, 132 SMs, about 1 µs).
 PER_THREAD = 32
+#: Elements of a sweep's tile, unless a group has more; a thread holds half of `PER_THREAD`, since it holds parameters and
+#: their gradients as well. Predicted for an H100, 8192 rows of 768 in bfloat16: 16.9 µs, against 20.3 with tiles of 8192
+#: elements and 32 a thread. Fewer elements leave more rows of partial gradients.
+SWEEP_ELEMENTS = 2 * 1024
+#: Rounds of a sweep that are under way at once: one that is computed, two whose tiles are being copied to shared memory.
+#: Predicted for an H100, 8192 rows of 4096 in bfloat16: 71.9 µs with 3, 85.7 with 2, 79.6 with 1. A fourth saves nothing.
+DEPTH = 3
+#: Bytes of a multiprocessor's shared memory that such copies may take. The least that a GPU with `cp.async` has is
+#: 100 KB, with clusters 227 KB (CUDA C++ Programming Guide); sums are exchanged in the rest, 16 KB a program.
+COPIED_BYTES = 64 * 1024
+COPIED_BYTES_CLUSTERS = 128 * 1024
+#: Bytes that `cp.async` copies at least. Narrower loads wait in registers: a row of 8191 bfloat16 spilled on sm_80.
+LEAST_COPY = 4
+#: Registers of a multiprocessor, and the most of a thread.
+SM_REGISTERS = 64 * 1024
+THREAD_REGISTERS = 255
 #: Bytes of neighbouring elements that a tile spans at least where the kept axis is the contiguous one: four sectors.
 COLUMN_BYTES = 128
 #: Bytes of a row from which on it has a tile to itself: one that starts and ends within a sector of 32 bytes touches
@@ -67,7 +83,8 @@ KNOBS: dict[str, tuple[int | str, ...]] = {
     "column_bytes": (COLUMN_BYTES, 64),
     "program_bytes": (PROGRAM_BYTES, 40 * 1024, 160 * 1024),
     "programs_per_sm": (LEAST_PROGRAMS_PER_SM, 1, 4),
-    "sweep_elements": (RESIDENT_ACCUMULATE, 4 * 1024, 2 * 1024),
+    "sweep_elements": (SWEEP_ELEMENTS, 4 * 1024, 1024),
+    "depth": (DEPTH, 1),
 }
 
 
@@ -81,8 +98,9 @@ class Tuning(NamedTuple):
         column_bytes: what a tile spans of a contiguous kept axis, see `COLUMN_BYTES`.
         program_bytes: a program's share of a group that it does not have to itself, see `PROGRAM_BYTES`.
         programs_per_sm: see `LEAST_PROGRAMS_PER_SM`; twice as many are the most. Of programs that hold parameters while
-            they sweep many groups, half as many.
-        sweep_elements: of those programs' tiles.
+            they sweep many groups, so many are the most.
+        sweep_elements: of those programs' tiles, see `SWEEP_ELEMENTS`.
+        depth: of their loops, see `DEPTH`.
     """
 
     per_thread: int = PER_THREAD
@@ -90,7 +108,8 @@ class Tuning(NamedTuple):
     column_bytes: int = COLUMN_BYTES
     program_bytes: int = PROGRAM_BYTES
     programs_per_sm: int = LEAST_PROGRAMS_PER_SM
-    sweep_elements: int = RESIDENT_ACCUMULATE
+    sweep_elements: int = SWEEP_ELEMENTS
+    depth: int = DEPTH
 
     @classmethod
     def of(cls, chosen: Mapping[str, int | str]) -> Tuning:
@@ -199,6 +218,7 @@ class Plan:
         shares_rows: whether they share the rows of a tile of columns, each a run of them that r1 picks.
         span: elements of the kept axis from one block to the next: below block_kept where a group would be cut.
         block_groups: groups whose cells a resident tile holds and joins, padded to a power of two; 0 if it joins none.
+        depth: rounds of the loop of a sweep that are under way at once.
     """
 
     stage: str
@@ -224,6 +244,7 @@ class Plan:
     shares_rows: bool = False
     span: int = 0
     block_groups: int = 0
+    depth: int = 1
 
 
 class Device(NamedTuple):
@@ -243,6 +264,7 @@ class Tile(NamedTuple):
     num_warps: int
     ctas: int = 1
     groups: int = 0  #: groups of several cells that it joins; the rest of ``kept`` is padding
+    depth: int = 1  #: such tiles that are under way at once, see `DEPTH`
 
     @property
     def shares_rows(self) -> bool:
@@ -454,6 +476,31 @@ def swept_tile(group: Grouping, itemsize: int, tuning: Tuning = UNTUNED) -> Tile
     return Tile(kept, tile.r1, width, warps(kept * tile.r1 * width, per_thread, most=8))
 
 
+def programs_per_sm(tile: Tile, itemsize: int) -> int:
+    """Programs of a sweep, or thread blocks of its clusters, that a multiprocessor has registers for.
+
+    An element takes eight: x̂, dy, a parameter, two gradients and what the sums need. `tests/test_compile.py` compares
+    the result with compiled kernels. The assembler takes fewer for a cluster, since it is told no limit there.
+    """
+    threads = 32 * tile.num_warps
+    elements = tile.kept * tile.r1 * tile.r2 // (tile.ctas * threads) * (2 if itemsize == 8 else 1)
+    registers = min(8 * elements + (24 if tile.ctas == 1 else 0), THREAD_REGISTERS)
+    return max(SM_REGISTERS // (threads * max(registers, 32)), 1)
+
+
+def overlapped(group: Grouping, tile: Tile, itemsize: int, device: Device, tuning: Tuning = UNTUNED) -> tuple[Tile, int]:
+    """A sweep's tile with the depth of its loop, and how many programs a multiprocessor is given.
+
+    While a program computes one tile, the next ones are on the way, if shared memory holds those of all programs and
+    `cp.async` can copy them. Neither follows the batch.
+    """
+    programs = min(programs_per_sm(tile, itemsize), tuning.programs_per_sm)
+    copied = (tuning.depth - 1) * 2 * tile.kept * tile.r1 * tile.r2 // tile.ctas * itemsize
+    room = COPIED_BYTES_CLUSTERS if device.clusters else COPIED_BYTES
+    whole = group.vector(16 // itemsize) * itemsize >= LEAST_COPY
+    return tile._replace(depth=tuning.depth if whole and copied * programs <= room else 1), programs
+
+
 def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample: bool = False, **flags: bool) -> Plan:
     """The kernel's constants for a grouping and a tile.
 
@@ -492,6 +539,7 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample:
         shares_rows=tile.shares_rows,
         span=tile.span(group),
         block_groups=power_of_two(tile.groups) if tile.groups else 0,
+        depth=tile.depth,
         **flags,
     )
 

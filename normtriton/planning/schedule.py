@@ -540,16 +540,17 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     """Every group has the same parameters, as in layer norm: programs sweep many groups and gather their gradients."""
     problem = one.problem
     group = one.group(problem.over, problem.parameter(contiguous(problem.parameter_shape)))
-    limit = planning.RESIDENT_ACCUMULATE
-    held = one.on_chip(group, limit, planning.CLUSTER_ACCUMULATE, target=one.tuning.sweep_elements)
+    halved = one.tuning._replace(per_thread=one.tuning.per_thread // 2)
+    limits = planning.RESIDENT_ACCUMULATE, planning.CLUSTER_ACCUMULATE
+    held = one._replace(tuned=halved).on_chip(group, *limits, target=one.tuning.sweep_elements)
     tile = held or planning.swept_tile(group, one.itemsize, one.tuning)
+    tile, programs = planning.overlapped(group, tile, one.itemsize, one.device, one.tuning)
     tiles = tile.tiles(group)
     if tiles >= 1 << 16:
         raise NotImplementedError(
             f"groups of {group.count} elements, each with its own parameters, have no gradient yet"
         )
-    programs = one.device.sms * one.tuning.programs_per_sm // (2 if held else 1)
-    rows = max(min(tile.blocks(group), programs // (tiles * tile.ctas)), 1)
+    rows = planning.even_chunks(tile.blocks(group), one.device.sms * programs // (tiles * tile.ctas))
     sweep = one.launch(group, tile, "resident" if held else "measure", (rows, tiles), accumulate=True)
     gradients = sum_gradients(problem, rows, problem.affine, rows=True) if rows > 1 else None
     size = rows * group.count if rows > 1 else 0
