@@ -42,11 +42,14 @@ DEPTH = 3
 #: 100 KB, with clusters 227 KB (CUDA C++ Programming Guide); sums are exchanged in the rest, 16 KB a program.
 COPIED_BYTES = 64 * 1024
 COPIED_BYTES_CLUSTERS = 128 * 1024
-#: Bytes that `cp.async` copies at least. Narrower loads wait in registers: a row of 8191 bfloat16 spilled on sm_80.
-LEAST_COPY = 4
-#: Registers of a multiprocessor, and the most of a thread.
+#: Rows of such a tile at most. Each has statistics, which are copied too. Predicted for an H100, 8192 rows of 256 in
+#: bfloat16, 8 a tile: 10.8 µs with copies, 8.9 without.
+MOST_COPIED_ROWS = 4
+#: Bytes of x and dy that a multiprocessor should have on the way, see `PER_THREAD`.
+IN_FLIGHT = 32 * 1024
+#: Registers of a multiprocessor (CUDA C++ Programming Guide), and those of a thread with the smallest tile (compiled).
 SM_REGISTERS = 64 * 1024
-THREAD_REGISTERS = 255
+LEAST_REGISTERS = 88
 #: Bytes of neighbouring elements that a tile spans at least where the kept axis is the contiguous one: four sectors.
 COLUMN_BYTES = 128
 #: Bytes of a row from which on it has a tile to itself: one that starts and ends within a sector of 32 bytes touches
@@ -265,6 +268,7 @@ class Tile(NamedTuple):
     ctas: int = 1
     groups: int = 0  #: groups of several cells that it joins; the rest of ``kept`` is padding
     depth: int = 1  #: such tiles that are under way at once, see `DEPTH`
+    programs: int = 1  #: programs that a multiprocessor shall have room for
 
     @property
     def shares_rows(self) -> bool:
@@ -476,29 +480,37 @@ def swept_tile(group: Grouping, itemsize: int, tuning: Tuning = UNTUNED) -> Tile
     return Tile(kept, tile.r1, width, warps(kept * tile.r1 * width, per_thread, most=8))
 
 
-def programs_per_sm(tile: Tile, itemsize: int) -> int:
+def programs_per_sm(group: Grouping, tile: Tile, itemsize: int) -> int:
     """Programs of a sweep, or thread blocks of its clusters, that a multiprocessor has registers for.
 
-    An element takes eight: x̂, dy, a parameter, two gradients and what the sums need. `tests/test_compile.py` compares
-    the result with compiled kernels. The assembler takes fewer for a cluster, since it is told no limit there.
+    An element takes eight: x̂, dy, a parameter, two gradients and what the sums need. Programs that write dx take more,
+    except in a cluster. `tests/test_compile.py` holds this against compiled kernels.
     """
     threads = 32 * tile.num_warps
     elements = tile.kept * tile.r1 * tile.r2 // (tile.ctas * threads) * (2 if itemsize == 8 else 1)
-    registers = min(8 * elements + (24 if tile.ctas == 1 else 0), THREAD_REGISTERS)
-    return max(SM_REGISTERS // (threads * max(registers, 32)), 1)
+    writes = tile.tiles(group) == 1
+    registers = max(8 * elements + (24 if writes and tile.ctas == 1 else 0), LEAST_REGISTERS)
+    return max(SM_REGISTERS // (threads * registers), 1)
 
 
-def overlapped(group: Grouping, tile: Tile, itemsize: int, device: Device, tuning: Tuning = UNTUNED) -> tuple[Tile, int]:
-    """A sweep's tile with the depth of its loop, and how many programs a multiprocessor is given.
+def overlapped(group: Grouping, tile: Tile, itemsize: int, device: Device, tuning: Tuning = UNTUNED) -> Tile:
+    """A sweep's tile with the depth of its loop and the programs that a multiprocessor is given.
 
-    While a program computes one tile, the next ones are on the way, if shared memory holds those of all programs and
-    `cp.async` can copy them. Neither follows the batch.
+    While a program computes one tile, the next ones are on the way. Programs are as many as have registers, until they
+    have `IN_FLIGHT` bytes on the way; two where a program waits, for its cluster or for a tile that it has just asked
+    for. Neither number follows the batch.
     """
-    programs = min(programs_per_sm(tile, itemsize), tuning.programs_per_sm)
-    copied = (tuning.depth - 1) * 2 * tile.kept * tile.r1 * tile.r2 // tile.ctas * itemsize
+    size = 2 * tile.kept * tile.r1 * tile.r2 // tile.ctas * itemsize  # of x and dy
     room = COPIED_BYTES_CLUSTERS if device.clusters else COPIED_BYTES
-    whole = group.vector(16 // itemsize) * itemsize >= LEAST_COPY
-    return tile._replace(depth=tuning.depth if whole and copied * programs <= room else 1), programs
+    narrow = group.vector(16 // itemsize) == 1 and tile.num_warps > 8  # compiled: 5119 float32 spilled 48 bytes
+
+    def programs(depth: int) -> int:
+        wanted = max(ceil(IN_FLIGHT / (size * max(depth - 1, 1))), 2 if tile.ctas > 1 or depth == 1 else 1)
+        return min(programs_per_sm(group, tile, itemsize), wanted, tuning.programs_per_sm)
+
+    copied = size * (tuning.depth - 1) * programs(tuning.depth)
+    depth = 1 if narrow or tile.kept > MOST_COPIED_ROWS or copied > room else tuning.depth
+    return tile._replace(depth=depth, programs=programs(depth))
 
 
 def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample: bool = False, **flags: bool) -> Plan:

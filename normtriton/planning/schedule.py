@@ -133,7 +133,11 @@ def merging(
 
 
 class Launch(NamedTuple):
-    """One kernel launch; ``also`` is a second reduction of the same buffers that it makes beside its own."""
+    """One kernel launch.
+
+    ``also`` is a second reduction of the same buffers that it makes beside its own; ``programs`` are so many that a
+    multiprocessor shall have room for.
+    """
 
     kernel: str
     group: Grouping
@@ -141,6 +145,7 @@ class Launch(NamedTuple):
     grid: tuple[int, int]
     num_warps: int
     also: tuple[Grouping, Plan] | None = None
+    programs: int = 1
 
 
 class Schedule(NamedTuple):
@@ -307,7 +312,7 @@ class Pass(NamedTuple):
         if tile.shares_rows:
             group = group.deal_rows(tile.ctas)
         plan = make_plan(group, tile, stage, self.itemsize, sample=self.problem.norm.batch_invariant, **flags)
-        return Launch(self.kernel, group, plan, grid, tile.num_warps)
+        return Launch(self.kernel, group, plan, grid, tile.num_warps, programs=tile.programs)
 
     def walk(self, group: Grouping, stage: str, chunks: int = 1) -> Launch:
         """A launch whose programs walk the tiles of a group, so many programs each group."""
@@ -544,13 +549,13 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     limits = planning.RESIDENT_ACCUMULATE, planning.CLUSTER_ACCUMULATE
     held = one._replace(tuned=halved).on_chip(group, *limits, target=one.tuning.sweep_elements)
     tile = held or planning.swept_tile(group, one.itemsize, one.tuning)
-    tile, programs = planning.overlapped(group, tile, one.itemsize, one.device, one.tuning)
+    tile = planning.overlapped(group, tile, one.itemsize, one.device, one.tuning)
     tiles = tile.tiles(group)
     if tiles >= 1 << 16:
         raise NotImplementedError(
             f"groups of {group.count} elements, each with its own parameters, have no gradient yet"
         )
-    rows = planning.even_chunks(tile.blocks(group), one.device.sms * programs // (tiles * tile.ctas))
+    rows = planning.even_chunks(tile.blocks(group), one.device.sms * tile.programs // (tiles * tile.ctas))
     sweep = one.launch(group, tile, "resident" if held else "measure", (rows, tiles), accumulate=True)
     gradients = sum_gradients(problem, rows, problem.affine, rows=True) if rows > 1 else None
     size = rows * group.count if rows > 1 else 0
