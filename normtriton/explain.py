@@ -108,9 +108,11 @@ def _describe(step: Launch) -> str:
     stage = f" ({plan.stage})" if step.kernel in ("forward", "backward") else ""
     cells = f", {group.cells} of them a group" if group.cells > 1 else ""
     shared = f" in each of {plan.ctas} thread blocks" if plan.ctas > 1 else ""
+    ahead = f", {plan.depth - 1} tiles ahead" if plan.depth > 1 else ""
+    room = f", {step.programs} a multiprocessor" if plan.accumulate else ""
     return (
         f"{step.kernel}{stage}: {kept} kept{cells}, {reduced} reduced; tile {plan.block_kept} x {plan.block_r1} x "
-        f"{plan.block_r2}, {step.num_warps} warps{shared}, grid {step.grid[0]} x {step.grid[1]}; "
+        f"{plan.block_r2}, {step.num_warps} warps{shared}{ahead}, grid {step.grid[0]} x {step.grid[1]}{room}; "
         f"{plan.vector} elements an access {axis}"
     )
 
