@@ -368,7 +368,7 @@ def test_resnet_compiles_little(layout, clusters):
 
 
 def test_sequence_lengths_compile_little():
-    """RMS norm of a language model: forward, backward and its sum for any length, and a backward of a row or two."""
+    """RMS norm of a language model: forward, backward and its sum for any length; two more where rows are few."""
     from normtriton.functional import rms_norm_call
 
     def kernels(rows):
@@ -378,8 +378,8 @@ def test_sequence_lengths_compile_little():
         return {compile_key(recorded, "sm_90") for launches in steps.values() for recorded in launches}
 
     lengths = set().union(*(kernels(rows) for rows in (16, 100, 128, 1000, 2048, 4096, 8192)))
-    assert len(lengths) == 3
-    assert len(lengths.union(*(kernels(rows) for rows in (1, 2, 7, 15)))) <= 4
+    assert len(lengths) == 5  # of few rows the sum is one of columns, beside another backward pass
+    assert len(lengths.union(*(kernels(rows) for rows in (1, 2, 7, 15)))) <= 6
 
 
 #: Every pair of (affine, layout, dtype); all eight take twice the time.
