@@ -31,12 +31,12 @@ NARROW_ROWS = 8 * 1024
 #: Two programs of 8 warps then have 32 KB of bfloat16 on the way, an SM's share of what Little's law asks of an H100
 #: (3.35 TB/s, 132 SMs, about 1 µs).
 PER_THREAD = 32
-#: Elements of a sweep's tile, unless a group has more; a thread holds half of `PER_THREAD`, since it holds parameters and
-#: their gradients as well. Predicted for an H100, 8192 rows of 768 in bfloat16: 16.9 µs, against 20.3 with tiles of 8192
-#: elements and 32 a thread. Fewer elements leave more rows of partial gradients.
+#: Elements of a sweep's tile, unless a group has more. A thread holds half of `PER_THREAD`, since it holds parameters
+#: and their gradients too. Predicted for an H100, 8192 rows of 768 in bfloat16: 16.9 µs, against 20.3 with tiles of
+#: 8192 elements and 32 a thread. Fewer elements leave more rows of partial gradients.
 SWEEP_ELEMENTS = 2 * 1024
-#: Rounds of a sweep that are under way at once: one that is computed, two whose tiles are being copied to shared memory.
-#: Predicted for an H100, 8192 rows of 4096 in bfloat16: 71.9 µs with 3, 85.7 with 2, 79.6 with 1. A fourth saves nothing.
+#: Rounds of a sweep that are under way at once: one is computed, the tiles of two are being copied to shared memory.
+#: Predicted for an H100, 8192 rows of 4096 in bfloat16: 71.9 µs with 3, 85.7 with 2, 79.6 with 1. A fourth saves none.
 DEPTH = 3
 #: Bytes of a multiprocessor's shared memory that such copies may take. The least that a GPU with `cp.async` has is
 #: 100 KB, with clusters 227 KB (CUDA C++ Programming Guide); sums are exchanged in the rest, 16 KB a program.
