@@ -555,10 +555,11 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
         raise NotImplementedError(
             f"groups of {group.count} elements, each with its own parameters, have no gradient yet"
         )
-    # more than one a multiprocessor while a row's two float32, written and read, stay within a twelfth of x, dy and dx
-    most = max(one.device.sms, min(one.device.sms * tile.programs, problem.num_groups * 3 * one.itemsize // 192))
-    most = most if held and tile.ctas == 1 else one.device.sms * tile.programs
-    rows = planning.even_chunks(tile.blocks(group), most // (tiles * tile.ctas))
+    blocks, sms = tile.blocks(group), one.device.sms
+    rows = planning.even_chunks(blocks, sms * tile.programs // (tiles * tile.ctas))
+    # one a multiprocessor where two would leave rows of more than a twelfth of x, dy and dx (two float32, twice moved)
+    if tile.ctas * tiles == 1 and rows > problem.num_groups * 3 * one.itemsize // 192:
+        rows = planning.even_chunks(blocks, sms)
     sweep = one.launch(group, tile, "resident" if held else "measure", (rows, tiles), accumulate=True)
     gradients = sum_gradients(problem, rows, problem.affine, rows=True) if rows > 1 else None
     size = rows * group.count if rows > 1 else 0
