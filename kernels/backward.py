@@ -166,7 +166,7 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
         dweight = tl.full(shape, 0.0, dtype)
     if given.dbias is not None:
         dbias = tl.full(shape, 0.0, dtype)
-    for number in tl.range(tl.program_id(0), num_blocks(group, plan), tl.num_programs(0)):
+    for number in tl.range(tl.program_id(0), num_blocks(group, plan), tl.num_programs(0), num_stages=plan.depth):
         block = block_at(tl.zeros((), tl.int32) + number, tl.program_id(1), group, plan)
         at = tile_at(block.chunk, block, group, plan)
         where = group_entries(group.stats, block, plan)

@@ -112,9 +112,11 @@ def _describe(step: Launch) -> str:
     shared = f" in each of {plan.ctas} thread blocks" if plan.ctas > 1 else ""
     merges = f"; merges {step.into[0].reduced} parts of each of its groups" if step.into else ""
     gradients = "; sums the parameters' gradients besides" if step.also else ""
+    ahead = f", {plan.depth - 1} tiles ahead" if plan.depth > 1 else ""
+    room = f", {step.programs} a multiprocessor" if plan.accumulate else ""
     return (
         f"{step.kernel}{stage}: {kept} kept{cells}, {reduced} reduced; tile {plan.block_kept} x {plan.block_r1} x "
-        f"{plan.block_r2}, {step.num_warps} warps{shared}, grid {step.grid[0]} x {step.grid[1]}; "
+        f"{plan.block_r2}, {step.num_warps} warps{shared}{ahead}, grid {step.grid[0]} x {step.grid[1]}{room}; "
         f"{plan.vector} elements an access {axis}{merges}{gradients}"
     )
 

@@ -24,9 +24,11 @@ from normtriton.perf.count.codegen import (
 )
 from normtriton.perf.count.cubin import usage
 from normtriton.perf.count.launches import Recorded, launches_of
+from normtriton.perf.count.occupancy import resident_blocks
 
 from normtriton.explain import backward_direction, forward_direction
-from normtriton.planning.plan import Tuning, Tunings
+from normtriton.planning import plan as planning
+from normtriton.planning.plan import UNTUNED, Tuning, Tunings
 from normtriton.runtime.clusters import compiles
 from normtriton.runtime.compiling import standing_in
 
@@ -283,7 +285,8 @@ def test_listed_shapes_pass_nothing_over(target):
 TUNED = {
     "many-a-thread": (Case("layer", (2048, 4000)), "contiguous", "forward", Tuning(per_thread=64)),
     "many-a-thread-of-two": (Case("instance", (4, 64, 63, 65)), "contiguous", "backward", Tuning(per_thread=64)),
-    "few-in-a-sweep": (Case("layer", (2048, 1000)), "contiguous", "backward", Tuning(sweep_elements=2048)),
+    "few-in-a-sweep": (Case("layer", (2048, 1000)), "contiguous", "backward", Tuning(sweep_elements=1024)),
+    "nothing-ahead-in-a-sweep": (Case("layer", (2048, 1000)), "contiguous", "backward", Tuning(depth=1)),
     "a-small-cluster": (Case("layer", (64, 8200)), "contiguous", "forward", Tuning(on_chip="cluster")),
     "narrow-columns": (Case("batch", (64, 256, 14, 14)), "channels_last", "backward", Tuning(column_bytes=64)),
 }
@@ -321,6 +324,31 @@ def test_bytes_in_flight(case, target):
             tiles = found["in_flight"] / found["resident_blocks"] / tile
             assert tiles in ({tensors} if target == "sm_90" else {tensors, 2 * tensors}), (step, found)
             assert found["blocks"] == prod(step.grid)
+
+
+#: Sweeps by rows in a tile, elements a thread, width of an access, and stage.
+SWEEPS = [Case("layer", (8192, n)) for n in (256, 768, 1001, 4096, 8191, 12288)] + [Case("rms", (8192, 4096))]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", SWEEPS, ids=lambda case: case.name)
+def test_sweeps_fill_multiprocessors(case, dtype, target):
+    """A sweep starts as many programs as are resident at once; or fewer, if these have enough bytes on the way."""
+    device = H100_CLUSTERS if compiles() and target in ("sm_90", "sm_100") else H100
+    recorded = launches_of(*make(case, DTYPES[dtype], torch.contiguous_format), device)["backward"][0]
+    step, plan = recorded.launch, recorded.launch.plan
+    code = read_code(compile_launch(recorded, target))
+    assert code.stack == 0, code
+    if target == "gfx942":
+        return
+    room = resident_blocks(target, step.num_warps, code.registers, code.shared)
+    tile = 2 * plan.block_kept * plan.block_r1 * plan.block_r2 // plan.ctas * DTYPES[dtype].itemsize
+    assert step.programs <= room, code
+    enough = step.programs * tile * (plan.depth - 1) >= planning.IN_FLIGHT
+    assert enough or step.programs in (room, UNTUNED.programs_per_sm), code
+    assert step.grid[0] * step.grid[1] * plan.ctas <= step.programs * device.sms
+    assert plan.depth == 1 or code.shared >= tile * (plan.depth - 1) or plan.vector == 1, code
 
 
 @pytest.mark.parametrize("alignment", [8, 4, 2])
@@ -418,7 +446,7 @@ def test_resnet_compiles_little(layout, clusters):
 
 
 def test_sequence_lengths_compile_little():
-    """RMS norm of a language model: forward, backward and its sum for any length, a backward of few rows and of one."""
+    """RMS norm of a language model: forward, backward and its sum for any length; two more where rows are few."""
     from normtriton.functional import rms_norm_call
 
     def kernels(rows):
@@ -428,8 +456,8 @@ def test_sequence_lengths_compile_little():
         return {compile_key(recorded, "sm_90") for launches in steps.values() for recorded in launches}
 
     lengths = set().union(*(kernels(rows) for rows in (16, 100, 128, 1000, 2048, 4096, 8192)))
-    assert len(lengths) == 4
-    assert len(lengths.union(*(kernels(rows) for rows in (1, 2, 7, 15)))) <= 5
+    assert len(lengths) == 5  # of few rows the sum is one of columns, beside another backward pass
+    assert len(lengths.union(*(kernels(rows) for rows in (1, 2, 7, 15)))) <= 6
 
 
 #: Every pair of (affine, layout, dtype); all eight take twice the time.

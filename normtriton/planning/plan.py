@@ -28,6 +28,25 @@ RESIDENT_ACCUMULATE = 8 * 1024
 PER_THREAD = 32
 #: Warps of a program, at most: 16 have 128 registers a thread.
 MOST_WARPS = 16
+#: Elements of a sweep's tile, unless a group has more. A thread holds half of `PER_THREAD`, since it holds parameters
+#: and their gradients too. Predicted for an H100, 8192 rows of 768 in bfloat16: 16.9 µs, against 20.3 with tiles of
+#: 8192 elements and 32 a thread. Fewer elements leave more rows of partial gradients.
+SWEEP_ELEMENTS = 2 * 1024
+#: Rounds of a sweep that are under way at once: one is computed, the tiles of two are being copied to shared memory.
+#: Predicted for an H100, 8192 rows of 4096 in bfloat16: 71.9 µs with 3, 85.7 with 2, 79.6 with 1. A fourth saves none.
+DEPTH = 3
+#: Bytes of a multiprocessor's shared memory that such copies may take. The least that a GPU with `cp.async` has is
+#: 100 KB, with clusters 227 KB (CUDA C++ Programming Guide); sums are exchanged in the rest, 16 KB a program.
+COPIED_BYTES = 64 * 1024
+COPIED_BYTES_CLUSTERS = 128 * 1024
+#: Rows of such a tile at most. Each has statistics, which are copied too. Predicted for an H100, 8192 rows of 256 in
+#: bfloat16, 8 a tile: 10.8 µs with copies, 8.9 without.
+MOST_COPIED_ROWS = 4
+#: Bytes of x and dy that a multiprocessor should have on the way, see `PER_THREAD`.
+IN_FLIGHT = 32 * 1024
+#: Registers of a multiprocessor (CUDA C++ Programming Guide), and those of a thread with the smallest tile (compiled).
+SM_REGISTERS = 64 * 1024
+LEAST_REGISTERS = 88
 #: Bytes of neighbouring elements that a tile spans at least where the kept axis is the contiguous one: four sectors.
 COLUMN_BYTES = 128
 #: Bytes of a row from which on it has a tile to itself: one that starts and ends within a sector of 32 bytes touches
@@ -76,7 +95,8 @@ KNOBS: dict[str, tuple[int | str, ...]] = {
     "column_bytes": (COLUMN_BYTES, 64),
     "program_bytes": (PROGRAM_BYTES, 40 * 1024, 160 * 1024),
     "programs_per_sm": (LEAST_PROGRAMS_PER_SM, 1, 4),
-    "sweep_elements": (RESIDENT_ACCUMULATE, 4 * 1024, 2 * 1024),
+    "sweep_elements": (SWEEP_ELEMENTS, 4 * 1024, 1024),
+    "depth": (DEPTH, 1),
 }
 
 
@@ -90,8 +110,9 @@ class Tuning(NamedTuple):
         column_bytes: what a tile spans of a contiguous kept axis, see `COLUMN_BYTES`.
         program_bytes: a program's share of a group that it does not have to itself, see `PROGRAM_BYTES`.
         programs_per_sm: see `LEAST_PROGRAMS_PER_SM`; twice as many are the most. Of programs that hold parameters while
-            they sweep many groups, half as many.
-        sweep_elements: of those programs' tiles.
+            they sweep many groups, so many are the most.
+        sweep_elements: of those programs' tiles, see `SWEEP_ELEMENTS`.
+        depth: of their loops, see `DEPTH`.
     """
 
     per_thread: int = PER_THREAD
@@ -99,7 +120,8 @@ class Tuning(NamedTuple):
     column_bytes: int = COLUMN_BYTES
     program_bytes: int = PROGRAM_BYTES
     programs_per_sm: int = LEAST_PROGRAMS_PER_SM
-    sweep_elements: int = RESIDENT_ACCUMULATE
+    sweep_elements: int = SWEEP_ELEMENTS
+    depth: int = DEPTH
 
     @classmethod
     def of(cls, chosen: Mapping[str, int | str]) -> Tuning:
@@ -208,6 +230,7 @@ class Plan:
         shares_rows: whether they share the rows of a tile of columns, each a run of them that r1 picks.
         span: elements of the kept axis from one block to the next: below block_kept where a group would be cut.
         block_groups: groups whose cells a resident tile holds and joins, padded to a power of two; 0 if it joins none.
+        depth: rounds of the loop of a sweep that are under way at once.
     """
 
     stage: str
@@ -233,6 +256,7 @@ class Plan:
     shares_rows: bool = False
     span: int = 0
     block_groups: int = 0
+    depth: int = 1
 
 
 class Code(NamedTuple):
@@ -281,10 +305,13 @@ class Tile(NamedTuple):
     num_warps: int
     ctas: int = 1
     groups: int = 0  #: groups of several cells that it joins; the rest of ``kept`` is padding
+    depth: int = 1  #: such tiles that are under way at once, see `DEPTH`
+    programs: int = 1  #: programs that a multiprocessor shall have room for
 
     def __str__(self) -> str:
         shared = f" of each of {self.ctas} thread blocks" if self.ctas > 1 else ""
-        return f"{self.kept} x {self.r1} x {self.r2} in {self.num_warps} warps{shared}"
+        ahead = f", {self.depth - 1} ahead" if self.depth > 1 else ""
+        return f"{self.kept} x {self.r1} x {self.r2} in {self.num_warps} warps{shared}{ahead}"
 
     @property
     def shares_rows(self) -> bool:
@@ -522,6 +549,41 @@ def riding_tile(group: Grouping, block: int, parts: Grouping) -> Tile | None:
     return Tile(block, r1, r2, 1) if block * r1 * r2 * prod(parts.walk) <= RIDING_PARTS else None
 
 
+def programs_per_sm(group: Grouping, tile: Tile, itemsize: int) -> int:
+    """Programs of a sweep, or thread blocks of its clusters, that a multiprocessor has registers for.
+
+    An element takes eight: x̂, dy, a parameter, two gradients and what the sums need. Programs that write dx take more,
+    except in a cluster. `tests/test_compile.py` holds this against compiled kernels.
+    """
+    threads = 32 * tile.num_warps
+    elements = tile.kept * tile.r1 * tile.r2 // (tile.ctas * threads) * (2 if itemsize == 8 else 1)
+    writes = tile.tiles(group) == 1
+    registers = max(8 * elements + (24 if writes and tile.ctas == 1 else 0), LEAST_REGISTERS)
+    return max(SM_REGISTERS // (threads * registers), 1)
+
+
+def overlaps(
+    group: Grouping, tile: Tile, itemsize: int, device: Device, tuning: Tuning = UNTUNED
+) -> Iterator[Tile]:
+    """A sweep's tile with the depth of its loop and the programs that a multiprocessor is given, the best one first.
+
+    While a program computes one tile, the next ones are on the way. Programs are as many as have registers, until they
+    have `IN_FLIGHT` bytes on the way; two where a program waits, for its cluster or for a tile that it has just asked
+    for. Neither number follows the batch. Copies take registers too: the tile that follows does without them.
+    """
+    size = 2 * tile.kept * tile.r1 * tile.r2 // tile.ctas * itemsize  # of x and dy
+    room = COPIED_BYTES_CLUSTERS if device.clusters else COPIED_BYTES
+
+    def programs(depth: int) -> int:
+        wanted = max(ceil(IN_FLIGHT / (size * max(depth - 1, 1))), 2 if tile.ctas > 1 or depth == 1 else 1)
+        return min(programs_per_sm(group, tile, itemsize), wanted, tuning.programs_per_sm)
+
+    copied = size * (tuning.depth - 1) * programs(tuning.depth)
+    fits = tile.kept <= MOST_COPIED_ROWS and copied <= room
+    for depth in dict.fromkeys((tuning.depth if fits else 1, 1)):
+        yield tile._replace(depth=depth, programs=programs(depth))
+
+
 def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample: bool = False, **flags: bool) -> Plan:
     """The kernel's constants for a grouping and a tile.
 
@@ -560,6 +622,7 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample:
         shares_rows=tile.shares_rows,
         span=tile.span(group),
         block_groups=power_of_two(tile.groups) if tile.groups else 0,
+        depth=tile.depth,
         **flags,
     )
 

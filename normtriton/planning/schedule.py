@@ -143,6 +143,7 @@ class Launch(NamedTuple):
         num_warps: of a program.
         into: of *apply*, the parts of their own groups that its programs merge; None if there are none.
         also: parameter gradients that are summed in the same launch; None if there are none.
+        programs: so many that a multiprocessor shall have room for.
     """
 
     kernel: str
@@ -152,6 +153,7 @@ class Launch(NamedTuple):
     num_warps: int
     into: tuple[Grouping, Plan] | None = None
     also: tuple[Grouping, Plan] | None = None
+    programs: int = 1
 
 
 class Schedule(NamedTuple):
@@ -354,7 +356,7 @@ class Pass(NamedTuple):
         if tile.shares_rows:
             group = group.deal_rows(tile.ctas)
         plan = make_plan(group, tile, stage, self.itemsize, sample=self.problem.norm.batch_invariant, **flags)
-        return Launch(self.kernel, group, plan, grid, tile.num_warps)
+        return Launch(self.kernel, group, plan, grid, tile.num_warps, programs=tile.programs)
 
     def walk(self, group: Grouping, stage: str, chunks: int = 1) -> Launch:
         """A launch whose programs walk the tiles of a group, so many programs each group."""
@@ -406,6 +408,8 @@ class Pass(NamedTuple):
         but a group that is not held is read again.
         """
         least: tuple[float, Launch] | None = None
+        if accumulate:
+            tiles = (t for tile in tiles for t in planning.overlaps(group, tile, self.itemsize, self.device, self.tuning))
         for tile in tiles:
             step = self.launch(group, tile, "resident", (tile.blocks(group), 1), accumulate)
             if self.device.compiler is None:
@@ -625,18 +629,25 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     """Every group has the same parameters, as in layer norm: programs sweep many groups and gather their gradients."""
     problem = one.problem
     group = one.group(problem.over, problem.parameter(contiguous(problem.parameter_shape)))
-    limit = planning.RESIDENT_ACCUMULATE
-    held = one.on_chip(group, limit, planning.CLUSTER_ACCUMULATE, one.tuning.sweep_elements, accumulate=True)
+    halved = one.tuning._replace(per_thread=one.tuning.per_thread // 2)
+    limits = planning.RESIDENT_ACCUMULATE, planning.CLUSTER_ACCUMULATE
+    held = one._replace(tuned=halved).on_chip(group, *limits, one.tuning.sweep_elements, accumulate=True)
     tile = planning.swept_tile(group, one.itemsize, one.tuning)
     tiles = 1 if held else tile.tiles(group)
     if tiles >= 1 << 16:
         raise NotImplementedError(
             f"groups of {group.count} elements, each with its own parameters, have no gradient yet"
         )
-    sweep = held or one.launch(group, tile, "measure", (tile.blocks(group), tiles), accumulate=True)
-    programs = one.device.sms * one.tuning.programs_per_sm // (2 if held else 1)
-    blocks = sweep.grid[0]
-    rows = max(min(blocks, programs // (tiles * sweep.plan.ctas)), 1)
+    if held:
+        sweep = held
+    else:
+        tile = next(planning.overlaps(group, tile, one.itemsize, one.device, one.tuning))
+        sweep = one.launch(group, tile, "measure", (tile.blocks(group), tiles), accumulate=True)
+    blocks, ctas, sms = sweep.grid[0], sweep.plan.ctas, one.device.sms
+    rows = planning.even_chunks(blocks, sms * sweep.programs // (tiles * ctas))
+    # one a multiprocessor where two would leave rows of more than a twelfth of x, dy and dx (two float32, twice moved)
+    if ctas * tiles == 1 and rows > problem.num_groups * 3 * one.itemsize // 192:
+        rows = planning.even_chunks(blocks, sms)
     sweep = sweep._replace(grid=(rows, tiles))
     gradients = sum_gradients(problem, rows, problem.affine, rows=True) if rows > 1 else None
     size = rows * group.count if rows > 1 else 0

@@ -30,18 +30,19 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 @lru_cache(maxsize=64)
-def options(num_warps: int, nvidia: bool, ctas: int = 1) -> dict[str, Any]:
+def options(num_warps: int, nvidia: bool, ctas: int = 1, programs: int = 1) -> dict[str, Any]:
     """Compiler options of a launch.
 
     The compiler fuses no a * b + c into one rounding, as it would by default up to Triton 3.9: it would fuse the last
     product before a sum over a warp's lanes with the sum's first addition, so that two lanes add a rounded and an exact
     product and get different sums. Where one rounding is wanted, `tl.fma` says so. Loops are not pipelined through
-    shared memory: several programs an SM hide the latency. NVIDIA's assembler is told that it may use all registers
-    such a program can have: left alone it aims at an occupancy and spills one or two to meet it.
+    shared memory unless one says so itself (`Plan.depth`): several programs an SM hide the latency. NVIDIA's assembler
+    is told that it may use all registers that so many ``programs`` can have: left alone it aims at an occupancy and
+    spills one or two to meet it.
     """
     chosen: dict[str, Any] = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
     if nvidia and ctas == 1:  # in clusters the assembler does without: told so, it took 128 registers instead of 63
-        chosen["maxnreg"] = min(64 * 1024 // (32 * num_warps), 255)
+        chosen["maxnreg"] = min(64 * 1024 // (32 * num_warps * programs), 255)
     if ctas > 1:
         chosen["num_ctas"] = ctas
     return chosen
@@ -175,7 +176,7 @@ class Compiler:
 
         The launch itself finds the kernel compiled.
         """
-        chosen = options(launch.num_warps, NVIDIA, launch.plan.ctas)
+        chosen = options(launch.num_warps, NVIDIA, launch.plan.ctas, launch.programs)
         arguments = standing_in(launch, dtypes, operands)
         with torch.cuda.device(self.index):
             kernel = KERNELS[launch.kernel].warmup(*arguments, *constants(launch), grid=launch.grid, **chosen)

@@ -63,7 +63,7 @@ class _Ready:
     def __init__(self, launch: Launch) -> None:
         self.launch = launch  # held, so that no other takes its id
         self.constants = constants(launch)
-        self.options = options(launch.num_warps, NVIDIA, launch.plan.ctas)
+        self.options = options(launch.num_warps, NVIDIA, launch.plan.ctas, launch.programs)
         self.start = _in_turn(KERNELS[launch.kernel], launch.grid)
         self.compiled: dict[Kinds, Callable[[tuple[Any, ...]], None]] = {}
 

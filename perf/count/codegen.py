@@ -100,7 +100,7 @@ def pretending(target: str) -> Iterator[_Driver]:
 
 
 def _options(step: Launch, target: str) -> dict[str, Any]:
-    return compiling.options(step.num_warps, TARGETS[target].backend == "cuda", step.plan.ctas)
+    return compiling.options(step.num_warps, TARGETS[target].backend == "cuda", step.plan.ctas, step.programs)
 
 
 def compile_launch(recorded: Recorded, target: str) -> Any:

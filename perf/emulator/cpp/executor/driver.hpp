@@ -143,8 +143,11 @@ int cuFuncGetAttribute(int* value, int attribute, void*) {
 }
 int cuFuncSetAttribute(void* function, int attribute, int value) {
   auto* program = (emulator::Program*)function;
-  if (attribute == emulator::MAX_DYNAMIC_SHARED_SIZE_BYTES) program->most_dynamic_shared = value;
-  if (attribute == emulator::NON_PORTABLE_CLUSTER_SIZE_ALLOWED) program->nonportable_cluster = value;
+  switch (attribute) {
+    case emulator::MAX_DYNAMIC_SHARED_SIZE_BYTES: program->most_dynamic_shared = value; break;
+    case emulator::NON_PORTABLE_CLUSTER_SIZE_ALLOWED: program->nonportable_cluster = value; break;
+    default: return emulator::INVALID_VALUE;  // Triton 3.9 asks for more shared memory than a driver before it knows of
+  }
   return emulator::SUCCESS;
 }
 int cuFuncSetCacheConfig(void*, int) {
