@@ -51,6 +51,15 @@ class Saved(NamedTuple):
     eps: Any
 
 
+class Run(NamedTuple):
+    """Some of a block's tiles, from the first to before the last."""
+
+    block: Any
+    group: Any
+    first: Any
+    last: Any
+
+
 @triton.jit
 def exact(pair, dtype: tl.constexpr):
     """A Python number handed over as two float32 that add up to it, since float arguments are float32."""
@@ -76,16 +85,23 @@ def moments(x, mask, count, origin, plan: tl.constexpr):
             mean = origin + sum_tile(tl.where(mask, x - origin, 0.0), plan) / count
         deviation = tl.where(mask, x - mean, 0.0)
         deviation, squares = with_products(deviation, deviation, plan)
-        correction, squares = sum_tiles(deviation, squares, plan)
-        correction = correction / count
-        squares = squares - count * correction * correction
-        squares = tl.where(squares < 0.0, 0.0, squares)  # `where` lets NaN pass, a maximum may not
+        found = about(mean, deviation, squares, count, plan)
     else:
         _x, squares = with_products(x, x, plan)
         squares = sum_tile(squares, plan)
         mean = tl.zeros_like(squares)
-        correction = mean
-    return Moments(count, mean, correction, squares)
+        found = Moments(count, mean, mean, squares)
+    return found
+
+
+@triton.jit
+def about(pivot, deviations, squares, count, plan: tl.constexpr):
+    """`Moments` of each group from its deviations from a pivot and their squares, both still to be summed."""
+    correction, squares = sum_tiles(deviations, squares, plan)
+    correction = correction / count
+    squares = squares - count * correction * correction
+    squares = tl.where(squares < 0.0, 0.0, squares)  # `where` lets NaN pass, a maximum may not
+    return Moments(count, pivot, correction, squares)
 
 
 @triton.jit
@@ -144,15 +160,59 @@ def merge_parts(parts, block, group, plan: tl.constexpr):
 
 
 @triton.jit
+def pivot_of(x, origin, run, dtype: tl.constexpr, plan: tl.constexpr):
+    """The mean of a run's first four tiles: what its elements are measured from.
+
+    A pivot at a distance of d standard deviations from the mean adds d * d times the roundings to a variance. The mean
+    of m of n elements is at most (n / m) ** 0.5 of them away, one element any number. The tiles are read again from the
+    L1.
+    """
+    total = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+    count = tl.zeros((), dtype)
+    for i in tl.range(run.first, tl.minimum(run.first + 4, run.last)):
+        at = tile_at(i, run.block, run.group, plan)
+        tile = load_tile(x, at, dtype, plan)
+        total += tile if origin is None else tl.where(at.mask, tile - origin, 0.0)
+        count += at.size.to(dtype)
+    mean = sum_tile(total, plan) / count
+    return mean if origin is None else origin + mean
+
+
+@triton.jit
+def measure_run(x, origin, run, dtype: tl.constexpr, plan: tl.constexpr):
+    """`Moments` of each group over a run of tiles, which are summed across threads once."""
+    pivot = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
+    if plan.centered:
+        pivot = pivot_of(x, origin, run, dtype, plan)
+    deviations = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+    squares, count = deviations, tl.zeros((), dtype)
+    for i in tl.range(run.first, run.last):
+        at = tile_at(i, run.block, run.group, plan)
+        tile = load_tile(x, at, dtype, plan)
+        if plan.centered:
+            tile = tl.where(at.mask, tile - pivot, 0.0)
+            deviations += tile
+        squares = tl.fma(tile, tile, squares)
+        count += at.size.to(dtype)
+    if plan.centered:
+        found = about(pivot, deviations, squares, count, plan)
+    else:
+        found = Moments(count, pivot, pivot, sum_tile(squares, plan))
+    return found
+
+
+@triton.jit
 def measure(x, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
-    """`Moments` of each group over the tiles that this program walks."""
+    """`Moments` of each group over the tiles that this program walks.
+
+    In runs of 64 tiles, so that a pivot is the mean of a sixteenth of what is measured from it at least.
+    """
     zeros = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
     found = Moments(tl.zeros((), dtype), zeros, zeros, zeros)
     first, last = own_tiles(block, group, plan)
-    for i in tl.range(last - first):
-        at = tile_at(first + i, block, group, plan)
-        tile = load_tile(x, at, dtype, plan)
-        found = combine(found, moments(tile, at.mask, at.size.to(dtype), origin, plan))
+    for start in tl.range(first, last, 64):
+        run = Run(block, group, start, tl.minimum(start + 64, last))
+        found = combine(found, measure_run(x, origin, run, dtype, plan))
     return found
 
 

@@ -346,7 +346,7 @@ class Pass(NamedTuple):
 
     def tile(self, group: Grouping) -> Tile:
         """One of many tiles."""
-        return planning.looped_tile(group, self.itemsize, len(self.tensors) - 1, self.tuning)
+        return planning.looped_tile(group, self.itemsize, self.tuning)
 
     def launch(
         self, group: Grouping, tile: Tile, stage: str, grid: tuple[int, int], accumulate: bool = False
