@@ -172,7 +172,7 @@ print(*(ask(step._replace(num_warps=n), dtypes, ("weight", "bias"))[:2] for n in
 
 
 def test_a_device_says_what_its_compiler_made():
-    """Registers and spills as a GPU's driver reports them: none spilled in the planner's tile, many in a single warp."""
+    """Registers and spills as a driver reports them: none spilled in the planner's tile, many in a single warp."""
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     command = [sys.executable, "-c", ASKING]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

@@ -564,9 +564,7 @@ def programs_per_sm(group: Grouping, tile: Tile, itemsize: int) -> int:
     return max(SM_REGISTERS // (threads * registers), 1)
 
 
-def overlaps(
-    group: Grouping, tile: Tile, itemsize: int, device: Device, tuning: Tuning = UNTUNED
-) -> Iterator[Tile]:
+def overlaps(group: Grouping, tile: Tile, itemsize: int, device: Device, tuning: Tuning = UNTUNED) -> Iterator[Tile]:
     """A sweep's tile with the depth of its loop and the programs that a multiprocessor is given, the best one first.
 
     While a program computes one tile, the next ones are on the way. Programs are as many as have registers, until they

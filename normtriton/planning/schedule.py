@@ -409,7 +409,9 @@ class Pass(NamedTuple):
         """
         least: tuple[float, Launch] | None = None
         if accumulate:
-            tiles = (t for tile in tiles for t in planning.overlaps(group, tile, self.itemsize, self.device, self.tuning))
+            tiles = (
+                t for tile in tiles for t in planning.overlaps(group, tile, self.itemsize, self.device, self.tuning)
+            )
         for tile in tiles:
             step = self.launch(group, tile, "resident", (tile.blocks(group), 1), accumulate)
             if self.device.compiler is None:

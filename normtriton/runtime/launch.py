@@ -6,7 +6,7 @@ from ctypes import c_float
 from functools import lru_cache
 from math import isfinite
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import triton
