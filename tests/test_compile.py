@@ -99,7 +99,7 @@ def test_disassembled_together(target):
     kernels = [compile_launch(recorded, target) for recorded in launches]
     disassembler_speed.disassemble(kernels)
     cubins = {kernel.asm["cubin"] for kernel in kernels}
-    assert len(cubins) == 3
+    assert len(cubins) == len(launches) > 1
     assert all(disassembler_speed._known[cubin] == disassembler_speed._alone(cubin) for cubin in cubins)
 
 
@@ -119,7 +119,9 @@ def test_real_shapes(case, dtype, layout, target):
         if recorded.launch.kernel != direction:
             continue  # a finalizer: its buffers are small
         assert wanted in code.loads, what  # statistics, parameters and the count of batches take others
-        assert {a.width for a in tensor_accesses(kernel, recorded.args, prod(case.shape))} == {wanted}, what
+        widths = {a.width for a in tensor_accesses(kernel, recorded.args, prod(case.shape))}
+        # AMD's warps have 64 lanes: columns that ride with a sweep are fewer than these could take 16 bytes of
+        assert widths == {wanted} or (target == "gfx942" and recorded.launch.also and widths == {8, 16}), what
         if wanted == 16 and dtype == "bfloat16":
             assert min(code.loads) >= 4 and min(code.stores) >= 4, what  # no element goes alone
         if recorded.launch.plan.stage != "measure" and not recorded.launch.plan.stats_reduced:
@@ -313,7 +315,7 @@ IN_FLIGHT = [Case("layer", (8192, 4096)), Case("instance", (8, 64, 256, 256))]
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 @pytest.mark.parametrize("case", IN_FLIGHT, ids=lambda case: case.name)
 def test_bytes_in_flight(case, target):
-    """A thread block has a tile of x on the way, and one of dy; for AMD, LLVM may do two rounds of a loop in one."""
+    """A thread block has a tile of x on the way, and one of dy, as many as its loop is ahead; AMD's may be doubled."""
     for direction, launches in launches_of(*make(case, torch.bfloat16, torch.contiguous_format)).items():
         for recorded in launches:
             step = recorded.launch
@@ -321,6 +323,7 @@ def test_bytes_in_flight(case, target):
             found = facts(kernel, step.kernel, target, step.grid, recorded.args, prod(case.shape))
             tile = step.plan.block_kept * step.plan.block_r1 * step.plan.block_r2 * 2
             tensors = {"forward": 1, "backward": 2}[direction] if step.kernel == direction else 0
+            tensors *= max(step.plan.depth - 1, 1)
             tiles = found["in_flight"] / found["resident_blocks"] / tile
             assert tiles in ({tensors} if target == "sm_90" else {tensors, 2 * tensors}), (step, found)
             assert found["blocks"] == prod(step.grid)
@@ -335,7 +338,7 @@ SWEEPS = [Case("layer", (8192, n)) for n in (256, 768, 1001, 4096, 8191, 12288)]
 @pytest.mark.parametrize("case", SWEEPS, ids=lambda case: case.name)
 def test_sweeps_fill_multiprocessors(case, dtype, target):
     """A sweep starts as many programs as are resident at once; or fewer, if these have enough bytes on the way."""
-    device = H100_CLUSTERS if compiles() and target in ("sm_90", "sm_100") else H100
+    device = on(target, clusters=target in ("sm_90", "sm_100"))
     recorded = launches_of(*make(case, DTYPES[dtype], torch.contiguous_format), device)["backward"][0]
     step, plan = recorded.launch, recorded.launch.plan
     code = read_code(compile_launch(recorded, target))
@@ -456,7 +459,7 @@ def test_sequence_lengths_compile_little():
         return {compile_key(recorded, "sm_90") for launches in steps.values() for recorded in launches}
 
     lengths = set().union(*(kernels(rows) for rows in (16, 100, 128, 1000, 2048, 4096, 8192)))
-    assert len(lengths) == 5  # of few rows the sum is one of columns, beside another backward pass
+    assert len(lengths) == 4  # of few rows the sum is one of columns, in the same launch
     assert len(lengths.union(*(kernels(rows) for rows in (1, 2, 7, 15)))) <= 6
 
 

@@ -199,7 +199,10 @@ class _Dialect(NamedTuple):
 
 _PTX = _Dialect(
     text="ptx",
-    accesses=(r"\b(ld|st)\.global\S*?((?:\.v\d)?\.[busf]\d+)\s.*\[\s*(%rd\d+)",),
+    accesses=(
+        r"\b(?P<kind>ld|st)\.global\S*?(?P<width>(?:\.v\d)?\.[busf]\d+)\s.*\[\s*(?P<address>%rd\d+)",
+        r"\b(?P<kind>cp)\.async\.\S*global\S*\s.*\[\s*(?P<address>%rd\d+).*\], 0x(?P<width>[0-9a-f]+)",
+    ),
     argument=r"ld\.param\.\S+\s+(%rd\d+), \[\w+_param_(\d+)\]",
     flow="",
     name=r"%rd\d+",
@@ -210,8 +213,8 @@ _PTX = _Dialect(
 _LLVM = _Dialect(
     text="llir",
     accesses=(
-        r"raw\.ptr\.buffer\.(load|store)\.(\w+)\(.*?ptr addrspace\(8\) (%[\w.]+)",
-        r"\b(load|store) (<\d+ x \w+>|\w+)[ ,].*ptr addrspace\(1\) (%[\w.]+)",
+        r"raw\.ptr\.buffer\.(?P<kind>load|store)\.(?P<width>\w+)\(.*?ptr addrspace\(8\) (?P<address>%[\w.]+)",
+        r"\b(?P<kind>load|store) (?P<width><\d+ x \w+>|\w+)[ ,].*ptr addrspace\(1\) (?P<address>%[\w.]+)",
     ),
     argument=r"(?!)",  # none is loaded: they are %0, %1 and so on
     flow=r"^\s+%[\w.]+ = ",
@@ -223,7 +226,9 @@ _BITS = {"bfloat": "16", "half": "16", "float": "32", "double": "64"}
 
 
 def _width(kind: str) -> int:
-    """Bytes of a type such as .v4.b32, v4i32 or <8 x bfloat>."""
+    """Bytes of a type such as .v4.b32, v4i32 or <8 x bfloat>, or of a copy, whose number it is in hexadecimal digits."""
+    if re.fullmatch("[0-9a-f]+", kind):
+        return int(kind, 16)
     for name, bits in _BITS.items():
         kind = kind.replace(name, bits)
     return prod(map(int, re.findall(r"\d+", kind))) // 8
@@ -255,7 +260,7 @@ def tensor_accesses(kernel: Any, args: Sequence[Any], numel: int) -> list[Tensor
             labels[label[1]] = at
         loops += [(labels[to], at) for to in re.findall(dialect.jump, line) if to in labels]
         if access := next(filter(None, (re.search(pattern, line) for pattern in dialect.accesses)), None):
-            accesses.append((access[1], access[2], access[3], at))
+            accesses.append((access["kind"], access["width"], access["address"], at))
         elif parameter := re.search(dialect.argument, line):
             origins[parameter[1]].add(int(parameter[2]))
         elif re.match(dialect.flow, line) and len(names := re.findall(dialect.name, line)) > 1:
@@ -266,7 +271,7 @@ def tensor_accesses(kernel: Any, args: Sequence[Any], numel: int) -> list[Tensor
             origins[to].update(*(origins[source] for source in sources))
     cuts = sorted(cut for first, last in loops for cut in (first, last + 1))
     return [
-        TensorAccess(kind.startswith("l"), _width(width), bisect(cuts, at))
+        TensorAccess(not kind.startswith("st"), _width(width), bisect(cuts, at))
         for kind, width, address, at in accesses
         if origins[address] & large
     ]
