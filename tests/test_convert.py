@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize, prune
 
 import normtriton as nt
 from normtriton.convert.replace import Report
-from normtriton.runtime import launch
+from normtriton.runtime import compiling, launch
 
 NORMS = {
     "batch 1d": (nn.BatchNorm1d(6), (4, 6, 5)),
@@ -889,7 +889,7 @@ def test_without_kernels_the_original_forward_runs(monkeypatch):
         want = module(x)
         nt.convert(module)
         with monkeypatch.context() as patched:
-            patched.setattr(launch, "INTERPRETED", False)
+            patched.setattr(compiling, "INTERPRETED", False)
             assert torch.equal(module(x), want)
 
 

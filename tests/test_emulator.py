@@ -8,10 +8,10 @@ from functools import partial
 import emulator_kernels as kernels
 import pytest
 import torch
+
 from normtriton.perf.emulator import build
 from normtriton.perf.emulator import device as emulator
-
-from normtriton.runtime import launch
+from normtriton.runtime import compiling
 
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
 
@@ -393,7 +393,7 @@ def test_one_device_in_a_process(device, monkeypatch):
     for sms, error in ((0, ValueError), (-1, ValueError), (True, TypeError), (1.5, TypeError), ("132", TypeError)):
         with pytest.raises(error, match=rf"^enable\(\): argument 'sms' must be .*{sms}"):
             emulator.enable("sm_90", sms=sms)
-    monkeypatch.setattr(launch, "INTERPRETED", True)
+    monkeypatch.setattr(compiling, "INTERPRETED", True)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
         emulator.enable("sm_90")
 

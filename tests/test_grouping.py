@@ -187,9 +187,9 @@ def test_apply_merges_what_is_little(problem, last, direction, rides):
     """Its tile has all parts of a group, and a group's number is where its statistics are, in either grouping."""
     x, weight = of_image(problem.shape, last), contiguous(problem.parameter_shape)
     if direction == "forward":
-        schedule = forward_schedule(problem, x, x, weight, weight, 2, Device(132))
+        schedule = forward_schedule(problem, x, x, weight, weight, (torch.bfloat16, None), Device(132))
     else:
-        schedule = backward_schedule(problem, x, x, x, weight, 2, Device(132), True)
+        schedule = backward_schedule(problem, x, x, x, weight, (torch.bfloat16, None), Device(132), True)
     assert schedule.strategy == "split" and bool(schedule.apply.into) == rides == (schedule.merge is None)
     if direction == "backward":
         assert bool(schedule.apply.also) == rides and (rides or schedule.merge.kernel == "sum_twice")

@@ -23,7 +23,7 @@ from normtriton.autograd.call import Call
 from normtriton.autograd.ways import normalize
 from normtriton.planning.norms import BATCH, GROUP, LAYER, RMS, Norm
 from normtriton.planning.schedule import Problem
-from normtriton.runtime import launch
+from normtriton.runtime import compiling, launch
 
 OPERATOR, BACKWARD = torch.ops.normtriton.normalize, torch.ops.normtriton.normalize_backward
 UPDATE = torch.ops.normtriton.normalize_and_update.default
@@ -275,7 +275,7 @@ def test_a_default_device_is_no_reason_to_leave(monkeypatch):
 
 def test_operators_of_a_cpu_are_refused(monkeypatch):
     """Without the interpreter an operator has no kernel for a CPU, and says so; the functions take PyTorch's."""
-    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(compiling, "INTERPRETED", False)
     torch._dynamo.reset()
     x = torch.randn(4, 6)
     compiled = torch.compile(lambda x: nt.layer_norm(x, (6,)), fullgraph=True, backend="aot_eager")
