@@ -306,7 +306,7 @@ def apply(given, statistics, block, group, into, plan: tl.constexpr, into_plan: 
     """Stage "apply": the second of these walks."""
     dtype: tl.constexpr = statistics.rstd.dtype
     w = load_weight(given, block, dtype, plan)
-    if into is not None:
+    if into_plan is not None:
         sums = merge_sums(given, block, group, into, into_plan)
     else:
         sums = load_sums(given, group_entries(group.stats, block, plan), dtype, plan)
@@ -367,7 +367,7 @@ def normalize_backward(
         Operand(dy, group.dy), Operand(x, group.x), Operand(dx, group.dx), Operand(weight, group.weight),
         Saved(mean, rstd, None, running, eps), Sums(sum_dy, sum_dyx), dbias, dweight,
     )  # fmt: skip
-    if plan.accumulate and also is not None:
+    if plan.accumulate and also_plan is not None:
         rows = Operands(given.dy, given.x, given.dx, given.weight, given.saved, given.sums, None, None)
         columns = Operands(
             Operand(dy, also.dy), Operand(x, also.x), Operand(None, also.dx), Operand(None, also.weight),
@@ -393,5 +393,5 @@ def normalize_backward(
             measure(given, statistics, block, group, plan)
         else:
             apply(given, statistics, block, group, into, plan, into_plan)
-            if also is not None:
+            if also_plan is not None:
                 sum_rows(Sums(row_dy, row_dyx), dbias, dweight, also, also_plan)

@@ -133,7 +133,7 @@ def normalize_forward(
     elif plan.stage == "measure":
         found = measure(given.x, origin, block, group, dtype, plan)
         save_parts(parts, group_entries(group.parts, block, plan), found, group, plan)
-    elif into is not None:
+    elif into_plan is not None:
         statistics = merge_statistics(saved, parts, block, group, into, plan, into_plan)
         write_tiles(given, statistics, block, group, dtype, plan)
     else:
