@@ -71,7 +71,7 @@ CELLS = [
 ]
 #: Where one element has all of a group's variance, seven roundings of that one number are the error. PyTorch's of the
 #: fixed draw is less than one by chance, so that of y many draws are compared instead.
-BY_CHANCE = ("batch-streamed", "outlier", torch.float32)
+BY_CHANCE = ("batch-streamed", "batch-split")
 
 
 @pytest.mark.parametrize(("plan", "data", "dtype"), CELLS, ids=str)
@@ -93,7 +93,7 @@ def test_errors_are_pytorchs(plan, data, dtype, switch, pytestconfig):
     want = reference(x, weight, bias, dy, eps=eps, **textbook(case))
     ours = errors(lambda *args: case.run(*args, eps), x, weight, bias, dy, want)
     theirs = errors(lambda *args: pytorch(case, *args, eps), x, weight, bias, dy, want)
-    if (plan, data, dtype) == BY_CHANCE:
+    if plan in BY_CHANCE and (data, dtype) == ("outlier", torch.float32):
         del ours["y"]
     for name, error in ours.items():
         rounding = torch.finfo(dtype).eps / 2 * getattr(want, name).abs().max().item()
@@ -101,9 +101,12 @@ def test_errors_are_pytorchs(plan, data, dtype, switch, pytestconfig):
         assert error <= allowed, f"{name}: {error / rounding:.2f} roundings, PyTorch's {theirs[name] / rounding:.2f}"
 
 
-def test_errors_of_an_outlier_are_pytorchs_in_the_mean():
+@pytest.mark.parametrize("plan", BY_CHANCE)
+def test_errors_of_an_outlier_are_pytorchs_in_the_mean(plan):
     """Of outliers here and there, large and larger: not half more than PyTorch's, without a rounding beside."""
-    case = CASES[BY_CHANCE[0]]._replace(shape=(6, 4, 84, 84))  # hardly more than are held
+    case = CASES[plan]
+    if plan == "batch-streamed":
+        case = case._replace(shape=(6, 4, 84, 84))  # hardly more than are held
     assert case.explain(torch.empty(case.shape), None, None).forward.schedule.strategy == case.forward
     totals = {"y": [0.0, 0.0], "dx": [0.0, 0.0]}
     for _ in range(12):
