@@ -10,8 +10,6 @@ from math import prod
 import disassembler_speed
 import pytest
 import torch
-
-from normtriton.explain import backward_direction, forward_direction
 from normtriton.perf.cases import branches
 from normtriton.perf.cases.shapes import CASES, Case, make
 from normtriton.perf.cases.targets import H100, H100_CLUSTERS, TARGETS
@@ -27,6 +25,8 @@ from normtriton.perf.count.codegen import (
 from normtriton.perf.count.cubin import usage
 from normtriton.perf.count.launches import Recorded, launches_of
 from normtriton.perf.count.occupancy import resident_blocks
+
+from normtriton.explain import backward_direction, forward_direction
 from normtriton.planning import plan as planning
 from normtriton.planning.plan import UNTUNED, Tuning, Tunings
 from normtriton.runtime.clusters import compiles

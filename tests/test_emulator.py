@@ -8,9 +8,9 @@ from functools import partial
 import emulator_kernels as kernels
 import pytest
 import torch
-
 from normtriton.perf.emulator import build
 from normtriton.perf.emulator import device as emulator
+
 from normtriton.runtime import compiling
 
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16

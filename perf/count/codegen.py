@@ -226,7 +226,7 @@ _BITS = {"bfloat": "16", "half": "16", "float": "32", "double": "64"}
 
 
 def _width(kind: str) -> int:
-    """Bytes of a type such as .v4.b32, v4i32 or <8 x bfloat>, or of a copy, whose number it is in hexadecimal digits."""
+    """Bytes of a type such as .v4.b32, v4i32 or <8 x bfloat>, or of a copy: hexadecimal digits."""
     if re.fullmatch("[0-9a-f]+", kind):
         return int(kind, 16)
     for name, bits in _BITS.items():
