@@ -201,7 +201,7 @@ _PTX = _Dialect(
     text="ptx",
     accesses=(
         r"\b(?P<kind>ld|st)\.global\S*?(?P<width>(?:\.v\d)?\.[busf]\d+)\s.*\[\s*(?P<address>%rd\d+)",
-        r"\b(?P<kind>cp)\.async\.\S*global\S*\s.*\[\s*(?P<address>%rd\d+).*\], 0x(?P<width>[0-9a-f]+)",
+        r"\b(?P<kind>cp)\.async\.\S*global\S*\s.*\[\s*(?P<address>%rd\d+).*\], (?P<width>0x[0-9a-f]+)",
     ),
     argument=r"ld\.param\.\S+\s+(%rd\d+), \[\w+_param_(\d+)\]",
     flow="",
@@ -226,8 +226,8 @@ _BITS = {"bfloat": "16", "half": "16", "float": "32", "double": "64"}
 
 
 def _width(kind: str) -> int:
-    """Bytes of a type such as .v4.b32, v4i32 or <8 x bfloat>, or of a copy: hexadecimal digits."""
-    if re.fullmatch("[0-9a-f]+", kind):
+    """Bytes of a type such as .v4.b32, v4i32 or <8 x bfloat>, or of a copy such as 0x10."""
+    if kind.startswith("0x"):
         return int(kind, 16)
     for name, bits in _BITS.items():
         kind = kind.replace(name, bits)
