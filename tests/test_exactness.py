@@ -14,6 +14,13 @@ from normtriton.runtime import clusters
 F = torch.nn.functional
 
 
+def step(shape):
+    """The first tenth of all elements lies a thousand standard deviations off: what a walk begins with says little."""
+    x = torch.randn(shape)
+    x.view(-1)[: x.numel() // 10] += 1e3
+    return x
+
+
 def outlier(shape):
     x = torch.ones(shape)
     x.view(-1)[x.numel() // 3] = 1e4
@@ -25,6 +32,7 @@ DATA = {
     "rand-1e4": (lambda shape: torch.rand(shape) * 1e4, 0.0),
     "mean-1e6": (lambda shape: torch.randn(shape) + 1e6, 1e-5),
     "outlier": (outlier, 1e-5),
+    "step": (step, 1e-5),
     "bimodal": (lambda shape: torch.where(torch.rand(shape) < 0.5, 1e3, -1e3) + torch.randn(shape), 1e-5),
 }
 
@@ -72,6 +80,11 @@ CELLS = [
 #: Where one element has all of a group's variance, seven roundings of that one number are the error. PyTorch's of the
 #: fixed draw is less than one by chance, so that of y many draws are compared instead.
 BY_CHANCE = ("batch-streamed", "batch-split")
+
+
+#: 3.5 roundings of y, PyTorch's 1.1: a run of 16 tiles is measured from the mean of the 4 before it, which is far off.
+MISSED = ("batch-split", "step", torch.float32)
+CELLS[CELLS.index(MISSED)] = pytest.param(*MISSED, marks=pytest.mark.xfail(strict=True, reason="a known miss"))
 
 
 @pytest.mark.parametrize(("plan", "data", "dtype"), CELLS, ids=str)

@@ -74,8 +74,8 @@ MOST_PROGRAMS_PER_SM = 4
 SWEPT_COLUMNS = 512
 SWEPT_TILES = 256
 #: Bytes that a tile may spill, as a part of what is read again if no tile holds its groups. Predicted for an H100, the
-#: forward pass of 8 x 320 x 63 x 65 in 32 groups, channels_last bfloat16, takes 40 µs where half as many bytes spill as
-#: the tile has, and 52 where the groups are read twice.
+#: forward pass of 8 x 320 x 63 x 65 in 32 groups, channels_last bfloat16, takes 40 µs where a quarter as many bytes
+#: spill as the tile has, each stored and loaded, and 52 where the groups are read twice.
 MOST_SPILLED = 0.5
 #: A bound on the parts of a group, so that merging them stays small against the group.
 MAX_CHUNKS = 1024

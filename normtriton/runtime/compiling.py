@@ -174,7 +174,8 @@ class Compiler:
     def __call__(self, launch: Launch, dtypes: Dtypes, operands: tuple[str, ...]) -> Code | None:
         """The code; None if it takes more shared memory or threads than there are.
 
-        The launch itself finds the kernel compiled.
+        The launch itself then finds the kernel compiled, unless other tensors' dtypes differ from those that stand in,
+        or few rows have it sum columns besides.
         """
         chosen = options(launch.num_warps, NVIDIA, launch.plan.ctas, launch.programs)
         arguments = standing_in(launch, dtypes, operands)
