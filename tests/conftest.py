@@ -52,9 +52,8 @@ def pytest_configure(config):
         os.environ.setdefault("TRITON_INTERPRET", "1")
         if os.environ["TRITON_INTERPRET"] == "1":
             from interpreter_speed import speed_up
-        else:
-            from disassembler_speed import speed_up
-        speed_up()
+
+            speed_up()
         return
     # as interpreted: clusters where a test asks for them, few multiprocessors so that small tensors reach every plan
     os.environ |= {"TRITON_INTERPRET": "0", "NORMTRITON_CLUSTERS": "off"}

@@ -4,12 +4,15 @@ Runs in a process of its own, without TRITON_INTERPRET=1; see conftest.py.
 """
 
 import re
+import subprocess
+from collections import Counter
 from functools import partial
 from math import prod
+from pathlib import Path
 
-import disassembler_speed
 import pytest
 import torch
+import triton
 from normtriton.perf.cases import branches
 from normtriton.perf.cases.shapes import CASES, Case, make
 from normtriton.perf.cases.targets import H100, H100_CLUSTERS, TARGETS
@@ -84,23 +87,10 @@ def fused(kernel):
 
 def read(directions, target):
     """Each launch with its direction, its compiled kernel and what is read out of that."""
-    launches = [(direction, recorded) for direction, several in directions.items() for recorded in several]
-    kernels = [compile_launch(recorded, target) for _direction, recorded in launches]
-    disassembler_speed.disassemble(kernels)
-    for (direction, recorded), kernel in zip(launches, kernels, strict=True):
-        yield direction, recorded, kernel, read_code(kernel)
-
-
-@pytest.mark.parametrize("target", [target for target in TARGETS if target.startswith("sm_")])
-def test_disassembled_together(target):
-    """What is read out of several kernels at once is what is read out of each."""
-    case = next(case for case in CASES if case.norm == "batch")  # split
-    launches = launches_of(*make(case, torch.bfloat16, torch.contiguous_format))["forward"]
-    kernels = [compile_launch(recorded, target) for recorded in launches]
-    disassembler_speed.disassemble(kernels)
-    cubins = {kernel.asm["cubin"] for kernel in kernels}
-    assert len(cubins) == len(launches) > 1
-    assert all(disassembler_speed._known[cubin] == disassembler_speed._alone(cubin) for cubin in cubins)
+    for direction, launches in directions.items():
+        for recorded in launches:
+            kernel = compile_launch(recorded, target)
+            yield direction, recorded, kernel, read_code(kernel)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -232,15 +222,37 @@ def test_tiles_that_spill_give_way(case, target):
             assert max(stacks) in (0, kept(schedule.passed)), schedule
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
-def test_what_a_cubin_says(target):
-    """Registers and stack read out of the file are those that NVIDIA's own tool reads."""
-    for case in (Case("layer", (64, 4096)), Case("batch", (512, 513))):
+def disassembled(cubin, path):
+    """(registers, stack, loads and stores by bytes, barriers, instructions) as NVIDIA's tool reads them."""
+    path.write_bytes(cubin)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    told = subprocess.run([tool, "-res-usage", "-sass", path], check=True, capture_output=True, text=True).stdout
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", told)}
+    names = [name.split(".") for name in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", told)]
+    sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+
+    def widths(operation):
+        accesses = [parts for first, *parts in names if first == operation]
+        return Counter(next((sizes[part] for part in parts if part in sizes), 4) for parts in accesses)
+
+    barriers = sum(name[0] == "BAR" for name in names)
+    return numbers["REG"], numbers["STACK"] + numbers["LOCAL"], widths("LDG"), widths("STG"), barriers, len(names)
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target.startswith("sm_")])
+def test_what_a_cubin_says(target, tmp_path):
+    """Registers, stack and instructions read out of the file are those that NVIDIA's own tool reads."""
+    seen = Counter()
+    for case in (Case("layer", (64, 4096)), Case("batch", (512, 513)), Case("batch", (256, 64, 56, 56))):
         for launches in launches_of(*make(case, torch.bfloat16, torch.contiguous_format)).values():
             for recorded in launches:
                 kernel = compile_launch(recorded, target)
                 code = read_code(kernel)
-                assert usage(kernel.asm["cubin"]) == (code.registers, code.stack)
+                read_out = (code.registers, code.stack, code.loads, code.stores, code.barriers, code.instructions)
+                assert read_out == disassembled(kernel.asm["cubin"], tmp_path / "kernel.cubin")
+                assert usage(kernel.asm["cubin"]) == read_out[:2]
+                seen += code.loads
+    assert set(seen) == {2, 4, 8, 16}
     with pytest.raises(ValueError, match="not a cubin"):
         usage(b"#!/bin/sh")
 

@@ -1,24 +1,19 @@
 """What a GPU would run, without one: compile a launch for a real target and read registers, spills and access widths.
 
-The compiler is Triton's own; the assembler and the tools that read its output come with the triton package. Not under
-TRITON_INTERPRET=1.
+The compiler is Triton's own, and the assembler comes with the triton package. Not under TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import subprocess
-import tempfile
 from bisect import bisect
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import triton
 from triton.runtime import driver
 from triton.runtime.jit import MockTensor, compute_cache_key
 
@@ -26,7 +21,7 @@ from normtriton.planning.plan import Code as Compiled
 from normtriton.runtime import compiling
 
 from ..cases.targets import PLANNED_FOR, TARGETS
-from .cubin import usage
+from .cubin import instructions, usage
 from .launches import Recorded
 from .occupancy import resident_blocks
 
@@ -320,46 +315,19 @@ def facts(kernel: Any, name: str, target: str, grid: Sequence[int], args: Sequen
     }
 
 
-def _tool(name: str) -> str:
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
-@functools.cache
-def _disassemble(cubin: bytes) -> tuple[dict[str, int], Counter[str]]:
-    """Resources by name, and how often each instruction occurs. Calls share kernels, and the tools take most time."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage, sass = (
-            subprocess.run([_tool("cuobjdump"), flag, file.name], check=True, capture_output=True, text=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
-    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    return numbers, Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", sass))
-
-
 def _read_nvidia(kernel: Any) -> Code:
-    numbers, names = _disassemble(kernel.asm["cubin"])
-
-    def widths(opcode: str) -> Counter[int]:
-        found: Counter[int] = Counter()
-        for name, count in names.items():
-            if name.split(".")[0] == opcode:
-                parts = name.split(".")
-                bits = next((int(p) for p in parts if p in ("64", "128")), 32)
-                bits = next((int(p[1:]) for p in parts if p in ("U8", "S8", "U16", "S16")), bits)
-                found[bits // 8] += count
-        return found
-
+    cubin = kernel.asm["cubin"]
+    registers, stack = usage(cubin)
+    loads, stores, barriers, total = instructions(cubin)
     return Code(
-        registers=numbers.get("REG", 0),
-        stack=numbers.get("STACK", 0) + numbers.get("LOCAL", 0),
+        registers=registers,
+        stack=stack,
         shared=kernel.metadata.shared,
-        loads=widths("LDG"),
-        stores=widths("STG"),
-        barriers=sum(count for name, count in names.items() if name.startswith("BAR.")),
+        loads=loads,
+        stores=stores,
+        barriers=barriers,
         cluster_barriers=kernel.asm["ptx"].count("barrier.cluster.wait"),
-        instructions=names.total(),
+        instructions=total,
     )
 
 
