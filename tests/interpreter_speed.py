@@ -10,6 +10,9 @@ Nothing that a kernel computes changes. These costs go, of Triton 3.9; names tha
 - The numpy type of a Triton type is looked up in a table that is made anew for each look.
 - Every tile makes its type and its shape anew, each number of it wrapped. Tiles of one shape share them here.
 - Most operands already have the type and the shape that they are compared with. Identity is asked first.
+- The types that two operands get are worked out for each operation: they follow from theirs. A scalar beside a tile is
+  made a tile: numpy does without. Numbers are made tensors each time: they are few.
+- Any value may be a number that is known when compiling, or a tuple of such. Most are tensors or plain numbers.
 """
 
 import dataclasses
@@ -33,6 +36,8 @@ def speed_up():
     if triton.__version__.startswith("3.9."):
         share_shapes()
         ask_identity_first()
+        remember_operands()
+        unwrap_by_type()
 
 
 def patch_once(patch):
@@ -119,7 +124,6 @@ def share_shapes():
 def ask_identity_first():
     """Of two types, and of the shapes of two operands."""
     equal, broadcast = core.dtype.__eq__, TritonSemantic.broadcast_impl_value
-    operands = TritonSemantic.binary_op_type_checking_impl
 
     def same_type(self, other):
         return self is other or equal(self, other)
@@ -130,11 +134,55 @@ def ask_identity_first():
             return left, right
         return broadcast(self, left, right)
 
-    def same_operands(self, left, right, *pointers, **division):
-        tiles = type(left) is type(right) is core.tensor
-        if tiles and left.dtype is right.dtype and not division and len(pointers) < 3 and not left.dtype.is_ptr():
-            return self.broadcast_impl_value(left, right)
-        return operands(self, left, right, *pointers, **division)
-
     core.dtype.__eq__, TritonSemantic.broadcast_impl_value = same_type, same_shape
-    TritonSemantic.binary_op_type_checking_impl = same_operands
+
+
+def remember_operands():
+    """The types of two operands by those they had; a whole number beside an integer takes the integer's type."""
+    slow = TritonSemantic.binary_op_type_checking_impl
+    integers = core.int32.name, core.int64.name
+    types, numbers = {}, {}
+
+    def number(self, value, dtype):
+        if (value, dtype.name) not in numbers:
+            numbers[value, dtype.name] = self._cast_to_computation_type(value, dtype)
+        return numbers[value, dtype.name]
+
+    def operands(self, left, right, *flags, **named):
+        promoted = flags[2:3] != (False,) and not named
+        if type(left) is core.tensor and type(right) is core.tensor:
+            key = left.dtype.name, right.dtype.name, flags, *named.items()
+            if key not in types:
+                left, right = slow(self, left, right, *flags, **named)
+                types[key] = left.dtype, right.dtype
+                return left, right
+            a, b = types[key]
+            left = left if left.dtype is a else self.cast(left, a)
+            right = right if right.dtype is b else self.cast(right, b)
+        elif promoted and type(right) is int and type(left) is core.tensor and left.dtype.name in integers:
+            right = number(self, right, left.dtype)
+        elif promoted and type(left) is int and type(right) is core.tensor and right.dtype.name in integers:
+            left = number(self, left, right.dtype)
+        else:
+            return slow(self, left, right, *flags, **named)
+        a, b = left.type, right.type
+        if a.is_block() == b.is_block():
+            return self.broadcast_impl_value(left, right)
+        if a.is_block():
+            return left, core.tensor(right.handle, a.with_element_ty(b))
+        return core.tensor(left.handle, b.with_element_ty(a)), right
+
+    TritonSemantic.binary_op_type_checking_impl = operands
+
+
+def unwrap_by_type():
+    """Tensors and numbers are no tuples, and hold nothing."""
+    unwrap = core._unwrap_if_constexpr
+    plain = {core.tensor, int, bool, float, str, type(None), core.dtype}
+
+    def unwrapped(value):
+        if type(value) in plain:
+            return value
+        return value.value if type(value) is core.constexpr else unwrap(value)
+
+    core._unwrap_if_constexpr = unwrapped
