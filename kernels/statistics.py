@@ -116,6 +116,14 @@ def combine(a, b):
 
 
 @triton.jit
+def two_sum(a, b):
+    """The rounded sum of two numbers, and what it misses of the exact one (Knuth)."""
+    total = a + b
+    summand = total - a
+    return total, (a - (total - summand)) + (b - summand)
+
+
+@triton.jit
 def load_part(parts, plane, offsets, mask, pivot):
     """The `Moments` of parts, with means relative to ``pivot``; of no elements outside the mask."""
     dtype: tl.constexpr = parts.dtype.element_ty
@@ -169,20 +177,6 @@ def distances(tile, pivot, at):
 
 
 @triton.jit
-def pivot_of(x, origin, run, group, dtype: tl.constexpr, plan: tl.constexpr):
-    """The mean of a run of tiles, rounded: what its elements are measured from."""
-    total = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
-    count = tl.zeros((), dtype)
-    for i in tl.range(run.first, run.last):
-        at = tile_at(i, run.block, group, plan)
-        tile = load_tile(x, at, dtype, plan)
-        total += tile if origin is None else distances(tile, origin, at)
-        count += at.size.to(dtype)
-    mean = sum_tile(total, plan) / count
-    return mean if origin is None else origin + mean
-
-
-@triton.jit
 def measure_run(x, pivot, run, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`Moments` of each group over a run of tiles, which are summed across threads once."""
     deviations = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
@@ -206,20 +200,25 @@ def measure_run(x, pivot, run, group, dtype: tl.constexpr, plan: tl.constexpr):
 def measure(x, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`Moments` of each group over the tiles that this program walks.
 
-    In runs: of 4 tiles, which are measured from their own mean, then of 16, each measured from the mean of all before
-    it. A distance between the two is in the group's variance too, where it weighs a fifth of what it weighs in the
-    run's squares at least. So these lose no more than that, whatever the data, and few runs are summed across threads.
+    The first tile by itself, then runs of 8, each measured from the mean of all before it and summed across threads
+    once. A distance between the two is in the group's variance too, where it weighs a ninth of what it weighs in the
+    run's squares at least: these lose no more than that, whatever the data. Runs of 4 were predicted to be up to 5 %
+    slower. What is added run by run keeps what rounding leaves of it.
     """
-    pivot = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
     first, last = own_tiles(block, group, plan)
-    run = Run(block, first, tl.minimum(first + 4, last))
-    if plan.centered:
-        pivot = pivot_of(x, origin, run, group, dtype, plan)
-    found = measure_run(x, pivot, run, group, dtype, plan)
-    for start in tl.range(first + 4, last, 16):
-        run = Run(block, start, tl.minimum(start + 16, last))
-        found = combine(found, measure_run(x, found.mean + found.correction, run, group, dtype, plan))
-    return found
+    at = tile_at(first, block, group, plan)
+    found = moments(load_tile(x, at, dtype, plan), at.mask, at.size.to(dtype), origin, plan)
+    lost = tl.zeros_like(found.squares)
+    for start in tl.range(first + 1, last, 8):
+        part = measure_run(x, found.mean, Run(block, start, tl.minimum(start + 8, last)), group, dtype, plan)
+        total = found.count + part.count
+        share = part.count / total
+        delta = part.correction - found.correction
+        mean, correction = two_sum(found.mean, found.correction + delta * share)
+        squares, left = two_sum(found.squares, part.squares + delta * delta * (found.count * share))
+        found, lost = Moments(total, mean, correction, squares), lost + left
+    squares = tl.where(lost == lost, found.squares + lost, found.squares)  # an infinite sum leaves NaN
+    return Moments(found.count, found.mean, found.correction, squares)
 
 
 @triton.jit

@@ -82,11 +82,6 @@ CELLS = [
 BY_CHANCE = ("batch-streamed", "batch-split")
 
 
-#: 3.5 roundings of y, PyTorch's 1.1: a run of 16 tiles is measured from the mean of the 4 before it, which is far off.
-MISSED = ("batch-split", "step", torch.float32)
-CELLS[CELLS.index(MISSED)] = pytest.param(*MISSED, marks=pytest.mark.xfail(strict=True, reason="a known miss"))
-
-
 @pytest.mark.parametrize(("plan", "data", "dtype"), CELLS, ids=str)
 def test_errors_are_pytorchs(plan, data, dtype, switch, pytestconfig):
     """At most 1.5 times PyTorch's error, and one rounding of the largest result.

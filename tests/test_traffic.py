@@ -157,10 +157,6 @@ MISSES = {
     ("row-long-odd", "float32", "backward", "live"): 1.960,
     # two programs a multiprocessor leave a row of partial gradients each
     ("row-odd", "bfloat16", "backward", "request"): 1.098,
-    # a walk's first four tiles are asked for again, from the L1: what the others are measured from is their mean
-    ("batch-last", "bfloat16", "forward", "live"): 1.622,
-    ("instance-last", "bfloat16", "forward", "live"): 1.619,
-    ("instance-last", "float32", "forward", "live"): 1.711,
     # tiles of 2, 4 or 6 groups of 10 channels end within a sector, which two clusters then read
     ("group-cells", "bfloat16", "forward", "request/live"): 1.200,
     ("group-cells-half", "bfloat16", "forward", "request/live"): 1.200,
