@@ -65,7 +65,8 @@ int places_of(const Launch& launch) {
   return std::max(1, whole_gpcs * (in_gpc / size) + (sms - whole_gpcs * in_gpc) / size);
 }
 
-// Chooses places and the clusters that run on them; the share of all places that they are.
+// Chooses places and the clusters that run on them; the share of all places that they are. The same ones from both ends:
+// a launch that takes them from the last to the first then finds in the L2 what the launch before left there.
 double choose_places(Launch& launch, u32 resident) {
   u64 clusters = (u64)launch.grid[0] / launch.cluster * launch.grid[1] * launch.grid[2];
   int all = (int)std::min<u64>(places_of(launch), clusters);
@@ -73,8 +74,10 @@ double choose_places(Launch& launch, u32 resident) {
   int places = share > 1 ? std::max(1, (int)(all / share)) : all;
   launch.sms.resize(places * launch.cluster);
   launch.room.assign(places, (int)resident);
-  for (u64 id = 0; id < clusters; ++id)
+  u64 wanted = (clusters * places + all - 1) / all;
+  for (u64 id = 0; launch.order.size() < (wanted + 1) / 2; ++id)
     if ((int)(id % all) * places % all < places) launch.order.push_back(id);
+  for (u64 k = wanted / 2; k > 0; --k) launch.order.push_back(clusters - 1 - launch.order[k - 1]);
   return share > 1 ? (double)places / all : 1;
 }
 
