@@ -65,8 +65,8 @@ int places_of(const Launch& launch) {
   return std::max(1, whole_gpcs * (in_gpc / size) + (sms - whole_gpcs * in_gpc) / size);
 }
 
-// Chooses places and the clusters that run on them; the share of all places that they are. The same ones from both ends:
-// a launch that takes them from the last to the first then finds in the L2 what the launch before left there.
+// Chooses places and the clusters that run on them; the share of all places that they are. The same ones from both
+// ends: a launch that takes them from the last to the first then finds in the L2 what the launch before left there.
 double choose_places(Launch& launch, u32 resident) {
   u64 clusters = (u64)launch.grid[0] / launch.cluster * launch.grid[1] * launch.grid[2];
   int all = (int)std::min<u64>(places_of(launch), clusters);
