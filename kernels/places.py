@@ -211,31 +211,47 @@ def within_rows(mask, r1, r2, group, plan: tl.constexpr):
 
 
 @triton.jit
+def in_tile(index, tiles, size, block: tl.constexpr):
+    """Indices of an axis that its tile of this number holds: a whole block, but of the last tile what is left."""
+    return tl.where(index + 1 < tiles, block, size - (tiles - 1) * block).to(tl.int32)
+
+
+@triton.jit
 def tile_at(t, block, group, plan: tl.constexpr):
-    """Tile t along the reduced axes of a block's groups; of a resident one the only tile is 0."""
-    n1 = tl.cdiv((group.r1 >> 1), plan.block_r1)
-    n2 = tl.cdiv((group.r2 >> 1) * plan.r2_unit, plan.block_r2)
-    t = tl.zeros((), tl.int32) + t
-    start2 = (t % n2).to(tl.int64) * plan.block_r2
-    start1 = (t // n2 % n1).to(tl.int64) * plan.block_r1
+    """Tile t along the reduced axes of a block's groups; of a resident one the only tile is 0.
+
+    Every tile of a walk takes these instructions, so they divide as little as they can, and without a sign.
+    """
+    size1, size2 = (group.r1 >> 1), (group.r2 >> 1) * plan.r2_unit
+    n1, n2 = tl.cdiv(size1, plan.block_r1).to(tl.uint32), tl.cdiv(size2, plan.block_r2).to(tl.uint32)
+    t = (tl.zeros((), tl.int32) + t).to(tl.uint32)
+    index1, index2, walked = t * 0, t * 0, t * 0
+    if plan.tiled == "r2":
+        index2 = t
+    elif plan.tiled == "all":
+        index1 = t // n2
+        index2 = t - index1 * n2
+        if len(group.walk) > 0:
+            walked = index1 // n1
+            index1 -= walked * n1
+    start1, start2 = index1.to(tl.int64) * plan.block_r1, index2.to(tl.int64) * plan.block_r2
     r1 = start1 + tl.arange(0, plan.block_r1)
     r2 = start2 + tl.arange(0, plan.block_r2)
     if plan.even_r1:
         in1 = tl.full((plan.block_r1,), True, tl.int1)
-        size1 = start1 * 0 + plan.block_r1
+        held1 = tl.full((), plan.block_r1, tl.int32)
     else:
-        in1 = r1 < (group.r1 >> 1)
-        size1 = tl.minimum((group.r1 >> 1) - start1, plan.block_r1)
+        in1 = r1 < size1
+        held1 = in_tile(index1, n1, size1, plan.block_r1)
     if plan.even_r2:
         in2 = tl.full((plan.block_r2,), True, tl.int1)
-        size2 = start2 * 0 + plan.block_r2
+        held2 = tl.full((), plan.block_r2, tl.int32)
     else:
-        in2 = r2 < (group.r2 >> 1) * plan.r2_unit
-        size2 = tl.minimum((group.r2 >> 1) * plan.r2_unit - start2, plan.block_r2)
-    walk = Along(t // (n1 * n2), group.walk)
+        in2 = r2 < size2
+        held2 = in_tile(index2, n2, size2, plan.block_r2)
+    walk = Along(walked.to(tl.int32), group.walk)
     mask = within_rows(cube(block.exists, in1, in2), r1, r2, group, plan)
-    size = (size1 * size2).to(tl.float32)
-    return Place(block.outer, block.q, block.exists, walk, r1, r2, in1, in2, mask, size)
+    return Place(block.outer, block.q, block.exists, walk, r1, r2, in1, in2, mask, (held1 * held2).to(tl.float32))
 
 
 @triton.jit

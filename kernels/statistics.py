@@ -105,14 +105,15 @@ def about(pivot, deviations, squares, count, plan: tl.constexpr):
 
 @triton.jit
 def combine(a, b):
-    """Chan's rule for the moments of two sets, with means relative to the first one's: large ones cost no digits."""
+    """Chan's rule for the moments of two sets that share ``mean``: each one's own lies ``correction`` beside it.
+
+    So a large mean costs no digits.
+    """
     total = a.count + b.count
     part = b.count / tl.where(total == 0.0, 1.0, total)
-    mean = tl.where(a.count == 0.0, b.mean, a.mean)
-    delta = ((b.mean - mean) + b.correction) - a.correction
-    correction = a.correction + delta * part
+    delta = b.correction - a.correction
     squares = a.squares + (b.squares + delta * delta * (a.count * part))
-    return Moments(total, mean, correction, squares)
+    return Moments(total, a.mean, a.correction + delta * part, squares)
 
 
 @triton.jit
@@ -181,7 +182,7 @@ def measure_run(x, pivot, run, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`Moments` of each group over a run of tiles, which are summed across threads once."""
     deviations = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
     squares, count = deviations, tl.zeros((), dtype)
-    for i in tl.range(run.first, run.last):
+    for i in tl.range(run.first, run.last, num_stages=plan.depth):
         at = tile_at(i, run.block, group, plan)
         tile = load_tile(x, at, dtype, plan)
         if plan.centered:

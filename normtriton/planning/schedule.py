@@ -361,6 +361,8 @@ class Pass(NamedTuple):
     def walk(self, group: Grouping, stage: str, chunks: int = 1) -> Launch:
         """A launch whose programs walk the tiles of a group, so many programs each group."""
         tile = self.tile(group)
+        if self.kernel == "forward" and stage != "apply":
+            tile = planning.measured_ahead(group, tile, self.itemsize, self.tuning)
         return self.launch(group, tile, stage, (tile.blocks(group), chunks))
 
     def apply(self, group: Grouping, chunks: int = 0) -> Launch:

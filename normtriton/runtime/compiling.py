@@ -85,8 +85,9 @@ def kernel_group(launch: Launch) -> Grouping:
     """A launch's `Grouping` as its kernel takes it.
 
     Tensors' strides, and the extent of the contiguous axis, are in units of ``plan.vector``. Sizes are odd numbers, see
-    `normtriton.kernels.places`. A stride of 0 is compiled in, and so are reduced sizes that belong to the model. (The
-    number of joined cells too: compiled, float32 columns of 4096 rows spilled 8 bytes without.)
+    `normtriton.kernels.places`. A stride of 0 is compiled in, and so are reduced sizes that belong to the model. Of
+    joined cells their number is too (compiled, float32 columns of 4096 rows spilled 8 bytes without), and the stride
+    between rows (predicted, up to 9 % less time: many narrow accesses share what holds their addresses).
     """
     group, plan = launch.group, launch.plan
     step = "cell" if group.cells > 1 else "kept"
@@ -96,6 +97,9 @@ def kernel_group(launch: Launch) -> Grouping:
     def constant(value: int, fixed: bool = False) -> Any:
         # the interpreter gains nothing from it, and before 3.9 mistakes it for a tensor of another kind
         return tl.constexpr(value) if not INTERPRETED and (fixed or value == 0) else value
+
+    def row_stride(name: str, unit: int) -> bool:
+        return name == "r2" and plan.block_groups > 0 and unit > 1
 
     def size(value: int, fixed: bool = False) -> Any:
         return constant(2 * value + 1, fixed)
@@ -112,7 +116,7 @@ def kernel_group(launch: Launch) -> Grouping:
         return s._replace(
             outer=tuple(constant(v // unit) for v in s.outer),
             walk=tuple(constant(v // unit) for v in s.walk),
-            **{name: constant(value) for name, value in scaled.items()},
+            **{name: constant(value, row_stride(name, unit)) for name, value in scaled.items()},
         )
 
     operands = {name: strides(getattr(group, name)) for name in OPERANDS}

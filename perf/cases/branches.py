@@ -160,7 +160,7 @@ CLUSTERED = {
     "group-cells": Branch("group", (2, 40, 30, 31), "clustered", "clustered", "channels_last", groups=4),
     "group-cells-blocks": Branch("group", (1, 60, 16, 16), "clustered", "clustered", "channels_last", groups=10),
     "group-cells-two-blocks": Branch("group", (1, 80, 21, 20), "clustered", "clustered", "channels_last", groups=4),
-    "group-cells-many-rows": Branch("group", (1, 40, 100, 51), "clustered", "split", "channels_last", groups=4),
+    "group-cells-many-rows": Branch("group", (1, 20, 100, 83), "clustered", "split", "channels_last", groups=2),
     "batch-too-large": Branch("batch", (9, 2, 180, 181), "split", "split"),
 }
 

@@ -65,6 +65,9 @@ int places_of(const Launch& launch) {
   return std::max(1, whole_gpcs * (in_gpc / size) + (sms - whole_gpcs * in_gpc) / size);
 }
 
+// Clusters that are chosen together: those whose tiles end within a sector share it with the next.
+constexpr int NEIGHBOURS = 8;
+
 // Chooses places and the clusters that run on them; the share of all places that they are. The same ones from both
 // ends: a launch that takes them from the last to the first then finds in the L2 what the launch before left there.
 double choose_places(Launch& launch, u32 resident) {
@@ -75,8 +78,9 @@ double choose_places(Launch& launch, u32 resident) {
   launch.sms.resize(places * launch.cluster);
   launch.room.assign(places, (int)resident);
   u64 wanted = (clusters * places + all - 1) / all;
+  u64 run = std::min(places, NEIGHBOURS);
   for (u64 id = 0; launch.order.size() < (wanted + 1) / 2; ++id)
-    if ((int)(id % all) * places % all < places) launch.order.push_back(id);
+    if ((int)(id / run % all) * places % all < places) launch.order.push_back(id);
   for (u64 k = wanted / 2; k > 0; --k) launch.order.push_back(clusters - 1 - launch.order[k - 1]);
   return share > 1 ? (double)places / all : 1;
 }
