@@ -75,21 +75,21 @@ smoke: .venv-3.6.0/done
 
 .venv/torch:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q $(TORCH) triton==$(TRITON)
+	$(BIN)/pip install -q --no-compile $(TORCH) triton==$(TRITON)
 	touch $@
 
 .venv/test: .venv/torch pyproject.toml
-	$(BIN)/pip install -q -e '.[test,demo,models,perf]'
+	$(BIN)/pip install -q --no-compile -e '.[test,demo,models,perf]'
 	touch $@
 
 .venv/demo: .venv/torch pyproject.toml
-	$(BIN)/pip install -q -e '.[demo]'
+	$(BIN)/pip install -q --no-compile -e '.[demo]'
 	touch $@
 
 .venv-%/done: pyproject.toml
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/pip install -q $(TORCH) triton==$* $(if $(filter 3.9.0,$*),,'numpy<2.4')
-	.venv-$*/bin/pip install -q -e '.[test,perf]'
+	.venv-$*/bin/pip install -q --no-compile $(TORCH) triton==$* $(if $(filter 3.9.0,$*),,'numpy<2.4')
+	.venv-$*/bin/pip install -q --no-compile -e '.[test,perf]'
 	touch $@
 
 clean:
