@@ -56,10 +56,24 @@ def test_a_table_says_what_is_missing():
     }
     lines = {tuple(line.split(" | ")[:3]): line for line in render.beside(files, ROW.dtype).splitlines()}
     row = lines["| layer-8192x4096", "contiguous", "forward"]
-    assert "1: 2.00 / 3.00 / 1.00<br>not compiled yet" in row
-    assert "not measured: ValueError: no / luck<br>" in row
+    assert "not predicted yet<br>1: 2.00 / 3.00 / 1.00<br>not compiled yet" in row
+    assert "not predicted yet<br>not measured: ValueError: no / luck<br>" in row
     row = lines["| batch-1024x256", "contiguous", "backward"]
-    assert row.endswith("| not offered | not measured yet<br>not compiled yet |")
+    assert row.endswith(
+        "| not offered | not predicted yet<br>not measured yet<br>not compiled yet | not predicted yet |"
+    )
+
+
+def test_a_table_says_what_binds():
+    """Of the longest launch: its part of the pass, what is busiest, and what its warps wait for."""
+    busy = {"dram_busy": 0.5, "issue_busy": 0.75, "port_busy": 0.1, "queue_busy": 0.2}
+    launches = [{"us": us, **busy, "stalls": {"barrier": 0.3, "dram": 0.01}} for us in (3.0, 1.0)]
+    times = {"us": 4.0, "us_alone": 5.0, "of_ceiling": 0.5, "of_ceiling_alone": 0.4, "us_plain": 3.0}
+    (row, _) = fake(Job("model", "H100", LIBRARY, ROW), **times, kernels=launches)
+    lines = render.predicted({"model-H100.jsonl": {key(row): row}}, ROW.dtype).splitlines()
+    (line,) = (line for line in lines if line.startswith("| layer-8192x4096 | contiguous | forward"))
+    assert "| 50% (40%), 4.0 µs | not predicted yet |" in line
+    assert line.endswith("| 75% | 75% of it: issue slots 75%; barrier 30% |")
 
 
 def test_what_is_measured_is_kept(tmp_path, monkeypatch):

@@ -74,6 +74,22 @@ CASES = (
     Case("batch", (1024, 256)),
 )
 
+#: Others, for which nothing was chosen: few rows, odd widths, 24 and 40 channels, images of 14x14, one image.
+OTHERS = (
+    Case("layer", (64, 4096)),
+    Case("layer", (1024, 4096)),
+    Case("layer", (4096, 1001)),
+    Case("rms", (2048, 5120)),
+    Case("group", (8, 24, 112, 112), 8),
+    Case("group", (8, 40, 56, 56), 8),
+    Case("group", (2, 320, 64, 64), 32),
+    Case("instance", (1, 32, 512, 512)),
+    Case("instance", (16, 24, 63, 65)),
+    Case("batch", (64, 256, 14, 14)),
+    Case("batch", (32, 24, 112, 112)),
+    Case("batch", (1, 64, 256, 256)),
+)
+
 #: Shapes by the models they come from.
 SETS = {
     # hidden sizes of 2048 tokens and of one generated for each of 64 requests: Llama 8B and 70B, Gemma 9B
@@ -102,6 +118,7 @@ SETS = {
         for channels, side in ((32, 128), (64, 64), (128, 32), (256, 16), (320, 8))
     ),
     "reports": CASES,
+    "others": OTHERS,
 }  # fmt: skip
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

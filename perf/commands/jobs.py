@@ -34,7 +34,7 @@ from ..count.l2 import MACHINES
 from ..count.launches import planned
 from ..count.traffic import fraction, measure
 from ..show.rows import LIBRARY
-from ..time import predict, timed
+from ..time import plain, predict, timed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +49,7 @@ SOURCES = {
     "traffic": ("count/addresses.py", "count/l2.py", "count/traffic.py"),
     "code": ("count/codegen.py", "count/occupancy.py"),
     "model": (
-        *("count/codegen.py", "count/occupancy.py", "time/predict.py"),
+        *("count/codegen.py", "count/occupancy.py", "time/plain.py", "time/predict.py"),
         *(f"emulator/{name}.py" for name in ("gpus", "liveness", "sass", "timer")),
         *("emulator/cpp/model.cpp", "emulator/cpp/model/*.hpp"),
     ),
@@ -107,7 +107,7 @@ def device_of(job: Job) -> Device:
     if job.instrument == "traffic":
         return MACHINES[job.machine].device
     if job.instrument == "model":
-        device = predict.device_of(predict.GPUS[job.machine])
+        device = predict.device_of(*predict.MACHINES[job.machine])
         return device if job.tuning == UNTUNED else device._replace(tuned=Tunings({}, job.tuning))
     return planned_for(job.machine)
 
@@ -158,7 +158,7 @@ def figures(job: Job) -> dict[str, dict[str, Any]]:
     """Measure a cell: {"forward": ..., "backward": ...}."""
     case, dtype, layout = job.cell.case, *job.cell.options
     if job.library != LIBRARY and job.instrument == "model":
-        times = timed.figures(job.library, predict.GPUS[job.machine], job.cell)
+        times = timed.figures(job.library, predict.MACHINES[job.machine][0], job.cell)
         return {direction: times[direction]._asdict() for direction in job.directions}
     if job.library != LIBRARY:
         return rivals.figures(job.library, job.instrument, job.machine, job.cell)  # both, whatever is asked for
@@ -173,9 +173,13 @@ def figures(job: Job) -> dict[str, dict[str, Any]]:
         }
     plan = planned(case, dtype, layout, device_of(job))
     if job.instrument == "model":
-        gpu = predict.GPUS[job.machine]
+        gpu, _clusters = predict.MACHINES[job.machine]
         return {
-            direction: {"strategy": plan.strategies[direction], **predict.figures(gpu, plan, direction)._asdict()}
+            direction: {
+                "strategy": plan.strategies[direction],
+                "us_plain": predict.rounded(plain.us(gpu, job.cell, direction)),
+                **predict.figures(gpu, plan, direction)._asdict(),
+            }
             for direction in job.directions
         }
     found = {}

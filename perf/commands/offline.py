@@ -19,7 +19,8 @@ from ..count.l2 import MACHINES
 from ..emulator import device as emulated
 from ..show import render
 from ..show.rows import LIBRARY
-from ..time.predict import GPUS, rounded
+from ..time import predict
+from ..time.predict import rounded
 from .emulate import refuse_interpreter
 from .jobs import Job, measured
 from .results import THEIRS, Store
@@ -257,7 +258,7 @@ def _program(file: Path, gpu: Gpu, as_json: bool) -> None:
 
 @click.command("time")
 @_options
-@names_option("--gpu", "gpus", GPUS, "H100", "GPUs to predict for")
+@names_option("--gpu", "gpus", predict.MACHINES, "H100", "GPUs to predict for, with clusters or without")
 @click.option("--launches", "each", is_flag=True, help="Say of each launch what it is and what it waits for.")
 @click.option(
     "--launch", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE.py",
@@ -283,6 +284,7 @@ def predicted_time(
     \b
     Examples:
       python -m normtriton.perf time --shapes layer-8192x4096
+      python -m normtriton.perf time --shapes group32-8x320x64x64 --gpu H100,H100-clusters-off
       python -m normtriton.perf time --shapes resnet --gpu A100,H100 --dtypes bfloat16 --launches
       python -m normtriton.perf time --shapes rms-8192x2048 --libraries normtriton,liger-kernel --out results
       python -m normtriton.perf time --launch my_kernel.py --gpu A100
@@ -290,7 +292,7 @@ def predicted_time(
     if file is not None:
         if len(gpus) > 1:
             raise click.UsageError(f"--launch predicts for one GPU, not {', '.join(gpus)}")
-        _program(file, GPUS[gpus[0]], as_json)
+        _program(file, predict.MACHINES[gpus[0]][0], as_json)
         return
 
     def table(rows: Sequence[Row]) -> None:

@@ -6,8 +6,9 @@
 A cell is a norm of `normtriton.perf.cases.shapes` in a layout and a dtype. Three instruments work on it: "traffic"
 simulates what its launches move on an H100 and an A100 (`normtriton.perf.count.traffic`); "code" compiles them for
 sm_80, sm_90, sm_100 and gfx942, each planned for a device of that kind, and reads the code
-(`normtriton.perf.count.codegen`); "model" predicts their time on an H100 (`normtriton.perf.time.predict`). ``--rivals``
-does the same, for an H100 and sm_90, to the other libraries that are installed (`normtriton.perf.count.rivals`).
+(`normtriton.perf.count.codegen`); "model" predicts their time on an H100, with and without clusters, an H200 and an
+A100 (`normtriton.perf.time.predict`). ``--rivals`` does the same, for an H100 and sm_90, to the other libraries that
+are installed (`normtriton.perf.count.rivals`). Times on an H100 are also predicted of other shapes.
 
 Results are JSON lines, one a cell and direction, in a file for each instrument and machine. What is there already is
 kept if it was measured with the same versions, plans, kernels and instruments; so a run that was stopped goes on where
@@ -26,22 +27,35 @@ import click
 
 from normtriton.runtime import cache
 
-from ..cases.shapes import DIRECTIONS, NORMS, TIMED, cells, offered
+from ..cases.shapes import DIRECTIONS, DTYPES, NORMS, OTHERS, TIMED, cells, offered
 from ..cli import Refusal
 from ..count import rivals
 from ..show import render
 from ..show.rows import LIBRARY, key, load
+from ..time.predict import MACHINES
 from .jobs import Job, made_from, measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from ..cases.shapes import Cell
+
 #: The instruments that need no GPU.
 INSTRUMENTS = ("traffic", "code", "model")
 #: Instruments and machines of other libraries and of ours; first what the README shows.
 THEIRS = ("code", "sm_90"), ("traffic", "H100"), ("model", "H100")
-OURS = (*THEIRS, ("code", "sm_80"), ("code", "sm_100"), ("code", "gfx942"), ("traffic", "A100"))
+OURS = (
+    *THEIRS,
+    *(("code", target) for target in ("sm_80", "sm_100", "gfx942")),
+    ("traffic", "A100"),
+    *(("model", name) for name in MACHINES if name != "H100"),
+)
+
+
+def cells_of(instrument: str, machine: str) -> list[Cell]:
+    """What is measured: the cells of the reports; those of `OTHERS` in bfloat16, where they are shown."""
+    return cells() + (cells(OTHERS, dtypes=DTYPES[:1]) if (instrument, machine) == ("model", "H100") else [])
 
 
 def jobs(select: str, others: bool, only: str = "") -> Iterator[Job]:
@@ -49,7 +63,7 @@ def jobs(select: str, others: bool, only: str = "") -> Iterator[Job]:
     installed = [library for library in TIMED if others and rivals.version(library) != rivals.MISSING]
     for library in (LIBRARY, *installed):
         for instrument, machine in OURS if library == LIBRARY else THEIRS:
-            for cell in cells():
+            for cell in cells_of(instrument, machine):
                 norms = NORMS if library == LIBRARY else offered(instrument).get(library, ())
                 if select in cell.case.name and cell.case.norm in norms and only in ("", instrument):
                     yield Job(instrument, machine, library, cell)
@@ -90,7 +104,7 @@ def _order() -> dict[tuple[str, ...], int]:
     """The place of each row that is committed; others follow, in the order in which they came."""
     keys = (
         (cell.case.name, cell.layout, cell.dtype, direction, library)
-        for cell in cells()
+        for cell in cells_of("model", "H100")
         for direction in DIRECTIONS
         for library in (LIBRARY, *TIMED)
     )

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cases.shapes import DIRECTIONS, DTYPES, OFFERED, TIMED, Cell, cells
+from ..cases.shapes import CASES, DIRECTIONS, DTYPES, OFFERED, OTHERS, TIMED, Case, Cell, cells
 from ..cases.targets import PLANNED_FOR
 from .rows import LIBRARY, Files, Row, load, versions
 
@@ -75,6 +75,23 @@ def longest(row: Row) -> Row:
     return launch
 
 
+def predicted_time(row: Row) -> str:
+    """What is predicted of a pass: its part of a copy's rate, in brackets each multiprocessor alone, and µs."""
+    absent = missing(row, "predicted")
+    return absent or f"{row['of_ceiling']:.0%} ({row['of_ceiling_alone']:.0%}), {row['us']:.1f} µs"
+
+
+def binds(row: Row) -> str:
+    """What the longest launch of a pass keeps busy most, and what its warps wait for."""
+    if "error" in row:
+        return ""
+    launch = longest(row)
+    terms = {"DRAM": "dram", "issue slots": "issue", "L2 port": "port", "load/store queue": "queue"}
+    name, part = max(((name, launch[f"{term}_busy"]) for name, term in terms.items()), key=lambda item: item[1])
+    share = f"{launch['us'] / row['us']:.0%} of it: " if len(row["kernels"]) > 1 else ""
+    return f"{share}{name} {part:.0%}; {waits(launch)}"
+
+
 def launch_words(kernel: Row) -> list[str]:
     """A launch in words, for a line below its pass: what it is, how busy it keeps the GPU, what its warps wait for."""
     cluster = f" in clusters of {kernel['cluster']}" if kernel["cluster"] > 1 else ""
@@ -103,8 +120,8 @@ def made_with(files: Files, names: Iterable[str]) -> str:
 
 
 def beside(files: Files, dtype: str) -> str:
-    """Ours beside other libraries', on an H100."""
-    traffic, compiled = ("traffic-H100", "code-sm_90")
+    """Ours beside other libraries', on an H100: predicted time, then bytes, then code."""
+    timed, traffic, compiled = ("model-H100", "traffic-H100", "code-sm_90")
     rows = []
     for cell in cells():
         if cell.dtype != dtype:
@@ -112,19 +129,23 @@ def beside(files: Files, dtype: str) -> str:
         for direction in DIRECTIONS:
             ours = find(files, f"{traffic}.jsonl", cell, direction)
             columns = [cell.case.name, cell.layout, direction, ours.get("strategy", "-")]
-            for library in (LIBRARY, *OFFERED):
+            for library in (LIBRARY, *TIMED):
                 suffix = "" if library == LIBRARY else "-rivals"
-                if cell.case.norm not in OFFERED.get(library, cell.case.norm):
+                if cell.case.norm not in TIMED.get(library, cell.case.norm):
                     columns.append("not offered")
                     continue
-                moves, made = (find(files, f"{f}{suffix}.jsonl", cell, direction, library) for f in (traffic, compiled))
-                first = missing(moves, "measured") or f"{launches(moves)}: {' / '.join(ratios(moves))}"
-                second = missing(made, "compiled") or ", ".join(code(made))
-                columns.append(f"{first}<br>{second}".replace("|", "/"))
+                runs, moves, made = (
+                    find(files, f"{f}{suffix}.jsonl", cell, direction, library) for f in (timed, traffic, compiled)
+                )
+                lines = [predicted_time(runs)]
+                if library in (LIBRARY, *OFFERED):
+                    lines.append(missing(moves, "measured") or f"{launches(moves)}: {' / '.join(ratios(moves))}")
+                    lines.append(missing(made, "compiled") or ", ".join(code(made)))
+                columns.append("<br>".join(lines).replace("|", "/"))
             rows.append(columns)
-    names = [f"{f}{suffix}.jsonl" for f in (traffic, compiled) for suffix in ("", "-rivals")]
-    text = table(("shape", "layout", "direction", "our strategy", LIBRARY, *OFFERED), rows)
-    return f"{dtype}. Measured with {made_with(files, names)}.\n\n{text}"
+    names = [f"{f}{suffix}.jsonl" for f in (timed, traffic, compiled) for suffix in ("", "-rivals")]
+    text = table(("shape", "layout", "direction", "our strategy", LIBRARY, *TIMED), rows)
+    return f"{dtype}. With {made_with(files, names)}.\n\n{text}"
 
 
 def ours(files: Files, target: str, machine: str) -> str:
@@ -151,29 +172,42 @@ def ours(files: Files, target: str, machine: str) -> str:
     return f"Measured with {made_with(files, names)}.\n\n{table(heads, rows)}"
 
 
-def predicted(files: Files, dtype: str, machine: str = "H100") -> str:
-    """Predicted times of ours and of other libraries', and their part of a copy's rate."""
-    names = (f"model-{machine}.jsonl", f"model-{machine}-rivals.jsonl")
+def others(files: Files, dtype: str, cases: Iterable[Case] = OTHERS) -> str:
+    """Predicted times, on an H100, of ours and of other libraries' where nothing was chosen for the shapes."""
+    names = ("model-H100.jsonl", "model-H100-rivals.jsonl")
     rows = []
-    for cell in cells():
-        for direction in DIRECTIONS if cell.dtype == dtype else ():
+    for cell in cells(cases, dtypes=(dtype,)):
+        for direction in DIRECTIONS:
             columns = [cell.case.name, cell.layout, direction]
             for library in (LIBRARY, *TIMED):
-                if cell.case.norm not in TIMED.get(library, cell.case.norm):
-                    columns.append("not offered")
-                    continue
+                offered = cell.case.norm in TIMED.get(library, cell.case.norm)
                 row = find(files, names[library != LIBRARY], cell, direction, library)
-                part = missing(row, "predicted") or f"{row['of_ceiling']:.0%} ({row['of_ceiling_alone']:.0%})"
-                columns.append(part if "error" in row else f"{part}, {row['us']:.1f} µs")
+                columns.append(predicted_time(row).replace("|", "/") if offered else "not offered")
             rows.append(columns)
     text = table(("shape", "layout", "direction", LIBRARY, *TIMED), rows)
     return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{text}"
+
+
+def predicted(files: Files, dtype: str, cases: Iterable[Case] = CASES) -> str:
+    """Predicted times of ours on each machine, and what binds on an H100."""
+    machines = ("H100", "H100-clusters-off", "H200", "A100")
+    names = [f"model-{machine}.jsonl" for machine in machines]
+    rows = []
+    for cell in cells(cases, dtypes=(dtype,)):
+        for direction in DIRECTIONS:
+            found = [find(files, name, cell, direction) for name in names]
+            floor = "" if "error" in found[0] else f"{found[0]['us_plain'] / found[0]['us']:.0%}"
+            rows.append([cell.case.name, cell.layout, direction, *map(predicted_time, found), floor, binds(found[0])])
+    heads = ["shape", "layout", "direction", "H100", "H100, clusters off", "H200", "A100"]
+    heads += ["of a plain kernel, H100", "longest launch, H100"]
+    return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{table(heads, rows)}"
 
 
 #: The tables, by the name in their comment.
 TABLES: dict[str, Callable[[Files], str]] = {f"beside-{dtype}": partial(beside, dtype=dtype) for dtype in DTYPES}
 TABLES |= {target: partial(ours, target=target, machine=name) for target, (name, _device) in PLANNED_FOR.items()}
 TABLES |= {f"predicted-{dtype}": partial(predicted, dtype=dtype) for dtype in DTYPES}
+TABLES |= {"predicted-others": partial(others, dtype=DTYPES[0])}
 
 
 def rendered(folder: Path = RESULTS, pages: Iterable[Path] = PAGES) -> dict[Path, str]:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ..emulator.gpus import Gpu
     from ..emulator.timer import Timed
 
+#: What results are predicted for, by name: a GPU, and whether plans have its clusters.
+MACHINES = {name: (gpu, True) for name, gpu in GPUS.items()} | {"H100-clusters-off": (GPUS["H100"], False)}
 #: Of tensors of more elements a quarter of the multiprocessors is run, with a quarter of the L2 and of the bus.
 WHOLE = 8_000_000
 #: Two predicted times of a pass that are closer than this part of them are not told apart: about what the model was off
@@ -181,4 +183,16 @@ def figures(gpu: Gpu, plan: Planned, direction: str) -> Predicted:
     return predicted(gpu, *run(gpu, kernels, prod(plan.x.shape)), size)
 
 
-__all__ = ["GPUS", "MARGIN", "Kernel", "Predicted", "device_of", "figures", "kernel", "ours", "predicted", "run"]
+__all__ = [
+    "GPUS",
+    "MACHINES",
+    "MARGIN",
+    "Kernel",
+    "Predicted",
+    "device_of",
+    "figures",
+    "kernel",
+    "ours",
+    "predicted",
+    "run",
+]
