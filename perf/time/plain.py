@@ -6,7 +6,7 @@ Small tensors are far from the rate of a large copy: a launch starts, its first 
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -25,14 +25,14 @@ BLOCK = 2048
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton's is untyped
-def copy(x: Any, y: Any, n: Any, block: tl.constexpr) -> None:
+def copy(x, y, n, block: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201  for Triton's compiler
     """Write x to y, both of n elements."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     tl.store(y + at, tl.load(x + at, mask=at < n), mask=at < n)
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton's is untyped
-def add(x: Any, dy: Any, dx: Any, n: Any, block: tl.constexpr) -> None:
+def add(x, dy, dx, n, block: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201  as above
     """Write x + dy to dx, all of n elements."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     tl.store(dx + at, tl.load(x + at, mask=at < n) + tl.load(dy + at, mask=at < n), mask=at < n)
