@@ -47,6 +47,13 @@ def backwards(x, indices, y, n, BLOCK: tl.constexpr):  # noqa: ARG001, N803
     tl.store(y + i, tl.load(x + i, mask=i < n), mask=i < n)
 
 
+@triton.jit
+def columns(x, indices, y, n, BLOCK: tl.constexpr):  # noqa: ARG001, N803
+    row, column = tl.arange(0, BLOCK) // 16, tl.arange(0, BLOCK) % 16
+    i = (row * tl.num_programs(0) + tl.program_id(0)) * 12 + column  # 48 bytes: half of what ends within a sector
+    tl.store(y + i, tl.load(x + i, mask=(column < 12) & (i < n)), mask=(column < 12) & (i < n))
+
+
 @cache
 def compiled(kernel, target):
     """(cubin, PTX, shared bytes) of a kernel of this file."""
@@ -96,6 +103,14 @@ def test_a_second_launch_finds_what_the_first_read(share, second, blocks):
     first = timed(copy, blocks * BLOCK, timer)
     assert first.dram_read == pytest.approx(4 * blocks * BLOCK, rel=0.05)
     assert timed(second, blocks * BLOCK, timer, flush=False).dram_read < 0.05 * first.dram_read
+
+
+@pytest.mark.parametrize("share", [1, 4])
+def test_neighbours_share_a_sector(share):
+    """Also where a part of the blocks stands for all: what ends within a sector is read again from the L2 at most."""
+    blocks = 1024
+    read = timed(columns, blocks * BLOCK, Timer(replace(GPUS["H100"], share=share))).dram_read
+    assert read == pytest.approx(4 * 12 * (BLOCK // 16) * blocks, rel=0.05)
 
 
 def test_two_runs_agree():

@@ -10,9 +10,11 @@ from click.testing import CliRunner
 from normtriton.perf import cli
 from normtriton.perf.cases.shapes import Case, Cell
 from normtriton.perf.commands import validation
+from normtriton.perf.commands.jobs import Job, figures
 from normtriton.perf.commands.validation import Published
 from normtriton.perf.count import rivals
 from normtriton.perf.emulator.timer import Timer
+from normtriton.perf.show.rows import LIBRARY
 from normtriton.perf.time import timed
 
 TINY = Published(
@@ -87,6 +89,14 @@ def test_the_command_predicts_once_and_names_what_is_missing(release, tmp_path, 
     monkeypatch.setattr(validation, "predict", lambda *_: pytest.fail("it is there already"))
     again = CliRunner().invoke(cli.main, asked)
     assert again.exit_code == 0 and json.loads(again.output.splitlines()[0]) == shown
+
+
+def test_a_plain_kernel_is_the_floor():
+    """It moves the bytes of a pass and computes nothing, so that no single launch is predicted faster."""
+    cell = Cell(Case.named("layer-512x1024"), "contiguous", "bfloat16")
+    (forward, backward) = Job("model", "H100", LIBRARY, cell).rows(figures(Job("model", "H100", LIBRARY, cell)))
+    assert forward["us_plain"] < forward["us"] and backward["us_plain"] < backward["us"]
+    assert 1.5 < forward["us_plain"] < backward["us_plain"] < 5
 
 
 @pytest.mark.parametrize(

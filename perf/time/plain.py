@@ -44,6 +44,7 @@ def us(gpu: Gpu, cell: Cell, direction: str) -> float:
     tensors = [torch.empty(elements, dtype=cell.options[0], device="meta") for _ in range(3)]
     function, args = (copy, tensors[:2]) if direction == "forward" else (add, tensors)
     given, grid = (*args, elements), (triton.cdiv(elements, BLOCK),)
-    compiled = compiled_launch(function, given, gpu.target, grid, {"block": BLOCK, "num_warps": 4})
+    options = {"block": BLOCK, "num_warps": 4, "enable_fp_fusion": False}
+    compiled = compiled_launch(function, given, gpu.target, grid, options)
     (found,), _alone = run(gpu, [kernel(compiled, (*given, BLOCK), grid, Space())], elements)
     return found.us
