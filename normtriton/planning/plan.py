@@ -659,13 +659,17 @@ def chunks_by_size(group: Grouping, tile: Tile, itemsize: int, tuning: Tuning = 
 
 
 def chunks_to_fill(group: Grouping, tile: Tile, itemsize: int, sms: int, tuning: Tuning = UNTUNED) -> int:
-    """As `chunks_by_size`, but enough programs to fill the multiprocessors; 1 if there are anyway."""
+    """As many as fill the multiprocessors, up to twice `chunks_by_size`; 1 if there are enough blocks anyway.
+
+    Predicted for an H100 in bfloat16, batch norm of 32 x 24 x 112 x 112 takes 30 µs forward in channels_last with twice
+    as many, and 37 with as many.
+    """
     blocks = tile.blocks(group)
     if blocks >= tuning.programs_per_sm * sms:
         return 1
     sms_each = sms * tuning.programs_per_sm / LEAST_PROGRAMS_PER_SM
     least, most = (ceil(each * sms_each / blocks) for each in (LEAST_PROGRAMS_PER_SM, MOST_PROGRAMS_PER_SM))
-    return even_chunks(tile.tiles(group), min(max(chunks_by_size(group, tile, itemsize, tuning), least), most))
+    return even_chunks(tile.tiles(group), min(max(2 * chunks_by_size(group, tile, itemsize, tuning), least), most))
 
 
 def even_chunks(tiles: int, wanted: int) -> int:
