@@ -155,7 +155,7 @@ MISSES = {
     # rows read their parameters again, each in the launch that writes dx, whose programs merge a row's 196 parts each
     ("row-long-odd", "bfloat16", "backward", "live"): 1.979,
     ("row-long-odd", "float32", "backward", "live"): 1.960,
-    # programs of 40 KB of x read and leave statistics of 64 columns, from and to the L2: batch norm fills a GPU with them
+    # programs of 40 KB of x read and leave statistics of 64 columns: batch norm fills a GPU with them
     ("batch-last", "bfloat16", "forward", "live"): 1.530,
     # two programs a multiprocessor leave a row of partial gradients each
     ("row-odd", "bfloat16", "backward", "request"): 1.098,
