@@ -74,7 +74,7 @@ CASES = (
     Case("batch", (1024, 256)),
 )
 
-#: Others, for which nothing was chosen: few rows, odd widths, 24 and 40 channels, images of 14x14, one image.
+#: Others, by which hardly anything was chosen: few rows, odd widths, 24 and 40 channels, images of 14x14, one image.
 OTHERS = (
     Case("layer", (64, 4096)),
     Case("layer", (1024, 4096)),

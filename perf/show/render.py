@@ -173,7 +173,7 @@ def ours(files: Files, target: str, machine: str) -> str:
 
 
 def others(files: Files, dtype: str, cases: Iterable[Case] = OTHERS) -> str:
-    """Predicted times, on an H100, of ours and of other libraries' where nothing was chosen for the shapes."""
+    """Predicted times, on an H100, of ours and of other libraries' in other shapes."""
     names = ("model-H100.jsonl", "model-H100-rivals.jsonl")
     rows = []
     for cell in cells(cases, dtypes=(dtype,)):
