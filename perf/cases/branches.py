@@ -139,6 +139,7 @@ BRANCHES = {
     "group-cells": Branch("group", (2, 20, 9, 9), "split", "split", "channels_last", groups=4),
     "group-cells-shared": Branch("group", (1, 40, 49, 49), "split", "split", "channels_last", groups=4),
     "group-column-rows": Branch("group", (2, 32, 6, 6), "resident", "resident", "channels_last", groups=2),
+    "instance-column-even": Branch("instance", (1, 8, 96, 96), "split", "split", "channels_last"),
 }
 
 #: Those of thread-block clusters, reached on `CLUSTERS`.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..cases.shapes import CASES, DIRECTIONS, DTYPES, OFFERED, OTHERS, TIMED, Case, Cell, cells
 from ..cases.targets import PLANNED_FOR
+from ..time.predict import MACHINES
 from .rows import LIBRARY, Files, Row, load, versions
 
 if TYPE_CHECKING:
@@ -190,16 +191,15 @@ def others(files: Files, dtype: str, cases: Iterable[Case] = OTHERS) -> str:
 
 def predicted(files: Files, dtype: str, cases: Iterable[Case] = CASES) -> str:
     """Predicted times of ours on each machine, and what binds on an H100."""
-    machines = ("H100", "H100-clusters-off", "H200", "A100")
-    names = [f"model-{machine}.jsonl" for machine in machines]
+    names = [f"model-{machine}.jsonl" for machine in MACHINES]
     rows = []
     for cell in cells(cases, dtypes=(dtype,)):
         for direction in DIRECTIONS:
             found = [find(files, name, cell, direction) for name in names]
-            floor = "" if "error" in found[0] else f"{found[0]['us_plain'] / found[0]['us']:.0%}"
-            rows.append([cell.case.name, cell.layout, direction, *map(predicted_time, found), floor, binds(found[0])])
-    heads = ["shape", "layout", "direction", "H100", "H100, clusters off", "H200", "A100"]
-    heads += ["of a plain kernel, H100", "longest launch, H100"]
+            h100 = found[list(MACHINES).index("H100")]
+            floor = "" if "error" in h100 else f"{h100['us_plain'] / h100['us']:.0%}"
+            rows.append([cell.case.name, cell.layout, direction, *map(predicted_time, found), floor, binds(h100)])
+    heads = ["shape", "layout", "direction", *MACHINES, "of a plain kernel, H100", "longest launch, H100"]
     return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{table(heads, rows)}"
 
 
