@@ -6,6 +6,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Modules are compiled where they are first imported, and kept: `import torch` takes half the time in all later processes.
+export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Versions the tests run with. Naming torch's exactly keeps pip from choosing a far larger build.

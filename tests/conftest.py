@@ -11,7 +11,6 @@ import os
 import zlib
 
 import pytest
-import torch
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
 #: What runs a file, where that is not the interpreter alone.
@@ -47,6 +46,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """Say how kernels run before anything imports them: Triton decides when they are defined."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # xdist's own process runs no test, and imports neither torch nor Triton
     target = config.getoption("compiled")
     if target is None:
         os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -79,6 +80,8 @@ def pytest_ignore_collect(collection_path, config):
 @pytest.fixture(autouse=True)
 def _seed(request):
     """Every test has its own seed, from its name."""
+    import torch
+
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
