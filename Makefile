@@ -59,9 +59,9 @@ emulated: .venv/test $(addprefix emulated-,sm_80 sm_90 sm_100)
 emulated-%: .venv/test
 	$(BIN)/python -m normtriton.perf emulate --target $* --kinds branches,layouts,running,real
 
-# Shapes that no list has, a seeded sample for each target: slow.
+# What else is compiled: shapes that no list has, a seeded sample for each target, and the rest of the real shapes.
 sweep: .venv/test
-	TRITON_INTERPRET=0 $(PYTEST) -m slow tests/test_compile_sweep.py
+	TRITON_INTERPRET=0 $(PYTEST) -m slow tests/test_compile_sweep.py tests/test_compile.py tests/test_ptx.py
 
 # Every Triton release that is supported, interpreted and compiled. Whole models depend on none.
 test-matrix: $(MATRIX:%=matrix-%)

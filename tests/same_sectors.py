@@ -1,6 +1,6 @@
 """A program: launches of a few branches, each executed and then timed; prints the sectors that both saw, as JSON.
 
-Run as ``python tests/same_sectors.py sm_90 row-tail``, with names of branches; without any it takes all of them.
+Run as ``python tests/same_sectors.py sm_90 bfloat16 row-tail``, with names of branches; without any it takes all.
 """
 
 import json
@@ -36,15 +36,15 @@ def both(device, timer):
     device.launch = launch
 
 
-def main(target, *names):
-    """Run branches by name, in half and single precision."""
+def main(target, dtype, *names):
+    """Run branches by name."""
     device = emulated.enable(target)
     both(device, Timer(next(gpu for gpu in GPUS.values() if gpu.target == target)))
     clusters.set_mode("off" if target == "sm_80" else "on")
-    for check in checks.of_branches(target != "sm_80", ["bfloat16", "float32"]):
+    for check in checks.of_branches(target != "sm_80", [dtype]):
         if not names or check.name.split()[1] in names:
             check.results(check.operands(torch.device("cpu")).fresh())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *sys.argv[2:])
+    main(*sys.argv[1:])

@@ -1,8 +1,12 @@
 """Every branch of the plans as compiled code, executed on the emulator: right, with no finding, the same bits.
 
+What each kernel's text says is read as well: nothing is fused unasked, and thread blocks of a cluster wait.
+
 `make emulated` runs all dtypes, layouts and targets; here each branch has one dtype, on sm_80 every third.
 """
 
+import pytest
+from kernel_text import faults, fused
 from normtriton.perf.cases import checks
 from normtriton.perf.cases.branches import BRANCHES, CLUSTERED
 from normtriton.perf.commands import emulate
@@ -31,8 +35,25 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("check", sample(target), ids=lambda check: check.name.replace(" ", "-"))
 
 
-def test_results_are_right_and_nothing_else_happens(check, device):
-    """Against float64, with two orders of execution, without a finding."""
+@pytest.fixture
+def ran(monkeypatch):
+    """The launches that checks have made."""
+    seen, once = [], emulate.once
+
+    def keeping(*args, **kwargs):
+        results, launches = once(*args, **kwargs)
+        seen.extend(launches)
+        return results, launches
+
+    monkeypatch.setattr(emulate, "once", keeping)
+    return seen
+
+
+def test_results_are_right_and_nothing_else_happens(check, device, ran):
+    """Against float64, with two orders of execution, without a finding.
+
+    Fused with an addition, a product and its rounded copy from another lane would give two lanes different sums.
+    """
     mode = clusters.mode()
     clusters.set_mode("on" if check.device and check.device.clusters else "off")
     try:
@@ -41,6 +62,12 @@ def test_results_are_right_and_nothing_else_happens(check, device):
         clusters.set_mode(mode)
     assert not outcome.failures, "\n".join(outcome.failures)
     assert outcome.launches > 0 and outcome.instructions > 0
+    for launch in {launch.handle: launch for launch in ran}.values():
+        texts = device.texts(launch)
+        assert fused(texts) == 0, launch.kernel
+        assert faults(texts["ptx"], launch.cluster) == [], launch.kernel
+    planned = check.branch.forward if check.device else ""
+    assert any(launch.cluster > 1 for launch in ran) == (planned == "clustered")
 
 
 def test_the_sample_has_every_branch_and_dtype():

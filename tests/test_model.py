@@ -188,14 +188,14 @@ def test_jumps_that_cannot_be_followed():
         hand_made("BRX R2 -0x10")
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-def test_the_model_touches_what_the_executor_touches(target):
+@pytest.mark.parametrize(("target", "dtype"), [("sm_80", "float32"), ("sm_90", "bfloat16")])
+def test_the_model_touches_what_the_executor_touches(target, dtype):
     """The same sectors of global memory, though one runs SASS and the other PTX; next to nothing is guessed."""
     program = Path(__file__).with_name("same_sectors.py")
-    command = [sys.executable, "-W", "ignore", program, target, "row", "batch-column-sector", "group-cells"]
+    command = [sys.executable, "-W", "ignore", program, target, dtype, "row", "batch-column-sector", "group-cells"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) > 10 and any(row["cluster"] > 1 for row in rows) == (target == "sm_90")
+    assert len(rows) > 4 and any(row["cluster"] > 1 for row in rows) == (target == "sm_90")
     for row in rows:  # the assembler may join two loads of one sector
         assert row["timed"] == pytest.approx(row["executed"], rel=0.02), row
         assert row["guessed"] <= 1, row

@@ -44,7 +44,7 @@ from .executor import Executor
 from .memory import Memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -112,7 +112,7 @@ class Device:
         self.timer: Any = None
         self.timed: list[Any] = []
         self.turn = RLock()  # the executor runs one launch after the other
-        self._texts: dict[bytes, str] = {}  # PTX by the binary made of it
+        self._texts: dict[bytes, Mapping[str, Any]] = {}  # of each stage of the compiler, by the binary made of them
         self._binaries: dict[int, bytes] = {}  # by handle
         if timing is not None:
             from .timer import Timer  # noqa: PLC0415  its library is compiled where it is wanted
@@ -179,9 +179,13 @@ class Device:
             self.timed.append(self.timer.launch(name, binary, tuple(grid), threads // 32, cluster, shared, parameters))
         return result
 
-    def note(self, binary: bytes, text: str) -> None:
-        """Note the PTX that a binary was made of."""
-        self._texts[hashlib.sha1(binary, usedforsecurity=False).digest()] = text
+    def texts(self, ran: Ran) -> Mapping[str, Any]:
+        """What the compiler made of a launch's kernel, by stage: "ttir", "ttgir", "llir", "ptx"."""
+        return self._texts[_digest(self._binaries[ran.handle])]
+
+    def note(self, binary: bytes, texts: Mapping[str, Any]) -> None:
+        """Note the texts, PTX the last, that a binary was made of."""
+        self._texts[_digest(binary)] = texts
 
     def load(self, binary: bytes) -> None:
         """Have the driver's next module be the PTX of a binary, edited if a fault is to be planted.
@@ -189,11 +193,16 @@ class Device:
         Raises:
             RuntimeError: Triton has not compiled this binary.
         """
-        text = self._texts.get(hashlib.sha1(binary, usedforsecurity=False).digest())
-        if text is None:
+        texts = self._texts.get(_digest(binary))
+        if texts is None:
             raise RuntimeError("the emulated device runs PTX, and this binary has none: Triton did not compile it")
+        text = texts["ptx"]
         handle = self.executor.load(self.edit(text) if self.edit else text, self.timer is None)
         self._binaries[handle] = binary
+
+
+def _digest(binary: bytes) -> bytes:
+    return hashlib.sha1(binary, usedforsecurity=False).digest()
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
@@ -265,7 +274,7 @@ def _hook_triton(device: Device) -> None:
     def noting(self: Any, *args: Any, **kwargs: Any) -> None:
         compiled(self, *args, **kwargs)
         if "ptx" in self.asm:
-            device.note(self.kernel, self.asm["ptx"])
+            device.note(self.kernel, self.asm)
 
     @wraps(launcher)
     def passing(self: Any, *args: Any, **kwargs: Any) -> None:
