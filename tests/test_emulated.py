@@ -66,8 +66,9 @@ def test_results_are_right_and_nothing_else_happens(check, device, ran):
         texts = device.texts(launch)
         assert fused(texts) == 0, launch.kernel
         assert faults(texts["ptx"], launch.cluster) == [], launch.kernel
-    planned = check.branch.forward if check.device else ""
-    assert any(launch.cluster > 1 for launch in ran) == (planned == "clustered")
+    planned = check.device is not None and check.branch.forward == "clustered"
+    if check.dtype == "float32" or not planned:  # others may fit in a program, or not in a cluster
+        assert any(launch.cluster > 1 for launch in ran) == planned
 
 
 def test_the_sample_has_every_branch_and_dtype():
