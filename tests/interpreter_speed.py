@@ -13,11 +13,14 @@ Nothing that a kernel computes changes. These costs go, of Triton 3.9; names tha
 - The types that two operands get are worked out for each operation: they follow from theirs. A scalar beside a tile is
   made a tile: numpy does without. Numbers are made tensors each time: they are few.
 - Any value may be a number that is known when compiling, or a tuple of such. Most are tensors or plain numbers.
+- Casts between the usual numbers, new axes and tiles made as wide as one another are each one step of numpy.
 """
 
 import dataclasses
+from functools import cache
 from types import SimpleNamespace
 
+import numpy as np
 import triton
 import triton.language as tl
 from triton.language import core
@@ -35,8 +38,10 @@ def speed_up():
     interpreter._get_np_dtype = remember_by_scalar(interpreter._get_np_dtype)
     if triton.__version__.startswith("3.9."):
         share_shapes()
+        compare_sizes_first()
         ask_identity_first()
         remember_operands()
+        go_to_numpy()
         unwrap_by_type()
 
 
@@ -107,9 +112,9 @@ def share_shapes():
     def type_of(self, element_ty, shape):
         sizes = tuple([size.value if isinstance(size, core.constexpr) else size for size in shape])
         if sizes not in known:
-            make_type(self, element_ty, shape)
+            make_type(self, element_ty, list(sizes))
             known[sizes] = self.shape, self.numel, shape_of_tile(self)
-        self.element_ty = element_ty
+        self.element_ty, self.sizes = element_ty, sizes
         self.shape, self.numel, self.of_tile = known[sizes]
         self.name = f"<{sizes}, {element_ty}>"
 
@@ -117,8 +122,37 @@ def share_shapes():
         self.handle, self.type, self.dtype = handle, type, type.scalar
         self.shape, self.numel = type.of_tile if type.is_block() else of_scalar
 
+    def with_element_type(self, element_ty):
+        return tile_type(element_ty, self.sizes)
+
     of_scalar = shape_of_tile(core.int32)
     core.block_type.__init__, core.tensor.__init__ = type_of, tile_of
+    core.block_type.with_element_ty = with_element_type
+
+
+_tile_types = {}
+
+
+def tile_type(element, sizes):
+    """The type of a tile, but of pointers always the same object: types are compared more often than they are made."""
+    if type(element) is not core.dtype:
+        return core.block_type(element, sizes)
+    found = _tile_types.get((element.name, sizes))
+    if found is None:
+        found = _tile_types[element.name, sizes] = core.block_type(element, sizes)
+    return found
+
+
+def compare_sizes_first():
+    """Whether numpy has widened a result is seen from its size, but for pointers and truth values."""
+    check = interpreter.TensorHandle.__post_init__
+
+    def checked(self):
+        dtype = self.dtype
+        if type(dtype) is not core.dtype or 8 * self.data.itemsize > dtype.primitive_bitwidth:
+            check(self)
+
+    interpreter.TensorHandle.__post_init__ = checked
 
 
 def ask_identity_first():
@@ -130,9 +164,23 @@ def ask_identity_first():
 
     def same_shape(self, left, right):
         a, b = left.type, right.type
-        if (a.shape is b.shape) if a.is_block() and b.is_block() else a.is_block() == b.is_block():
+        tiles = a.is_block(), b.is_block()
+        if (a.shape is b.shape) if all(tiles) else not any(tiles):
             return left, right
-        return broadcast(self, left, right)
+        sizes = common(a.sizes, b.sizes) if all(tiles) else None
+        if sizes is None:
+            return broadcast(self, left, right)
+        return widened(left, sizes), widened(right, sizes)
+
+    @cache
+    def common(left, right):
+        fit = len(left) == len(right) and all(1 in pair or pair[0] == pair[1] for pair in zip(left, right, strict=True))
+        return tuple(b if a == 1 else a for a, b in zip(left, right, strict=True)) if fit else None
+
+    def widened(tile, sizes):
+        if tile.type.sizes == sizes:
+            return tile
+        return made(np.broadcast_to(tile.handle.data, sizes), tile.type.element_ty, sizes)
 
     core.dtype.__eq__, TritonSemantic.broadcast_impl_value = same_type, same_shape
 
@@ -173,6 +221,41 @@ def remember_operands():
         return core.tensor(left.handle, b.with_element_ty(a)), right
 
     TritonSemantic.binary_op_type_checking_impl = operands
+
+
+def made(data, element, sizes):
+    """A tile of these numbers."""
+    return core.tensor(interpreter.TensorHandle(data, element), tile_type(element, sizes))
+
+
+#: What numpy converts as Triton does.
+USUAL = {"int32": np.int32, "int64": np.int64, "uint32": np.uint32, "fp32": np.float32, "fp64": np.float64}
+
+
+def go_to_numpy():
+    """Casts and new axes."""
+    cast, expand = TritonSemantic.cast, TritonSemantic.expand_dims
+
+    def cast_usual(self, tile, dtype, rounding=None):
+        have, want = tile.dtype, dtype.scalar
+        if have is want:
+            return tile
+        if rounding is not None or have.name not in USUAL or want.name not in USUAL:
+            return cast(self, tile, dtype, rounding)
+        handle = interpreter.TensorHandle(tile.handle.data.astype(USUAL[want.name]), want)
+        return core.tensor(handle, tile.type.with_element_ty(want) if tile.type.is_block() else want)
+
+    def expand_tile(self, tile, axis):
+        if not tile.type.is_block():
+            return expand(self, tile, axis)
+        sizes = wider(tile.type.sizes, axis)
+        return made(tile.handle.data.reshape(sizes), tile.type.element_ty, sizes)
+
+    @cache
+    def wider(sizes, axis):
+        return (*sizes[:axis], 1, *sizes[axis:])
+
+    TritonSemantic.cast, TritonSemantic.expand_dims = cast_usual, expand_tile
 
 
 def unwrap_by_type():
