@@ -13,7 +13,7 @@ Nothing that a kernel computes changes. These costs go, of Triton 3.9; names tha
 - The types that two operands get are worked out for each operation: they follow from theirs. A scalar beside a tile is
   made a tile: numpy does without. Numbers are made tensors each time: they are few.
 - Any value may be a number that is known when compiling, or a tuple of such. Most are tensors or plain numbers.
-- Casts between the usual numbers, new axes and tiles made as wide as one another are each one step of numpy.
+- Casts of integers, new axes and tiles made as wide as one another are each one step of numpy.
 """
 
 import dataclasses
@@ -228,21 +228,22 @@ def made(data, element, sizes):
     return core.tensor(interpreter.TensorHandle(data, element), tile_type(element, sizes))
 
 
-#: What numpy converts as Triton does.
-USUAL = {"int32": np.int32, "int64": np.int64, "uint32": np.uint32, "fp32": np.float32, "fp64": np.float64}
+#: What numpy converts as Triton does, and without a warning.
+INTEGERS = {"int32": np.int32, "int64": np.int64, "uint32": np.uint32}
+NUMBERS = INTEGERS | {"fp32": np.float32, "fp64": np.float64}
 
 
 def go_to_numpy():
     """Casts and new axes."""
     cast, expand = TritonSemantic.cast, TritonSemantic.expand_dims
 
-    def cast_usual(self, tile, dtype, rounding=None):
+    def cast_integer(self, tile, dtype, rounding=None):
         have, want = tile.dtype, dtype.scalar
         if have is want:
             return tile
-        if rounding is not None or have.name not in USUAL or want.name not in USUAL:
+        if have.name not in INTEGERS or want.name not in NUMBERS or rounding is not None:
             return cast(self, tile, dtype, rounding)
-        handle = interpreter.TensorHandle(tile.handle.data.astype(USUAL[want.name]), want)
+        handle = interpreter.TensorHandle(tile.handle.data.astype(NUMBERS[want.name]), want)
         return core.tensor(handle, tile.type.with_element_ty(want) if tile.type.is_block() else want)
 
     def expand_tile(self, tile, axis):
@@ -255,7 +256,7 @@ def go_to_numpy():
     def wider(sizes, axis):
         return (*sizes[:axis], 1, *sizes[axis:])
 
-    TritonSemantic.cast, TritonSemantic.expand_dims = cast_usual, expand_tile
+    TritonSemantic.cast, TritonSemantic.expand_dims = cast_integer, expand_tile
 
 
 def unwrap_by_type():
