@@ -6,7 +6,14 @@ from conformance import SECTIONS, run_section
 COMPOSED = ("torch.func", "composite compliance")
 #: Minutes in all, so that one input of those which the others are part of is run here.
 DEEPEST = ("torch.func vjpvjp", "torch.func jvpvjp", "torch.func vjpvmap", "torch.func vmapjvpvjp")
-HERE = [s for s in SECTIONS if not s.kind.startswith(COMPOSED) or (s.kind in DEEPEST and s.dtype == "float64")]
+#: The functions beneath the modules have all dtypes.
+OF_MODULES = ("float32", "bfloat16")
+HERE = [
+    s
+    for s in SECTIONS
+    if (s.dtype in OF_MODULES if s.kind == "module inputs" else not s.kind.startswith(COMPOSED))
+    or (s.kind in DEEPEST and s.dtype == "float64")
+]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's first dual number does so
