@@ -113,7 +113,7 @@ def test_real_shapes(case, dtype, layout, name):
     target, device, parameters = machine(name)
     made = make(case, DTYPES[dtype], FORMATS[layout], parameters=parameters)
     directions = {"forward": forward_direction, "backward": backward_direction}
-    passed = {name: direction(*made, device).schedule.passed for name, direction in directions.items()}
+    passed = {which: direction(*made, device).schedule.passed for which, direction in directions.items()}
     assert not any(passed.values()) or case not in CASES or parameters or not compiles(), passed
     for direction, recorded, kernel, code in read(launches_of(*made, device), target):
         plan = recorded.launch.plan
@@ -165,9 +165,7 @@ NOT_CLUSTERED = [*CLUSTERED_LAST[:4], (1024 * 64, 64)]
     [
         named(case, dtype, layout, target, parameters, slow=left_out(target, odd) or parameters != dtype)
         for case, dtype, layout, odd in cells(CLUSTERED)
-        for target, parameters in (("sm_90", dtype), ("sm_90", "float32"), ("sm_100", dtype))[
-            :: 1 + (dtype == "float32")
-        ]
+        for target, parameters in dict.fromkeys([("sm_90", dtype), ("sm_90", "float32"), ("sm_100", dtype)])
     ],
 )
 def test_clusters(case, dtype, layout, target, parameters):
