@@ -8,7 +8,8 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Modules are compiled where they are first imported, and kept: `import torch` takes half the time in all later processes.
 export PYTHONDONTWRITEBYTECODE :=
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# A thread for each of two workers: on two cores, a second one of each spins while it waits for the other's.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Versions the tests run with. Naming torch's exactly keeps pip from choosing a far larger build.
 TORCH := torch==2.13.0
