@@ -78,7 +78,8 @@ def _jobs(
         if rivals.version(library) == rivals.MISSING:
             raise Refusal(f"{library} is not installed: pip install --no-deps {library}")
         if elsewhere := [machine for machine in machines if (instrument, machine) not in THEIRS]:
-            raise Refusal(f"{library} is measured as on an H100 (sm_90) only, not for {', '.join(elsewhere)}")
+            known = ", ".join(machine for which, machine in THEIRS if which == instrument)
+            raise Refusal(f"{library} is measured for {known} only, not for {', '.join(elsewhere)}")
     wanted = [
         Job(instrument, machine, library, cell, tuple(directions))
         for machine in machines

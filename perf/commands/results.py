@@ -7,8 +7,9 @@ A cell is a norm of `normtriton.perf.cases.shapes` in a layout and a dtype. Thre
 simulates what its launches move on an H100 and an A100 (`normtriton.perf.count.traffic`); "code" compiles them for
 sm_80, sm_90, sm_100 and gfx942, each planned for a device of that kind, and reads the code
 (`normtriton.perf.count.codegen`); "model" predicts their time on an H100, with and without clusters, an H200 and an
-A100 (`normtriton.perf.time.predict`). ``--rivals`` does the same, for an H100 and sm_90, to the other libraries that
-are installed (`normtriton.perf.count.rivals`). Times on an H100 are also predicted of other shapes.
+A100 (`normtriton.perf.time.predict`). ``--rivals`` does the same to the other libraries that are installed
+(`normtriton.perf.count.rivals`): for an H100 and sm_90; their time also, in bfloat16, on an H200 and an A100. Times on
+an H100 are also predicted of other shapes.
 
 Results are JSON lines, one a cell and direction, in a file for each instrument and machine. What is there already is
 kept if it was measured with the same versions, plans, kernels and instruments; so a run that was stopped goes on where
@@ -44,18 +45,20 @@ if TYPE_CHECKING:
 #: The instruments that need no GPU.
 INSTRUMENTS = ("traffic", "code", "model")
 #: Instruments and machines of other libraries and of ours; first what the README shows.
-THEIRS = ("code", "sm_90"), ("traffic", "H100"), ("model", "H100")
+THEIRS = ("code", "sm_90"), ("traffic", "H100"), ("model", "H100"), ("model", "H200"), ("model", "A100")
 OURS = (
     *THEIRS,
     *(("code", target) for target in ("sm_80", "sm_100", "gfx942")),
     ("traffic", "A100"),
-    *(("model", name) for name in MACHINES if name != "H100"),
+    *(("model", name) for name in MACHINES if ("model", name) not in THEIRS),
 )
 
 
-def cells_of(instrument: str, machine: str) -> list[Cell]:
-    """What is measured: the cells of the reports; those of `OTHERS` in bfloat16, where they are shown."""
-    return cells() + (cells(OTHERS, dtypes=DTYPES[:1]) if (instrument, machine) == ("model", "H100") else [])
+def cells_of(instrument: str, machine: str, library: str = LIBRARY) -> list[Cell]:
+    """What is measured: the cells of the reports; in bfloat16 alone `OTHERS`, and other libraries not on an H100."""
+    if (instrument, machine) == ("model", "H100"):
+        return cells() + cells(OTHERS, dtypes=DTYPES[:1])
+    return cells(dtypes=DTYPES[:1]) if library != LIBRARY and instrument == "model" else cells()
 
 
 def jobs(select: str, others: bool, only: str = "") -> Iterator[Job]:
@@ -63,7 +66,7 @@ def jobs(select: str, others: bool, only: str = "") -> Iterator[Job]:
     installed = [library for library in TIMED if others and rivals.version(library) != rivals.MISSING]
     for library in (LIBRARY, *installed):
         for instrument, machine in OURS if library == LIBRARY else THEIRS:
-            for cell in cells_of(instrument, machine):
+            for cell in cells_of(instrument, machine, library):
                 norms = NORMS if library == LIBRARY else offered(instrument).get(library, ())
                 if select in cell.case.name and cell.case.norm in norms and only in ("", instrument):
                     yield Job(instrument, machine, library, cell)

@@ -173,9 +173,9 @@ def ours(files: Files, target: str, machine: str) -> str:
     return f"Measured with {made_with(files, names)}.\n\n{table(heads, rows)}"
 
 
-def others(files: Files, dtype: str, cases: Iterable[Case] = OTHERS) -> str:
-    """Predicted times, on an H100, of ours and of other libraries' in other shapes."""
-    names = ("model-H100.jsonl", "model-H100-rivals.jsonl")
+def times(files: Files, dtype: str, machine: str, cases: Iterable[Case]) -> str:
+    """Predicted times, on a machine, of ours and of other libraries'."""
+    names = (f"model-{machine}.jsonl", f"model-{machine}-rivals.jsonl")
     rows = []
     for cell in cells(cases, dtypes=(dtype,)):
         for direction in DIRECTIONS:
@@ -207,7 +207,8 @@ def predicted(files: Files, dtype: str, cases: Iterable[Case] = CASES) -> str:
 TABLES: dict[str, Callable[[Files], str]] = {f"beside-{dtype}": partial(beside, dtype=dtype) for dtype in DTYPES}
 TABLES |= {target: partial(ours, target=target, machine=name) for target, (name, _device) in PLANNED_FOR.items()}
 TABLES |= {f"predicted-{dtype}": partial(predicted, dtype=dtype) for dtype in DTYPES}
-TABLES |= {"predicted-others": partial(others, dtype=DTYPES[0])}
+TABLES |= {"predicted-others": partial(times, dtype=DTYPES[0], machine="H100", cases=OTHERS)}
+TABLES |= {f"beside-{name}": partial(times, dtype=DTYPES[0], machine=name, cases=CASES) for name in ("H200", "A100")}
 
 
 def rendered(folder: Path = RESULTS, pages: Iterable[Path] = PAGES) -> dict[Path, str]:
