@@ -90,6 +90,11 @@ def read(directions, target):
             yield direction, recorded, kernel, read_code(kernel)
 
 
+def steps(directions):
+    """The launches of both passes, without their tensors."""
+    return {direction: [recorded.launch for recorded in launches] for direction, launches in directions.items()}
+
+
 def machine(name):
     """(target, device, dtype of parameters, None for x's): a target's own device, or an H100 without clusters."""
     if name == "sm_90-alone":
@@ -114,8 +119,10 @@ def test_real_shapes(case, dtype, layout, name):
     made = make(case, DTYPES[dtype], FORMATS[layout], parameters=parameters)
     directions = {"forward": forward_direction, "backward": backward_direction}
     passed = {which: direction(*made, device).schedule.passed for which, direction in directions.items()}
-    assert not any(passed.values()) or case not in CASES or parameters or not compiles(), passed
-    for direction, recorded, kernel, code in read(launches_of(*made, device), target):
+    launches = launches_of(*made, device)
+    if case in CASES and not parameters and compiles():
+        assert steps(launches) == steps(launches_of(*made, device._replace(compiler=None))), passed
+    for direction, recorded, kernel, code in read(launches, target):
         plan = recorded.launch.plan
         what = (direction, recorded.launch.kernel, plan, code)
         assert fused(kernel.asm) == 0, what
@@ -356,10 +363,11 @@ SWEEPS = [Case("layer", (8192, n)) for n in (256, 768, 1001, 4096, 8191, 12288)]
 def test_sweeps_fill_multiprocessors(case, dtype, target):
     """A sweep starts as many programs as are resident at once; or fewer, if these have enough bytes on the way."""
     device = on(target, clusters=target in ("sm_90", "sm_100"))
-    recorded = launches_of(*make(case, DTYPES[dtype], torch.contiguous_format), device)["backward"][0]
+    made = make(case, DTYPES[dtype], torch.contiguous_format)
+    recorded = launches_of(*made, device)["backward"][0]
     step, plan = recorded.launch, recorded.launch.plan
     code = read_code(compile_launch(recorded, target))
-    assert code.stack == 0, code
+    assert code.stack in (0, kept(backward_direction(*made, device).schedule.passed)), code
     if target == "gfx942":
         return
     room = resident_blocks(target, step.num_warps, code.registers, code.shared)

@@ -634,7 +634,9 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     problem = one.problem
     group = one.group(problem.over, problem.parameter(contiguous(problem.parameter_shape)))
     halved = one.tuning._replace(per_thread=one.tuning.per_thread // 2)
-    limits = planning.RESIDENT_ACCUMULATE, planning.CLUSTER_ACCUMULATE
+    # where no cluster can hold a group, a program that spills a little is faster than two reads
+    alone = planning.RESIDENT_ACCUMULATE if one.device.clusters else planning.RESIDENT_BACKWARD
+    limits = alone, planning.CLUSTER_ACCUMULATE
     held = one._replace(tuned=halved).on_chip(group, *limits, one.tuning.sweep_elements, accumulate=True)
     tile = planning.swept_tile(group, one.itemsize, one.tuning)
     tiles = 1 if held else tile.tiles(group)

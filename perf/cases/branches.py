@@ -106,6 +106,7 @@ BRANCHES = {
     "rms-many-rows": Branch("rms", (257, 128), "resident", "resident"),
     "row-of-one": Branch("layer", (5, 1), "resident", "resident"),
     "one-row": Branch("layer", (300,), "resident", "resident"),
+    "row-of-one-program": Branch("layer", (3, 9001), "resident", "resident"),
     "row-too-long-for-gradients": Branch("layer", (3, 20000), "resident", "split"),
     "row-split": Branch("layer", (3, 60001), "split", "split"),
     "rows-of-two-dims": Branch("layer", (3, 4, 5, 6), "resident", "resident", dims=2),
