@@ -90,6 +90,10 @@ def read(directions, target):
             yield direction, recorded, kernel, read_code(kernel)
 
 
+#: What spills without clusters, in the first proposal: it is faster so than read twice.
+SPILLS = Case("layer", (4096, 12288))
+
+
 def steps(directions):
     """The launches of both passes, without their tensors."""
     return {direction: [recorded.launch for recorded in launches] for direction, launches in directions.items()}
@@ -121,6 +125,7 @@ def test_real_shapes(case, dtype, layout, name):
     passed = {which: direction(*made, device).schedule.passed for which, direction in directions.items()}
     launches = launches_of(*made, device)
     if case in CASES and not parameters and compiles():
+        assert not any(passed.values()) or (case == SPILLS and not device.clusters), passed
         assert steps(launches) == steps(launches_of(*made, device._replace(compiler=None))), passed
     for direction, recorded, kernel, code in read(launches, target):
         plan = recorded.launch.plan
@@ -367,7 +372,8 @@ def test_sweeps_fill_multiprocessors(case, dtype, target):
     recorded = launches_of(*made, device)["backward"][0]
     step, plan = recorded.launch, recorded.launch.plan
     code = read_code(compile_launch(recorded, target))
-    assert code.stack in (0, kept(backward_direction(*made, device).schedule.passed)), code
+    spills = kept(backward_direction(*made, device).schedule.passed)
+    assert code.stack == (0 if device.clusters or case.shape[1] != SPILLS.shape[1] else spills), code
     if target == "gfx942":
         return
     room = resident_blocks(target, step.num_warps, code.registers, code.shared)
@@ -464,16 +470,11 @@ RARER = (
     ("gfx942", False, "channels_last", torch.bfloat16),
 )
 ALL = product(("sm_90", "gfx942"), (True, False), FORMATS, (torch.bfloat16, torch.float64))
-#: Of every second row and column of an image, float64 with parameters: what writes dx spills 224 bytes a thread.
-KNOWN = ("sm_90", True, "contiguous", torch.float64)
 
 
 @pytest.mark.parametrize(
     ("target", "affine", "layout", "dtype"),
-    [
-        pytest.param(*call, marks=[SLOW] * (call not in RARER) + [pytest.mark.xfail(strict=True)] * (call == KNOWN))
-        for call in ALL
-    ],
+    [pytest.param(*call, marks=[SLOW] * (call not in RARER)) for call in ALL],
     ids=str,
 )
 def test_rarer_calls(target, affine, layout, dtype):

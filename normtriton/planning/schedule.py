@@ -207,14 +207,17 @@ class Schedule(NamedTuple):
         return tuple(launch for launch in steps if launch)
 
 
-def finalizer(kernel: str, group: Grouping) -> Launch:
+def finalizer(kernel: str, group: Grouping, num_warps: int = planning.LOOP_WARPS) -> Launch:
     """The launch of a second stage: few groups, many programs, small tiles.
 
     Tiles and access widths follow neither the number of parts nor that of groups, so that few kernels serve them all.
+    Where programs of another launch do this work, of fewer warps than most, their tiles are smaller. (Compiled: tiles
+    of four warps in one spilled 224 bytes a thread in float64.)
     """
     columns = group.vector_axis == "kept"
     kept = 32 if columns else 1
     room, long = (1024, 64) if group.r1 > 1 else (2048, 256)
+    room = room * min(num_warps, planning.LOOP_WARPS) // planning.LOOP_WARPS
     r2 = min(long if group.r2 > 1 else 1, room // kept)
     r1 = min(64 if group.r1 > 1 else 1, max(room // (kept * r2), 1))
     tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 2, most=8))
@@ -250,7 +253,8 @@ def second_stage(merge: Launch, apply: Launch, gradients: Launch | None) -> tupl
     """What follows the first launch of a split backward pass; parameter gradients, if any, are summed on the way."""
     rides = riding(apply, merge)
     if rides:
-        return None, rides._replace(also=gradients and (gradients.group, gradients.plan))
+        sums = gradients and finalizer(gradients.kernel, gradients.group, rides.num_warps)
+        return None, rides._replace(also=sums and (sums.group, sums.plan))
     return together(merge, gradients) if gradients else merge, apply
 
 
@@ -635,8 +639,8 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     group = one.group(problem.over, problem.parameter(contiguous(problem.parameter_shape)))
     halved = one.tuning._replace(per_thread=one.tuning.per_thread // 2)
     # where no cluster can hold a group, a program that spills a little is faster than two reads
-    alone = planning.RESIDENT_ACCUMULATE if one.device.clusters else planning.RESIDENT_BACKWARD
-    limits = alone, planning.CLUSTER_ACCUMULATE
+    most = planning.RESIDENT_ACCUMULATE if one.device.clusters else planning.RESIDENT_BACKWARD
+    limits = most, planning.CLUSTER_ACCUMULATE
     held = one._replace(tuned=halved).on_chip(group, *limits, one.tuning.sweep_elements, accumulate=True)
     tile = planning.swept_tile(group, one.itemsize, one.tuning)
     tiles = 1 if held else tile.tiles(group)
