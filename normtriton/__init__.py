@@ -20,6 +20,7 @@ from .modules import (
     LayerNorm,
     RMSNorm,
 )
+from .named import normalize
 from .runtime import cache, clusters, trial, tuned  # noqa: F401  the trial registers itself
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "normalize",
     "restore",
     "restored",
     "rms_norm",

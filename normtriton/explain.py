@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from . import functional
+from . import functional, named
 from .autograd.function import has_kernels
+from .checks import Refused
 from .planning.plan import Device
 from .planning.schedule import Problem, backward_schedule, forward_schedule
 from .runtime import clusters as switch
@@ -33,6 +34,8 @@ _CHECKS: dict[str, Callable[..., Call]] = {
     "group_norm": functional.group_norm_call,
     "rms_norm": functional.rms_norm_call,
 }
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {name: getattr(functional, name) for name in _CHECKS}
+_FUNCTIONS["normalize"] = named.normalize
 
 
 class Direction(NamedTuple):
@@ -71,7 +74,7 @@ class Explanation(NamedTuple):
         routes = {
             "triton": "the Triton kernels, on the GPU",
             "interpreter": "the Triton kernels, in Triton's interpreter on the CPU",
-            "torch": f"torch.nn.functional.{self.name}, since this device has no Triton; a GPU would run what follows",
+            "torch": f"{_pytorchs(self.name)}, since this device has no Triton; a GPU would run what follows",
         }
         norm = self.problem.norm
         table = self.device.tuned
@@ -100,6 +103,11 @@ class Explanation(NamedTuple):
                 lines.append(f"  tuned{' by predicted time' if predicted else ''}: {schedule.tuning}")
             lines += [f"  {_describe(step)}" for step in schedule.launches]
         return "\n".join(lines)
+
+
+def _pytorchs(name: str) -> str:
+    """What computes a call where there are no kernels."""
+    return f"torch.nn.functional.{name}" if name in _CHECKS else "PyTorch's own operations"
 
 
 def _describe(step: Launch) -> str:
@@ -212,9 +220,35 @@ def _not_ours(function: Any) -> str:
         name = getattr(function, "__name__", repr(function))
         named = isinstance(function, FunctionType | type)
         said, how = f"{function.__module__}.{function.__qualname__}" if named else repr(function), ""
-    near = next((norm for norm in _CHECKS if norm.replace("_", "") in name.replace("_", "").lower()), None)
+    near = next((norm for norm in _FUNCTIONS if norm.replace("_", "") in name.replace("_", "").lower()), None)
     hint = f"; this may be explain(normtriton.{near}, ...){how}" if near else ""
-    return f"explain() takes {', '.join(_CHECKS)} of normtriton, not {said}{hint}"
+    return f"explain() takes {', '.join(_FUNCTIONS)} of normtriton, not {said}{hint}"
+
+
+def _checked(name: str, x: Any, given: dict[str, Any]) -> tuple[Call | None, Tensor | None, Tensor | None]:
+    """A call and its parameters as the kernels are handed them; no call, if they do not take it."""
+    weight, bias = given.get("weight"), given.get("bias")
+    if not isinstance(x, torch.Tensor):
+        return None, weight, bias
+    if name == "normalize" or given.get("dim") is not None:
+        eps = functional.own_eps(x) if given["eps"] is None else given["eps"]
+        call, weight, bias, fits = named.prepare(name, x, _words(name, x, given), weight, bias, eps)
+        return call if fits else None, weight, bias
+    given = {key: value for key, value in given.items() if key != "dim"}
+    with suppress(Refused):
+        call = _CHECKS[name](x, **given)
+        if name in ("batch_norm", "instance_norm"):
+            weight, bias = (p if p is None or p.dim() == 1 else p.reshape(-1) for p in (weight, bias))
+        return call, weight, bias
+    return None, weight, bias
+
+
+def _words(name: str, x: Tensor, given: dict[str, Any]) -> named.Words:
+    """A call by named axes."""
+    if name == "normalize":
+        sizes = tuple(given["sizes"].items())
+        return named.Words(given["axes"], given["over"], given["affine"], given["center"], sizes)
+    return named.of_dimensions(name, x, given["dim"], given["normalized_shape"], name == "layer_norm")
 
 
 def explain(
@@ -238,7 +272,7 @@ def explain(
     assumed, so a second walk that hits the L2 is counted in full.
     """
     name = getattr(function, "__name__", "")
-    if name not in _CHECKS or getattr(functional, name) is not function:
+    if name not in _FUNCTIONS or _FUNCTIONS[name] is not function:
         raise TypeError(_not_ours(function))
     sms = None if sms is None else whole_number(sms, "explain(): argument 'sms'")
     clusters = None if clusters is None else yes_or_no(clusters, "explain(): argument 'clusters'")
@@ -250,19 +284,13 @@ def explain(
     bound.apply_defaults()
     arguments = bound.arguments
     x = arguments.pop("input")
-    call = None
-    if isinstance(x, torch.Tensor):
-        with suppress(functional.Refused):
-            call = _CHECKS[name](x, **arguments)
+    call, weight, bias = _checked(name, x, arguments)
     if call is None:
         statistics = {
             k: t.clone() for k, t in arguments.items() if k.startswith("running") and isinstance(t, torch.Tensor)
         }
         function(x, **{**arguments, **statistics})  # raises, or PyTorch's function takes it
-        raise ValueError(f"nothing to explain: torch.nn.functional.{name} takes this call")
-    weight, bias = (arguments.get(p) for p in ("weight", "bias"))
-    if name in ("batch_norm", "instance_norm"):
-        weight, bias = (p if p is None or p.dim() == 1 else p.reshape(-1) for p in (weight, bias))
+        raise ValueError(f"nothing to explain: {_pytorchs(name)} takes this call")
     route = "torch" if not has_kernels(x) else "triton" if x.is_cuda else "interpreter"
     device = devices.of(x) if x.is_cuda else Device(132, switch.compiles() and switch.mode() != "off")
     if sms is not None and sms != device.sms:

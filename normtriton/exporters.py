@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from torch._decomp import register_decomposition
 from torch.fx import Proxy, Tracer
 
+from .autograd.composed import composed, measured
 from .autograd.derivatives import Axes
 from .autograd.operators import _rule
 from .convert.replace import LIBRARY, restore
@@ -43,12 +44,12 @@ def normalize(x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, *r
     for t in (weight, bias, *used):
         common = common if t is None else torch.promote_types(common, t.dtype)
     given = (None if t is None else t.to(common) for t in (x, weight, bias, *used))
-    y = _OPERATORS.get(problem.norm, _composed)(problem, *given, eps).to(dtype or x.dtype)
+    y = _OPERATORS.get(problem.norm, composed)(problem, *given, eps).to(dtype or x.dtype)
 
     if constant:
         return y, *(x.new_empty(0) for _ in range(4))
     axes = Axes(problem)
-    own_mean, own_var = _measured(axes, x)
+    own_mean, own_var = measured(axes, x)
     own = own_mean.reshape(-1) if problem.norm.centered else x.new_empty(0), (own_var + eps).rsqrt().reshape(-1)
     if mean is None or var is None:
         return y, *own, x.new_empty(0), x.new_empty(0)
@@ -85,24 +86,6 @@ _OPERATORS: dict[norms.Norm, Callable[..., Tensor]] = {
     norms.LAYER: _layer_norm,
     norms.RMS: _rms_norm,
 }
-
-
-def _measured(axes: Axes, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the variance of each group, with a dimension for each axis."""
-    view = axes.split(x)
-    mean = axes.mean(view)
-    mean = mean if axes.problem.norm.centered else torch.zeros_like(mean)
-    return mean, axes.mean((view - mean).square())
-
-
-def _composed(problem: Problem, x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, eps: float) -> Tensor:
-    """Any norm, by its axes."""
-    axes = Axes(problem)
-    own = _measured(axes, x) if mean is None or var is None else (axes.spread(mean), axes.spread(var))
-    y = (axes.split(x) - own[0]) * (own[1] + eps).rsqrt()
-    y = y if weight is None else y * axes.spread(weight)
-    y = y if bias is None else y + axes.spread(bias)
-    return y.reshape(x.shape)
 
 
 def _restoring(fuse: Callable[..., Any]) -> Callable[..., Any]:

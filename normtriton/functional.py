@@ -21,21 +21,21 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 from math import prod
-from numbers import Real
-from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from torch.compiler import is_compiling
 from torch.fx import Proxy
-from torch.overrides import _get_overloaded_args, handle_torch_function, has_torch_function_variadic
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from . import named
 from .autograd import amp
 from .autograd.call import Call
-from .autograd.function import has_kernels, normalize_unwatched, own, tracing_state, unwatched
+from .autograd.function import normalize_unwatched, own, tracing_state, unwatched
 from .autograd.passes import refuse_shared_memory
 from .autograd.ways import normalize
+from .checks import Refused, check_memory, integer, number, overloaded, takes
 from .planning import norms
 from .planning.schedule import Problem
 
@@ -49,23 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
-_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
-_STRIDED = torch.strided
 _EPS32, _EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
-
-
-class Refused(Exception):  # noqa: N818  an answer, not an error
-    """The kernels do not take this call: PyTorch's own function is to raise its error, or to compute it."""
-
-
-def _takes(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether a call may take the kernels, as far as the input's device and `__torch_function__` say."""
-    # a mode, such as that of `torch.set_default_device`, makes plain tensors seem overloaded
-    if has_torch_function_variadic(x, *others) and any(
-        type(t) is not torch.Tensor for t in _get_overloaded_args((x, *others))
-    ):
-        return False
-    return isinstance(x, torch.Tensor) and has_kernels(x)
 
 
 def _by_pytorch(function: Callable[..., Tensor], *args: Any) -> Tensor:
@@ -143,7 +127,7 @@ def counting_batch_norm(
     batches: Tensor | None,
 ) -> Tensor:
     """`batch_norm`, whose kernel counts the batch on the way: ``batches``, () int64 or None, grows by one."""
-    if not _takes(input, running_mean, running_var, weight, bias):
+    if not takes(input, running_mean, running_var, weight, bias):
         y = _by_pytorch(batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
     else:
         way = SHORT if unwatched(input, running_mean, running_var, weight, bias, batches) else LONG
@@ -195,7 +179,7 @@ def instance_norm(
         NotImplementedError: input is not floating point.
     Source: Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022.
     """
-    if not _takes(input, running_mean, running_var, weight, bias):
+    if not takes(input, running_mean, running_var, weight, bias):
         given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return _by_pytorch(instance_norm, input, *given)
     way = SHORT if unwatched(input, running_mean, running_var, weight, bias) else LONG
@@ -215,25 +199,32 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    dim: int | Sequence[int] | None = None,
 ) -> Tensor:
     """Normalize over the last dimensions; equals `F.layer_norm` with the same arguments.
 
-    Differs from PyTorch in keeping the input's memory format.
+    Differs from PyTorch in keeping the input's memory format, and in ``dim``. With it, it is `normtriton.normalize`
+    over these dimensions: ``layer_norm(x, (C,), weight, bias, dim=1)`` normalizes the channels of images (N, C, H, W).
 
     Args:
-        input: (*, *normalized_shape).
-        normalized_shape: sizes of the last dimensions.
+        input: (*, *normalized_shape); with ``dim`` any shape.
+        normalized_shape: sizes of the last dimensions, or of those in ``dim``.
         weight, bias: normalized_shape or None, each on its own.
         eps: added to the variance, so in units of input squared.
+        dim: a dimension, or several in the order of the weight's; None for the last ones.
     Returns:
-        (*, *normalized_shape), dtype and memory format of input.
+        The shape, dtype and memory format of input.
     Raises:
         RuntimeError: shapes that do not agree, or a parameter that is not floating point or on another device.
         TypeError: an argument of another type; normalized_shape is a number.
+        IndexError: ``dim`` is none of input's.
         NotImplementedError: input is not floating point.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    if _takes(input, weight, bias):
+    if dim is not None:
+        return _over_dimensions(layer_norm, input, normalized_shape, weight, bias, eps, dim)
+    if takes(input, weight, bias):
         way = SHORT if unwatched(input, weight, bias) else LONG
         try:
             call = layer_norm_call(input, normalized_shape, weight, bias, eps, way)
@@ -271,7 +262,7 @@ def group_norm(
         NotImplementedError: input is not floating point.
     Source: Wu and He 2018, arXiv:1803.08494.
     """
-    if _takes(input, weight, bias):
+    if takes(input, weight, bias):
         way = SHORT if unwatched(input, weight, bias) else LONG
         try:
             call = group_norm_call(input, num_groups, weight, bias, eps, way)
@@ -287,27 +278,33 @@ def rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
+    *,
+    dim: int | Sequence[int] | None = None,
 ) -> Tensor:
     """Divide by the root mean square over the last dimensions; equals `F.rms_norm` with the same arguments.
 
-    Differs from PyTorch in keeping the input's memory format. Complex input, and weights that are complex or integer,
-    go to PyTorch's own function on every device.
+    Differs from PyTorch in keeping the input's memory format, and in ``dim``, as of `layer_norm`. Without it, complex
+    input, and weights that are complex or integer, go to PyTorch's own function on every device.
 
     Args:
-        input: (*, *normalized_shape).
-        normalized_shape: sizes of the last dimensions.
+        input: (*, *normalized_shape); with ``dim`` any shape.
+        normalized_shape: sizes of the last dimensions, or of those in ``dim``.
         weight: normalized_shape or None.
         eps: added to the mean square; None is the machine epsilon of float32, for float64 input that of float64.
+        dim: a dimension, or several in the order of the weight's; None for the last ones.
     Returns:
-        (*, *normalized_shape), dtype and memory format of input.
+        The shape, dtype and memory format of input.
     Raises:
         RuntimeError: shapes that do not agree, or a parameter on another device.
         ValueError: normalized_shape has more dimensions than input.
         TypeError: an argument of another type; normalized_shape is a number.
+        IndexError: ``dim`` is none of input's.
         NotImplementedError: input is neither floating point nor complex.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    if _takes(input, weight):
+    if dim is not None:
+        return _over_dimensions(rms_norm, input, normalized_shape, weight, None, eps, dim)
+    if takes(input, weight):
         way = SHORT if unwatched(input, weight) else LONG
         try:
             call = rms_norm_call(input, normalized_shape, weight, eps, way)
@@ -320,9 +317,33 @@ def rms_norm(
     return _by_pytorch(rms_norm, input, normalized_shape, weight, eps)
 
 
+def _over_dimensions(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    dim: int | Sequence[int],
+) -> Tensor:
+    """Layer or RMS norm of other dimensions than the last."""
+    name, centered = function.__name__, function is layer_norm
+    if has_torch_function_variadic(x, weight, bias) and overloaded(x, weight, bias):
+        given = (weight, bias, eps) if centered else (weight, eps)
+        return handle_torch_function(function, (x, weight, bias), x, normalized_shape, *given, dim=dim)
+    words = named.of_dimensions(name, x, dim, normalized_shape, centered)
+    eps = own_eps(x) if eps is None else eps
+    return named.run(name, x, words, weight, bias, eps, torch.float32 if amp.upcasts(x) else None)
+
+
+def own_eps(x: Tensor) -> float:
+    """What PyTorch takes for an eps of None."""
+    return _EPS64 if x.dtype == torch.float64 else _EPS32
+
+
 def _rms_norm_in_parts(x: Tensor, dims: int, weight: Tensor | None, eps: float | None) -> Tensor:
     """`F.rms_norm` for the exporter to ONNX that traces: that of torch 2.13 knows what it consists of, but not it."""
-    eps = (_EPS64 if x.dtype == torch.float64 else _EPS32) if eps is None else eps
+    eps = own_eps(x) if eps is None else eps
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     y = wide * (wide.square().mean(tuple(range(-dims, 0)), keepdim=True) + eps).rsqrt()
     return (y if weight is None else y * weight).to(x.dtype)
@@ -350,9 +371,9 @@ def batch_norm_call(
 ) -> Call:
     """Check `batch_norm`'s arguments; ``batches`` counts them."""
     way = way or SHORT
-    _check_memory(x, weight, bias, running_mean, running_var)
+    check_memory(x, weight, bias, running_mean, running_var)
     problem, channels, values = way.per_channel(norms.BATCH, x.shape)
-    eps = eps if type(eps) is float else _number(eps)
+    eps = eps if type(eps) is float else number(eps)
     if training is True:
         if values == 1 or eps <= 0.0:
             raise Refused
@@ -376,7 +397,7 @@ def instance_norm_call(
 ) -> Call:
     """Check `instance_norm`'s arguments."""
     way = way or SHORT
-    _check_memory(x, weight, bias, running_mean, running_var)
+    check_memory(x, weight, bias, running_mean, running_var)
     if use_input_stats is True:
         problem, channels, values = way.per_channel(norms.INSTANCE, x.shape)
         if values == 1:
@@ -387,7 +408,7 @@ def instance_norm_call(
         problem, channels, _ = way.per_channel(norms.BATCH, x.shape)
     statistics = _statistics(channels, running_mean, running_var, momentum, use_input_stats, way)
     _check_channels(channels, weight, bias)
-    eps = eps if type(eps) is float else _number(eps)
+    eps = eps if type(eps) is float else number(eps)
     return Call(problem, eps, statistics, not use_input_stats)
 
 
@@ -400,7 +421,7 @@ def layer_norm_call(
     way: Way | None = None,
 ) -> Call:
     """Check `layer_norm`'s arguments."""
-    _check_memory(x, weight, bias)
+    check_memory(x, weight, bias)
     return _row_call(way or SHORT, norms.LAYER, x, normalized_shape, weight, bias, eps)
 
 
@@ -408,9 +429,8 @@ def rms_norm_call(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None, way: Way | None = None
 ) -> Call:
     """Check `rms_norm`'s arguments."""
-    _check_memory(x, weight)
-    if eps is None:
-        eps = _EPS64 if x.dtype == torch.float64 else _EPS32
+    check_memory(x, weight)
+    eps = own_eps(x) if eps is None else eps
     return _row_call(way or SHORT, norms.RMS, x, normalized_shape, weight, None, eps)
 
 
@@ -418,9 +438,9 @@ def group_norm_call(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, way: Way | None = None
 ) -> Call:
     """Check `group_norm`'s arguments."""
-    _check_memory(x, weight, bias)
-    num_groups = num_groups if type(num_groups) is int else _integer(num_groups)
-    eps = eps if type(eps) is float else _number(eps)
+    check_memory(x, weight, bias)
+    num_groups = num_groups if type(num_groups) is int else integer(num_groups)
+    eps = eps if type(eps) is float else number(eps)
     shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
     return _with_dtype(x, (way or SHORT).group_problem_call(x.shape, num_groups, *shapes, eps))
 
@@ -458,7 +478,7 @@ def _row_call(
 ) -> Call:
     if type(normalized_shape) is not tuple and not isinstance(normalized_shape, list | tuple):
         raise Refused
-    eps = eps if type(eps) is float else _number(eps)
+    eps = eps if type(eps) is float else number(eps)
     shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
     try:
         return _with_dtype(x, way.row_problem_call(norm, x.shape, *shapes, eps, *normalized_shape))
@@ -475,52 +495,11 @@ def _row_problem_call(
     *normalized_shape: int,
 ) -> Call:
     """The `Call` of layer or RMS norm of shapes that agree."""
-    wanted = tuple(_integer(n) for n in normalized_shape)
+    wanted = tuple(integer(n) for n in normalized_shape)
     dims = len(wanted)
     if dims == 0 or shape[-dims:] != wanted or not {weight, bias} <= {None, wanted}:
         raise Refused
     return Call(Problem(norm, tuple(shape), (("d", dims),)), eps)
-
-
-def _check_memory(x: Tensor, *others: Tensor | None) -> None:
-    """Refuse dtypes that the kernels do not take, several devices, and tensors that are not what their memory says."""
-    if x.dtype not in _DTYPES or x.layout is not _STRIDED or x.is_nested:
-        raise Refused
-    device, watches_signs = x.device, not is_compiling()  # compilers have no views that are negated
-    negated = watches_signs and x.is_neg()
-    try:
-        for t in others:
-            if t is None:
-                continue
-            if t.dtype not in _DTYPES or t.device != device or t.layout is not _STRIDED:
-                raise Refused
-            negated = negated or (watches_signs and t.is_neg())
-    except AttributeError:  # no tensor
-        raise Refused from None
-    if negated:
-        raise Refused
-
-
-def _number(value: Any) -> float:
-    """A number that is no float, as PyTorch takes it: an integer, NumPy's, or a tensor of one without dimensions."""
-    if not isinstance(value, Real) and not (isinstance(value, torch.Tensor) and value.dim() == 0):
-        raise Refused
-    try:
-        return float(value)
-    except (OverflowError, RuntimeError, TypeError):  # too large, on the meta device, complex
-        raise Refused from None
-
-
-def _integer(value: Any) -> int:
-    """An integer as PyTorch takes it: Python's, NumPy's, or a tensor of one; but no bool."""
-    if type(value) is int:
-        return value
-    try:
-        if isinstance(value, bool):
-            raise Refused
-        return index(value)
-    except TypeError:
-        raise Refused from None
 
 
 def _flat(t: Tensor | None) -> Tensor | None:
@@ -544,7 +523,7 @@ def _statistics(
     way: Way,
     batches: Tensor | None = None,
 ) -> Statistics | None:
-    momentum = momentum if type(momentum) is float else _number(momentum)
+    momentum = momentum if type(momentum) is float else number(momentum)
     if mean is None or var is None:
         if mean is not var:
             raise Refused

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F  # noqa: F401, N812  scripted functions call it so
@@ -15,7 +15,7 @@ from . import functional
 from .autograd.operators import counts_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -66,6 +66,17 @@ def scripted_as(theirs: Callable[..., Any]) -> Callable[[_Method], _Method]:
 
 class Leaf(nn.Module):
     """A module that `torch.fx` does not look into, as it looks into none of `torch.nn`'s: `normtriton.exporters`."""
+
+    def beyond_torch(self) -> str:
+        """The settings that `torch.nn`'s class of the same name does not have; empty if it computes the same."""
+        return ""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        if self.beyond_torch():
+            raise NotImplementedError(
+                f"torch.jit.script compiles torch.nn.{type(self).__name__}, which knows no {self.beyond_torch()}"
+            )
+        return self
 
 
 class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
@@ -153,12 +164,46 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     """`torch.nn.InstanceNorm3d`, computed by `normtriton.instance_norm`."""
 
 
-class LayerNorm(Leaf, nn.LayerNorm):
-    """`torch.nn.LayerNorm`, computed by `normtriton.layer_norm`."""
+class _OverDimensions(Leaf):
+    """What layer and RMS norm have in common: ``dim``, the dimensions that they normalize; None for the last ones."""
+
+    # of modules that were made as torch.nn's, too; cast, since `torch.jit.script` reads annotations of a class
+    dim = cast("int | tuple[int, ...] | None", None)
+
+    def beyond_torch(self) -> str:
+        return "" if self.dim is None else f"dim={self.dim}"
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, (super().extra_repr(), self.beyond_torch())))
+
+
+def _own_dimensions(dim: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    return dim if dim is None or isinstance(dim, int) else tuple(dim)
+
+
+class LayerNorm(_OverDimensions, nn.LayerNorm):
+    """`torch.nn.LayerNorm`, computed by `normtriton.layer_norm`; ``dim``, keyword-only, are the dimensions it takes.
+
+    None stands for the last ones. ``LayerNorm(c, dim=1)`` normalizes the channels of images, where they are.
+    """
+
+    def __init__(  # noqa: D107  the class says it
+        self,
+        normalized_shape: Any,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        dim: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
+        self.dim = _own_dimensions(dim)
 
     @scripted_as(nn.LayerNorm.forward)
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return functional.layer_norm(input, self.normalized_shape, *_affine(self), self.eps)
+        return functional.layer_norm(input, self.normalized_shape, *_affine(self), self.eps, dim=self.dim)
 
 
 class GroupNorm(Leaf, nn.GroupNorm):
@@ -169,9 +214,22 @@ class GroupNorm(Leaf, nn.GroupNorm):
         return functional.group_norm(input, self.num_groups, *_affine(self), self.eps)
 
 
-class RMSNorm(Leaf, nn.RMSNorm):
-    """`torch.nn.RMSNorm`, computed by `normtriton.rms_norm`."""
+class RMSNorm(_OverDimensions, nn.RMSNorm):
+    """`torch.nn.RMSNorm`, computed by `normtriton.rms_norm`; ``dim`` as of `LayerNorm`."""
+
+    def __init__(  # noqa: D107  the class says it
+        self,
+        normalized_shape: Any,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        dim: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        self.dim = _own_dimensions(dim)
 
     @scripted_as(nn.RMSNorm.forward)
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.normalized_shape, _parameter(self, "weight"), self.eps)
+        return functional.rms_norm(x, self.normalized_shape, _parameter(self, "weight"), self.eps, dim=self.dim)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..planning.norms import names
 from ..runtime import devices, launch
 from ..runtime.compiling import statistics_dtype
 from .derivatives import Rule
@@ -151,7 +152,7 @@ def run_pull_back(
 def with_batch(norm: Norm, affine: bool) -> Norm:
     """A norm with one more axis in front, which separates groups; ``affine``: the parameters too."""
     name = "v"
-    while name in norm.axes.replace("(", " ").replace(")", " ").split():
+    while name in names(norm.axes):
         name += "v"
     return norm._replace(axes=f"{name} {norm.axes}", affine=f"{name} {norm.affine}" if affine else norm.affine)
 

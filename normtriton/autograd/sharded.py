@@ -28,10 +28,10 @@ def is_sharded(x: Any) -> bool:
 
 
 def batch_dimensions(problem: Problem) -> set[int]:
-    """The dimensions that neither the statistics are taken over nor the parameters vary along."""
+    """The dimensions that neither the statistics are taken over nor the parameters vary along, nor a pattern splits."""
     needed = {*problem.over, *problem.affine}
     dims = name_axes(problem.norm.axes, problem.shape, dict(problem.sizes))
-    return {i for i, dim in enumerate(dims) if not needed & {(axis.name, axis.ordinal) for axis in dim}}
+    return {i for i, dim in enumerate(dims) if len(dim) == 1 and (dim[0].name, dim[0].ordinal) not in needed}
 
 
 def normalize(x: Any, weight: Any, bias: Any, call: Any) -> Tensor:

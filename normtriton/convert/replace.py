@@ -157,7 +157,8 @@ def restore(model: nn.Module) -> Report:
     Args:
         model: whichever modules in it were converted, at once or not, or in another model that it was copied from.
     Returns:
-        What was changed, and the modules of classes that others derived from the library's, which cannot be undone.
+        What was changed, and what cannot be undone: modules with settings that `torch.nn`'s do not have, and those of
+        classes that others derived from the library's.
     Raises:
         TypeError: model is no module.
     """
@@ -166,7 +167,10 @@ def restore(model: nn.Module) -> Report:
     for module, names in _named_modules(model).items():
         cls = type(module)
         plain = _plain_class(module)
-        if plain in _originals:
+        beyond = module.beyond_torch() if isinstance(module, modules.Leaf) else ""
+        if beyond:
+            left_alone.append(LeftAlone(names[0], cls, f"torch.nn's class has no {beyond}"))
+        elif plain in _originals:
             module.__class__ = _on_top_of(module, _originals[plain])
             changes.append(Converted(names[0], cls, type(module), f"as {_full_name(_originals[plain])}"))
         elif any(kind in _originals for kind in cls.__mro__):

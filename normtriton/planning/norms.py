@@ -13,6 +13,36 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+def words(pattern: str) -> list[tuple[str, ...]]:
+    """The names in each word of a pattern, one dimension after the other; a starred name keeps its star.
+
+    Raises:
+        ValueError: it is no pattern.
+    """
+    found: list[tuple[str, ...]] = []
+    split: list[str] | None = None
+    for part in pattern.replace("(", " ( ").replace(")", " ) ").split():
+        if part == "(" and split is None:
+            split = []
+        elif part == ")" and split:
+            found.append(tuple(split))
+            split = None
+        elif part.isidentifier() and split is not None:
+            split.append(part)
+        elif part.removeprefix("*").isidentifier() and split is None:
+            found.append((part,))
+        else:
+            raise ValueError(f"axes {pattern!r}: a word is a name, as n or *s, or several in parentheses, not {part!r}")
+    if split is not None:
+        raise ValueError(f"axes {pattern!r}: a parenthesis is not closed")
+    return found
+
+
+def names(pattern: str) -> list[str]:
+    """The names of a pattern's axes, in order."""
+    return [name.removeprefix("*") for word in words(pattern) for name in word]
+
+
 class Norm(NamedTuple):
     """Which axes share statistics, and which axes the parameters vary along."""
 
@@ -23,8 +53,8 @@ class Norm(NamedTuple):
 
     @property
     def batch_invariant(self) -> bool:
-        """True if the groups lie within one sample, so that a sample's result may not depend on its batch."""
-        return "n" not in self.over.split()
+        """True if a sample's result may not depend on its batch: no group extends along the first dimension."""
+        return not {name.removeprefix("*") for name in words(self.axes)[0]} & set(self.over.split())
 
     @property
     def constant_is_zero(self) -> bool:
@@ -33,7 +63,7 @@ class Norm(NamedTuple):
         So it is in PyTorch for what its batch norm computes, where a group's elements share their parameters
         (``InvStd`` in ATen/native/cuda/Normalization.cuh; seen on the CPU in 2.13).
         """
-        return not {word.strip("()*") for word in self.affine.split()} & set(self.over.split())
+        return not {*names(self.affine)} & {*self.over.split()}
 
 
 BATCH = Norm("n c *s", over="n s", affine="c")
@@ -43,13 +73,45 @@ LAYER = Norm("*m *d", over="d", affine="*d")
 RMS = LAYER._replace(centered=False)
 
 
+def described(axes: str, over: str, affine: str | None = None, centered: bool = True) -> Norm:
+    """A norm in a caller's words: as `Norm`, but that ``affine`` lists axes, in any order.
+
+    Raises:
+        ValueError: no pattern; or an axis that is unknown, named twice or missing.
+    """
+    known = names(axes)
+    lists = {"over": names(over), "affine": names(affine or "")}
+    for name in known:
+        if known.count(name) > 1:
+            raise ValueError(f"axes {axes!r}: {name!r} names two of them")
+    for which, chosen in lists.items():
+        for name in chosen:
+            if name not in known:
+                raise ValueError(f"{which}={' '.join(chosen)!r}: {name!r} is none of the axes {axes!r}")
+            if chosen.count(name) > 1:
+                raise ValueError(f"{which}={' '.join(chosen)!r}: {name!r} is named twice")
+    if not lists["over"]:
+        raise ValueError(f"over={over!r} names none of the axes {axes!r}: which of them share statistics?")
+
+    def kept_of(word: tuple[str, ...]) -> str:
+        chosen = [name for name in word if name.removeprefix("*") in lists["affine"]]
+        return f"({' '.join(chosen)})" if len(chosen) == len(word) > 1 else " ".join(chosen)
+
+    return Norm(
+        " ".join(f"({' '.join(word)})" if len(word) > 1 else word[0] for word in words(axes)),
+        " ".join(name for name in known if name in lists["over"]),
+        " ".join(filter(None, map(kept_of, words(axes)))),
+        centered,
+    )
+
+
 class NamedAxis(NamedTuple):
     """One axis of a tensor after its pattern is applied."""
 
     name: str
     ordinal: int  #: tells apart the axes that one starred word stands for
     size: int
-    step: int  #: elements of the dimension's own stride between neighbours; above 1 in the outer half of a split
+    step: int  #: elements of the dimension's own stride between neighbours; above 1 in the outer parts of a split
 
 
 def name_axes(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> list[list[NamedAxis]]:
@@ -58,36 +120,40 @@ def name_axes(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> l
     Args:
         pattern: one word a dimension, see the module's docstring.
         shape: the tensor's shape.
-        sizes: what the shape does not tell: ``g`` of a split ``(g k)``; for the last of two starred words, the number
-            of its dimensions.
+        sizes: what the shape does not tell: of a split ``(g k)`` all sizes but one; for the last of two starred words,
+            the number of its dimensions.
+    Raises:
+        ValueError: a size is missing.
+        RuntimeError: the shape is not one of the pattern's.
     """
-    words = pattern.replace("( ", "(").replace(" )", ")")
-    tokens: list[list[str]] = []
-    for word in words.split():
-        if tokens and tokens[-1][0].startswith("(") and not tokens[-1][-1].endswith(")"):
-            tokens[-1].append(word)
-        else:
-            tokens.append([word])
+    tokens = words(pattern)
     stars = [token[0] for token in tokens if token[0].startswith("*")]
-    free = len(shape) - (len(tokens) - len(stars))
-    lengths = dict.fromkeys(stars, 0)
     for star in stars[1:]:
-        lengths[star] = sizes[star[1:]]
+        if star[1:] not in sizes:
+            raise ValueError(f"axes {pattern!r}: the number of dimensions that {star!r} stands for is missing")
+    lengths = {star: sizes[star[1:]] for star in stars[1:]}
+    free = len(shape) - (len(tokens) - len(stars)) - sum(lengths.values())
     if stars:
-        lengths[stars[0]] = free - sum(lengths.values())
+        lengths[stars[0]] = free
+    if free < 0 or (free and not stars) or any(length < 0 for length in lengths.values()):
+        raise RuntimeError(f"axes {pattern!r} are not those of shape {tuple(shape)}, which has {len(shape)} dimensions")
 
     dims: list[list[NamedAxis]] = []
     for token in tokens:
         if token[0] in lengths:
             name = token[0][1:]
             dims += [[NamedAxis(name, i, shape[len(dims) + i], 1)] for i in range(lengths[token[0]])]
-        elif len(token) == 1:
-            dims.append([NamedAxis(token[0], 0, shape[len(dims)], 1)])
-        else:
-            names = [part.strip("()") for part in token]
-            outer = sizes[names[0]]
-            inner = shape[len(dims)] // outer
-            dims.append([NamedAxis(names[0], 0, outer, inner), NamedAxis(names[1], 0, inner, 1)])
-    assert len(dims) == len(shape), (pattern, shape)
-    assert prod(axis.size for dim in dims for axis in dim) == prod(shape), (pattern, shape, sizes)
+            continue
+        size = shape[len(dims)]
+        missing = [name for name in token if name not in sizes]
+        if len(missing) > 1:
+            raise ValueError(f"axes {pattern!r}: the sizes of {' and '.join(map(repr, missing[1:]))} are missing")
+        known = prod(sizes[name] for name in token if name in sizes)
+        extents = {name: sizes[name] if name in sizes else size // known if known else 0 for name in token}
+        if prod(extents.values()) != size or any(extent < 0 for extent in extents.values()):
+            given = ", ".join(f"{name}={sizes[name]}" for name in token if name in sizes)
+            where = f"dimension {len(dims)} of shape {tuple(shape)}"
+            raise RuntimeError(f"axes {pattern!r} with {given} do not fit {where}")
+        steps = [prod([*extents.values()][i + 1 :]) for i in range(len(token))]
+        dims.append([NamedAxis(name, 0, extents[name], step) for name, step in zip(token, steps, strict=True)])
     return dims

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import plan as planning
 from .grouping import Axis, Grouping, build, contiguous, spread
-from .norms import Norm, name_axes
+from .norms import Norm, name_axes, words
 from .plan import KNOBS, UNTUNED, Device, Plan, Subject, Tile, Tuning, Tunings, make_plan
 
 if TYPE_CHECKING:
@@ -53,9 +53,12 @@ class Problem(NamedTuple):
     @property
     def parameter_shape(self) -> tuple[int, ...]:
         """The shape of weight and bias."""
-        names = {word.strip("()*") for word in self.norm.affine.split()}
-        dims = name_axes(self.norm.axes, self.shape, dict(self.sizes))
-        return tuple(prod(a.size for a in dim) for dim in dims if dim[0].name in names)
+        sizes, shape = self.axes, []
+        for word in words(self.norm.affine):
+            star = word[0].startswith("*")
+            shape += [size for (name, _), size in sizes.items() if name == word[0][1:]] if star else []
+            shape += [] if star else [prod(sizes[name, 0] for name in word)]
+        return tuple(shape)
 
     def parameter(self, strides: type_strides) -> dict[Key, int]:
         """Strides of a parameter, by axis."""

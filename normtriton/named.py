@@ -1,0 +1,261 @@
+"""Any normalization, by named axes: `normalize`, and layer and RMS norm of whichever dimensions."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.jit._trace import TracerWarning
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from .autograd.call import Call
+from .autograd.composed import composed
+from .autograd.function import has_kernels, normalize_unwatched, tracing_state, unwatched
+from .autograd.ways import normalize as normalize_watched
+from .checks import DTYPES, Refused, check_memory, integer, number, overloaded
+from .planning.norms import described, names
+from .planning.schedule import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from .planning.norms import Norm
+
+__all__ = ["normalize"]
+
+
+class Words(NamedTuple):
+    """A norm in a caller's words.
+
+    Attributes:
+        axes, over, affine, centered: see `normtriton.planning.norms.described`.
+        sizes: of axes that the shape does not tell.
+    """
+
+    axes: str
+    over: str
+    affine: str | None
+    centered: bool
+    sizes: tuple[tuple[str, int], ...] = ()
+
+
+class Reading(NamedTuple):
+    """What `Words` say of a shape.
+
+    Attributes:
+        call: the norm, the shape and eps.
+        views: of weight and bias, how to permute their dimensions to x's order; None if they lie as they should.
+    """
+
+    call: Call
+    views: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
+
+
+def _norm(words: Words) -> Norm:
+    return described(*words[:4])
+
+
+def _read(words: Words, shape: torch.Size, weight: torch.Size | None, bias: torch.Size | None, eps: float) -> Reading:
+    """Check words, sizes and the parameters' shapes."""
+    norm = _norm(words)
+    known = names(norm.axes)
+    for name, size in words.sizes:
+        if name not in known:
+            raise TypeError(f"normalize() got an unexpected keyword argument {name!r}, which is none of {norm.axes!r}")
+        if type(size) is not int:
+            raise TypeError(f"normalize(): the size of axis {name!r} must be an int, not {type(size).__name__}")
+    problem = Problem(norm, tuple(shape), words.sizes)
+    listed = names(words.affine or "")
+    axes = problem.axes
+    split = tuple(key for name in listed for key in axes if key[0] == name)
+    ordered = tuple(key for key in axes if key in split)
+    own, apart = problem.parameter_shape, tuple(axes[key] for key in split)
+    turned = None if split == ordered and own == apart else tuple(split.index(key) for key in ordered)
+
+    def view(name: str, given: torch.Size | None) -> tuple[int, ...] | None:
+        if given is None:
+            return None
+        if words.affine is None:
+            raise ValueError(f"normalize(): {name} needs affine, the axes that it varies along, of {norm.axes!r}")
+        if given == own and split == ordered:
+            return None
+        if given == apart:
+            return turned
+        which = f"{apart} or {own}" if split == ordered and own != apart else f"{apart}"
+        raise RuntimeError(
+            f"normalize(): {name} of shape {tuple(given)} does not vary along affine={words.affine!r}, which is "
+            f"{which} of axes {norm.axes!r} and input of shape {tuple(shape)}"
+        )
+
+    return Reading(Call(problem, eps), (view("weight", weight), view("bias", bias)))
+
+
+_cached_read = lru_cache(maxsize=4096)(_read)
+
+
+def _laid(parameter: Tensor | None, view: tuple[int, ...] | None, call: Call) -> Tensor | None:
+    """A parameter in the order of x's axes."""
+    if view is None or parameter is None:
+        return parameter
+    return parameter.permute(view).reshape(call.problem.parameter_shape)
+
+
+def _number(eps: Any, function: str) -> float:
+    try:
+        return number(eps)
+    except Refused:
+        raise TypeError(f"{function}(): argument 'eps' must be a number, not {type(eps).__name__}") from None
+
+
+def _explain_refusal(function: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raise what is wrong with the tensors of a call; nothing is, if one is a view that is negated when read."""
+    for name, t in (("input", x), ("weight", weight), ("bias", bias)):
+        if t is None:
+            continue
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(t).__name__}")
+        if t.is_nested or t.layout is not torch.strided:
+            raise NotImplementedError(f"{function}(): {name} is {'nested' if t.is_nested else t.layout}, not strided")
+        if t.dtype not in DTYPES:
+            kind = NotImplementedError if t is x else RuntimeError
+            raise kind(f"{function}(): {name} is {t.dtype}, not one of float64, float32, float16 and bfloat16")
+        if t.device != x.device:
+            raise RuntimeError(
+                f"{function}(): expected all tensors to be on the same device, but input is on {x.device} and {name} "
+                f"on {t.device}"
+            )
+
+
+def prepare(
+    function: str, x: Tensor, words: Words, weight: Tensor | None, bias: Tensor | None, eps: float, short: bool = True
+) -> tuple[Call, Tensor | None, Tensor | None, bool]:
+    """Check a call; its `Call`, its parameters in the order of x's axes, and whether kernels take such tensors."""
+    fits = True
+    try:
+        check_memory(x, weight, bias)
+    except (Refused, AttributeError):
+        _explain_refusal(function, x, weight, bias)
+        fits = False
+    eps = eps if type(eps) is float else _number(eps, function)
+    shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
+    call, (weight_view, bias_view) = (_cached_read if short else _read)(words, x.shape, *shapes, eps)
+    return call, _laid(weight, weight_view, call), _laid(bias, bias_view, call), fits
+
+
+def run(
+    function: str,
+    x: Tensor,
+    words: Words,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Normalize x as `Words` say, by the kernels, or by PyTorch's operations where there are none.
+
+    ``dtype`` is the result's; None for x's.
+    """
+    kernels, short = isinstance(x, torch.Tensor) and has_kernels(x), unwatched(x, weight, bias)
+    if not kernels and tracing_state() is not None:  # sizes are recorded, and every question about them is warned of
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TracerWarning)
+            call, weight, bias, _ = prepare(function, x, words, weight, bias, eps, short=False)
+            return composed(call.problem, x, weight, bias, None, None, call.eps).to(dtype or x.dtype)
+    call, weight, bias, fits = prepare(function, x, words, weight, bias, eps, short)
+    if dtype is not None:
+        call = call._replace(dtype=dtype)
+    if kernels and fits:
+        return (normalize_unwatched if short else normalize_watched)(x, weight, bias, call)
+    return composed(call.problem, x, weight, bias, None, None, call.eps).to(dtype or x.dtype)
+
+
+def normalize(
+    input: Tensor,  # noqa: A002  PyTorch's name
+    axes: str,
+    *,
+    over: str,
+    affine: str | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    center: bool = True,
+    **sizes: int,
+) -> Tensor:
+    """Normalize over any axes; batch, layer, instance, group and RMS norm are cases of it.
+
+    With ``a`` the axes in ``over``: ``(x - x.mean(a)) / sqrt(x.var(a, unbiased=False) + eps) * weight + bias``.
+
+        normalize(x, "n c *s", over="n s", affine="c", weight=w, bias=b)              # batch norm of this batch
+        normalize(x, "n (g k) *s", over="k s", affine="g k", g=32, weight=w, bias=b)  # group norm
+        normalize(x, "n c h w", over="c", affine="c", weight=w, bias=b)               # layer norm over channels
+        normalize(x, "b t (h d)", over="d", affine="d", h=16, center=False, weight=w) # RMS norm of each head
+        normalize(x, "(r n) c *s", over="n s", affine="c", r=4)                       # ghost batch norm
+        normalize(w, "o i *k", over="i k")                                            # weight standardization
+
+    Where there are no kernels (a CPU tensor outside the interpreter, `torch.jit.trace`) PyTorch's operations compute
+    it. Under autocast the result keeps the input's dtype.
+
+    Args:
+        input: any shape and strides; the first dimension is taken for the batch: if ``over`` leaves it out, a sample's
+            result does not depend on its batch.
+        axes: one word a dimension, as of einops: ``n`` names it, ``(g k)`` splits it into several, the last of which
+            lie together, ``*s`` stands for any number of dimensions.
+        over: names of the axes that share statistics.
+        affine: names of the axes that the parameters vary along, in the order of their dimensions. Their sizes are
+            taken to belong to the model and are compiled in.
+        weight, bias: one number for each index along ``affine``, or None; a dimension for each axis, or one for all
+            axes that a dimension of the input splits into.
+        eps: added to the variance, so in units of input squared.
+        center: False leaves the mean in, and takes the root mean square for the standard deviation.
+        sizes: of axes that the shape does not tell; of two starred words, the second's number of dimensions.
+    Returns:
+        The shape, dtype and memory format of input.
+    Raises:
+        ValueError: axes that are no pattern; a name that is unknown, repeated or missing; a size that is missing.
+        RuntimeError: input, sizes or parameters whose shapes do not agree; a parameter on another device.
+        TypeError: an argument of another type; a size of an axis that is not there.
+        NotImplementedError: input is not floating point, or not strided.
+    """
+    if has_torch_function_variadic(input, weight, bias) and overloaded(input, weight, bias):
+        options: dict[str, Any] = {"over": over, "affine": affine, "weight": weight, "bias": bias, "eps": eps}
+        options |= {"center": center, **sizes}
+        return handle_torch_function(normalize, (input, weight, bias), input, axes, **options)
+    words = Words(axes, over, affine, center, tuple(sizes.items()))
+    return run("normalize", input, words, weight, bias, eps)
+
+
+_LETTERS = tuple(f"d{i}" for i in range(64))
+
+
+def of_dimensions(
+    function: str, x: Tensor, dim: int | Sequence[int], normalized_shape: Sequence[int], centered: bool
+) -> Words:
+    """`Words` for statistics over some dimensions, along which the parameters vary, in their order."""
+    given = (dim,) if isinstance(dim, int) else dim
+    try:
+        wanted, shape = [integer(d) for d in given], tuple(integer(size) for size in normalized_shape)
+    except (Refused, TypeError):
+        raise TypeError(
+            f"{function}(): normalized_shape must be a sequence of ints and dim an int or several, not "
+            f"{normalized_shape!r} and {dim!r}"
+        ) from None
+    for d in wanted:
+        if not -x.dim() <= d < x.dim():
+            raise IndexError(
+                f"{function}(): dimension out of range (expected to be in range of [{-x.dim()}, {x.dim() - 1}], "
+                f"but got {d})"
+            )
+    chosen = [d % x.dim() for d in wanted]
+    if len({*chosen}) < len(chosen):
+        raise RuntimeError(f"{function}(): a dimension appears multiple times in dim={dim!r}")
+    if not chosen or tuple(x.shape[d] for d in chosen) != shape:
+        raise RuntimeError(
+            f"{function}(): normalized_shape={list(shape)} is not the size of an input of shape {tuple(x.shape)} "
+            f"along dim={dim!r}"
+        )
+    listed = " ".join(_LETTERS[d] for d in chosen)
+    return Words(" ".join(_LETTERS[: x.dim()]), listed, listed, centered)
