@@ -58,7 +58,7 @@ emulated: .venv/test $(addprefix emulated-,sm_80 sm_90 sm_100)
 	$(PYTEST) --compiled sm_80 --chaos --seed 2 $(EMULATED_TESTS)
 
 emulated-%: .venv/test
-	$(BIN)/python -m normtriton.perf emulate --target $* --kinds branches,layouts,running,real
+	$(BIN)/python -m normtriton.perf emulate --target $* --kinds branches,layouts,running,stages,real
 
 # What else is compiled: shapes that no list has, a seeded sample for each target, and the rest of the real shapes.
 sweep: .venv/test

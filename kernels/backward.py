@@ -20,12 +20,10 @@ from .memory import (
     Operand,
     load,
     load_constant,
-    load_parameter,
     load_raw,
     load_tile,
     store,
     store_entries,
-    store_tile,
     widen,
 )
 from .places import (
@@ -43,6 +41,7 @@ from .places import (
     row_entries,
     tile_at,
 )
+from .stages import around_backward, linear_of, load_factor, present, pull_back, store_input_gradient
 from .statistics import Saved, load_statistics, no_statistics
 from .sums import Sums, sum_tile, sum_tiles, sum_where_constant, with_products
 
@@ -55,6 +54,7 @@ class Operands(NamedTuple):
         saved: statistics, at ``group.stats``.
         sums: pointers to each group's two sums.
         dbias, dweight: pointers to parameter gradients, or to partial sums of them, at ``group.parts``.
+        behind: the tensors `Behind` it.
     """
 
     dy: Any
@@ -65,10 +65,11 @@ class Operands(NamedTuple):
     sums: Any
     dbias: Any
     dweight: Any
+    behind: Any
 
 
 @triton.jit
-def load_both(given, statistics, at, plan: tl.constexpr):
+def load_normalized(given, statistics, at, plan: tl.constexpr):
     """(dy, x̂) of one tile. Both are 0 outside the mask or meet a dy that is.
 
     Dy is converted last: converted as soon as it was loaded, layer norm of 4096 bfloat16 took two registers more.
@@ -82,11 +83,21 @@ def load_both(given, statistics, at, plan: tl.constexpr):
 
 
 @triton.jit
+def load_both(given, statistics, at, plan: tl.constexpr, stores: tl.constexpr):
+    """(the gradient of what the linear map gives, x̂) of one tile; ``stores`` gradients of what comes after the map."""
+    g, xhat = load_normalized(given, statistics, at, plan)
+    linear = linear_of(given, at, g.dtype, plan)
+    return pull_back(given.behind, g, xhat, linear, at, plan, stores), xhat
+
+
+@triton.jit
 def load_weight(given, block, dtype: tl.constexpr, plan: tl.constexpr):
     """The weight of each group, (block_kept, 1, 1); 1 if there is none, it varies within a group or is not needed."""
     w = tl.full((plan.block_kept, 1, 1), 1.0, dtype)
     if given.weight.pointer is not None and not plan.affine_reduced and (plan.stage != "measure" or plan.constant):
         w = load_constant(given.weight, block, dtype, plan)
+        if plan.offset != 0.0:
+            w += plan.offset
     return w
 
 
@@ -95,7 +106,7 @@ def weigh(given, g, w, at, plan: tl.constexpr):
     """Weight * dy, of a tile or of what `along_parameters` left of one; ``w`` is what `load_weight` loaded of it."""
     if given.weight.pointer is not None:
         if plan.affine_reduced:
-            g *= load_parameter(given.weight, at, g.dtype, plan)
+            g *= load_factor(given.weight, at, g.dtype, plan)
         else:
             g *= w
     return g
@@ -161,7 +172,8 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
     own = tile_at(tl.program_id(1), no_block(), group, plan)
     n = num_elements(group, dtype)
     if given.weight.pointer is not None:
-        w = load_parameter(given.weight, own, dtype, plan)
+        w = load_factor(given.weight, own, dtype, plan)
+    linear = linear_of(given, own, dtype, plan)
     if given.dweight is not None:
         dweight = tl.full(shape, 0.0, dtype)
     if given.dbias is not None:
@@ -171,7 +183,8 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
         at = tile_at(block.chunk, block, group, plan)
         where = group_entries(group.stats, block, plan)
         statistics = load_statistics(given.saved, where, dtype, plan)
-        g, xhat = load_both(given, statistics, at, plan)
+        g, xhat = load_normalized(given, statistics, at, plan)
+        g = pull_back(given.behind, g, xhat, linear, at, plan, True)
         if given.dweight is not None:
             dweight = tl.fma(g, xhat, dweight)
         if given.dbias is not None:
@@ -183,7 +196,7 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
             if plan.stage == "measure":
                 save_sums(given, where, sums)
             else:
-                store_tile(given.dx, at, derivative(g, xhat, sums, n, statistics.rstd, plan), plan)
+                store_input_gradient(given, at, derivative(g, xhat, sums, n, statistics.rstd, plan), plan)
     where = row_entries(tl.program_id(0).to(tl.int64) * (group.count >> 1), group.parts, own)
     if given.dweight is not None:
         store(given.dweight, where.offsets, tl.sum(dweight, 0), where.mask)
@@ -196,7 +209,7 @@ def resident(given, statistics, block, group, plan: tl.constexpr):
     """Stage "resident": the tile is the whole group, and its sums are those of the parameters, weighted those of dx."""
     n = num_elements(group, statistics.rstd.dtype)
     at = tile_at(0, block, group, plan)
-    g, xhat = load_both(given, statistics, at, plan)
+    g, xhat = load_both(given, statistics, at, plan, True)
     alike = along_parameters(at, plan)
     if plan.affine_r2:
         sum1, sum2 = sum_where_constant(g, g * xhat, plan)
@@ -209,7 +222,7 @@ def resident(given, statistics, block, group, plan: tl.constexpr):
         g = weigh(given, g, w, at, plan)
         sum1, sum2 = weigh(given, sum1, w, alike, plan), weigh(given, sum2, w, alike, plan)
         sum1, sum2 = sum_tiles(sum1, sum2, plan)
-        store_tile(given.dx, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
+        store_input_gradient(given, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
 
 
 @triton.jit
@@ -220,17 +233,19 @@ def resident_cells(given, statistics, block, group, plan: tl.constexpr):
     """
     n = num_elements(group, statistics.rstd.dtype)
     at = tile_at(0, block, group, plan)
-    g, xhat = load_both(given, statistics, at, plan)
+    g, xhat = load_both(given, statistics, at, plan, True)
     sum1, sum2 = sum_cells(g, g * xhat, plan)
     store_gradients(given, cell_entries(group.parts, block), Sums(sum1, sum2), plan)
     if given.dx.pointer is not None:
         if given.weight.pointer is not None:
             where = cell_entries(given.weight.strides, block)
             w = load(given.weight.pointer, where.offsets, where.mask, g.dtype)
+            if plan.offset != 0.0:
+                w += plan.offset
             sum1, sum2 = sum1 * w, sum2 * w
         sum1, sum2 = sum_groups(sum1, sum2, plan)
         g = weigh(given, g, load_weight(given, block, g.dtype, plan), at, plan)
-        store_tile(given.dx, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
+        store_input_gradient(given, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
 
 
 @triton.jit
@@ -249,14 +264,14 @@ def sum_walked(given, statistics, w, block, group, plan: tl.constexpr):
         own = statistics
         if plan.stats_reduced:
             own = load_statistics(given.saved, reduced_entries(group.stats, at), dtype, plan)
-        g, xhat = load_both(given, own, at, plan)
+        g, xhat = load_both(given, own, at, plan, True)
         if plan.affine_reduced:
             g = weigh(given, g, w, at, plan)
         sum1 += g
         sum2 = tl.fma(g, xhat, sum2)
         if plan.constant and given.dx.pointer is not None:
             g = weigh(given, g, w, at, plan)
-            store_tile(given.dx, at, derivative(g, xhat, Sums(0.0, 0.0), 1.0, own.rstd, plan), plan)
+            store_input_gradient(given, at, derivative(g, xhat, Sums(0.0, 0.0), 1.0, own.rstd, plan), plan)
     return Sums(sum_tile(sum1, plan), sum_tile(sum2, plan))
 
 
@@ -268,9 +283,9 @@ def write_tiles(given, statistics, w, sums, group, plan: tl.constexpr):
     first, last = own_tiles(block, group, plan)
     for i in tl.range(last - first):
         at = tile_at(last - 1 - i, block, group, plan)
-        g, xhat = load_both(given, statistics, at, plan)
+        g, xhat = load_both(given, statistics, at, plan, False)
         g = weigh(given, g, w, at, plan)
-        store_tile(given.dx, at, derivative(g, xhat, sums, n, statistics.rstd, plan), plan)
+        store_input_gradient(given, at, derivative(g, xhat, sums, n, statistics.rstd, plan), plan)
 
 
 @triton.jit
@@ -339,7 +354,7 @@ def sweep_beside_columns(rows, columns, group, also, dtype: tl.constexpr, plan: 
 
 @triton.jit
 def normalize_backward(
-    dy, x, dx, weight, mean, rstd, running, sum_dy, sum_dyx, dweight, dbias, eps, row_dy, row_dyx,
+    dy, x, dx, weight, mean, rstd, running, sum_dy, sum_dyx, dweight, dbias, eps, row_dy, row_dyx, behind,
     group, plan: tl.constexpr, into, into_plan: tl.constexpr, also, also_plan: tl.constexpr,
 ):  # fmt: skip
     """The gradients of `normalize_forward`.
@@ -354,6 +369,7 @@ def normalize_backward(
             the weight is constant within a group.
         dweight, dbias: parameter gradients, or partial sums of them, at ``group.parts``; None if not wanted.
         row_dy, row_dyx: partial gradients of the parameters, which stage "apply" sums.
+        behind: pointers of the tensors `Behind` the norm, or None.
         group, plan: `Grouping` and `Plan`.
         into, into_plan: of the parts that stage "apply" merges; None if it merges none.
         also, also_plan: of the parameter gradients that are summed in the same launch, by stage "apply" from
@@ -365,13 +381,13 @@ def normalize_backward(
     dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     given = Operands(
         Operand(dy, group.dy), Operand(x, group.x), Operand(dx, group.dx), Operand(weight, group.weight),
-        Saved(mean, rstd, None, running, eps), Sums(sum_dy, sum_dyx), dbias, dweight,
+        Saved(mean, rstd, None, running, eps), Sums(sum_dy, sum_dyx), dbias, dweight, around_backward(behind, group),
     )  # fmt: skip
     if plan.accumulate and also_plan is not None:
-        rows = Operands(given.dy, given.x, given.dx, given.weight, given.saved, given.sums, None, None)
+        rows = Operands(given.dy, given.x, given.dx, given.weight, given.saved, given.sums, None, None, given.behind)
         columns = Operands(
-            Operand(dy, also.dy), Operand(x, also.x), Operand(None, also.dx), Operand(None, also.weight),
-            given.saved, given.sums, dbias, dweight,
+            Operand(dy, also.dy), Operand(x, also.x), Operand(None, also.dx), present(weight, also.weight),
+            given.saved, given.sums, dbias, dweight, around_backward(behind, also),
         )  # fmt: skip
         sweep_beside_columns(rows, columns, group, also, dtype, plan, also_plan)
     elif plan.accumulate:

@@ -6,7 +6,7 @@ The buffer is a tensor like any other, so a `Grouping` says which of its element
 import triton
 import triton.language as tl
 
-from .memory import Operand, load, load_parameter, store
+from .memory import Operand, load, store
 from .places import (
     block_at,
     group_entries,
@@ -18,6 +18,7 @@ from .places import (
     tensor_offsets,
     tile_at,
 )
+from .stages import load_factor
 from .statistics import Saved, merge_parts, save_statistics, update_running
 from .sums import Sums, sum_tile
 
@@ -56,7 +57,7 @@ def sum_of_parts(parts, weight, block, group, plan: tl.constexpr):
         offsets = tensor_offsets(group.parts, at, plan)
         w = 1.0
         if weight is not None:
-            w = load_parameter(Operand(weight, group.weight), at, dtype, plan)
+            w = load_factor(Operand(weight, group.weight), at, dtype, plan)
         if parts.dy is not None:
             first = tl.fma(load(parts.dy, offsets, at.mask, dtype), w, first)
         if parts.dyx is not None:

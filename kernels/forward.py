@@ -6,8 +6,9 @@ import triton
 import triton.language as tl
 
 from .cluster import first_of_cells
-from .memory import Operand, load_constant, load_first, load_parameter, load_tile, store_tile
+from .memory import Operand, load_constant, load_parameter, rounded, store_tile
 from .places import Entries, group_entries, groups_of, num_elements, own_block, own_tiles, saved_here, tile_at
+from .stages import around_forward, finish, load_factor, load_first_input, load_input, load_input_again
 from .statistics import (
     Saved,
     load_statistics,
@@ -20,12 +21,13 @@ from .statistics import (
 
 
 class Operands(NamedTuple):
-    """The tensors of a forward pass, each an `Operand`."""
+    """The tensors of a forward pass, each an `Operand`; and those `Around` it."""
 
     x: Any
     y: Any
     weight: Any
     bias: Any
+    around: Any
 
 
 class Map(NamedTuple):
@@ -39,9 +41,12 @@ class Map(NamedTuple):
 def load_map(given, rstd, block, plan: tl.constexpr):
     """(rstd * weight, bias) of each group, (block_kept, 1, 1); rstd alone if `write` reads the parameters."""
     scale, shift = rstd, tl.zeros_like(rstd)
-    if not (plan.affine_reduced or plan.shares_rows):
+    if not (plan.affine_reduced or plan.shares_rows or plan.round_first):
         if given.weight.pointer is not None:
-            scale *= load_constant(given.weight, block, rstd.dtype, plan)
+            w = load_constant(given.weight, block, rstd.dtype, plan)
+            if plan.offset != 0.0:
+                w += plan.offset
+            scale *= w
         if given.bias.pointer is not None:
             shift = load_constant(given.bias, block, rstd.dtype, plan)
     return Map(scale, shift)
@@ -49,7 +54,7 @@ def load_map(given, rstd, block, plan: tl.constexpr):
 
 @triton.jit
 def write(given, x, statistics, linear, at, plan: tl.constexpr):
-    """Y = (x - mean) * rstd * weight + bias, for one tile; ``linear`` is what `load_map` made of them.
+    """Y = (x - mean) * rstd * weight + bias, for one tile, and what follows; ``linear`` is what `load_map` made.
 
     Where a cluster shares rows `load_map` leaves the parameters to it: a product of rstd and a weight in half precision
     is exchanged between thread blocks, and they wait once more.
@@ -57,15 +62,17 @@ def write(given, x, statistics, linear, at, plan: tl.constexpr):
     if plan.centered:
         x = (x - statistics.mean) - statistics.correction
     scale, shift = linear.scale, linear.shift
-    if plan.affine_reduced or plan.shares_rows:
+    if plan.affine_reduced or plan.shares_rows or plan.round_first:
         x *= scale
+        if plan.round_first:
+            x = rounded(x, given.x.pointer.dtype.element_ty)
         scale, shift = 1.0, 0.0
         if given.weight.pointer is not None:
-            scale = load_parameter(given.weight, at, x.dtype, plan)
+            scale = load_factor(given.weight, at, x.dtype, plan)
         if given.bias.pointer is not None:
             shift = load_parameter(given.bias, at, x.dtype, plan)
     y = x * scale if given.bias.pointer is None else tl.fma(x, scale, shift)
-    store_tile(given.y, at, y, plan)
+    store_tile(given.y, at, finish(given.around, y, at, plan), plan)
 
 
 @triton.jit
@@ -75,7 +82,7 @@ def write_tiles(given, statistics, block, group, dtype: tl.constexpr, plan: tl.c
     linear = load_map(given, statistics.rstd, block, plan)
     for i in tl.range(last - first):
         at = tile_at(last - 1 - i, block, group, plan)
-        write(given, load_tile(given.x, at, dtype, plan), statistics, linear, at, plan)
+        write(given, load_input_again(given, at, dtype, plan), statistics, linear, at, plan)
 
 
 @triton.jit
@@ -91,8 +98,9 @@ def merge_statistics(saved, parts, block, group, into, plan: tl.constexpr, into_
 
 @triton.jit
 def normalize_forward(
-    x, y, weight, bias, mean, rstd, running, parts, eps, group, plan: tl.constexpr, into, into_plan: tl.constexpr
-):
+    x, y, weight, bias, mean, rstd, running, parts, eps, around,
+    group, plan: tl.constexpr, into, into_plan: tl.constexpr,
+):  # fmt: skip
     """Normalize every group of x into y.
 
     Args:
@@ -105,6 +113,7 @@ def normalize_forward(
             "apply" reads them there, or if another launch has merged them what float32 cannot hold of each group's
             mean, (groups,).
         eps: added to the variance, see `exact`; None for 0 in a norm that makes 0 of a constant group.
+        around: pointers of the tensors `Around` the norm, or None.
         group, plan: `Grouping` and `Plan`.
         into, into_plan: of the parts that stage "apply" merges; None if it merges none.
 
@@ -113,25 +122,30 @@ def normalize_forward(
     "measure" and "apply", these two walks as two launches, in which several programs share a group.
     """
     dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    given = Operands(Operand(x, group.x), Operand(y, group.y), Operand(weight, group.weight), Operand(bias, group.bias))
+    given = Operands(
+        Operand(x, group.x), Operand(y, group.y), Operand(weight, group.weight), Operand(bias, group.bias),
+        around_forward(around, group),
+    )  # fmt: skip
     saved = Saved(mean, rstd, parts, running, eps)
     block = own_block(group, plan)
     where = group_entries(group.stats, block, plan)
-    origin = load_first(given.x, block, dtype, plan) if eps is None else None
+    origin = load_first_input(given, block, dtype, plan) if eps is None else None
 
     if plan.stage == "resident":
         at = tile_at(0, block, group, plan)
-        tile = load_tile(given.x, at, dtype, plan)
+        tile = load_input(given, at, dtype, plan)
         found = moments(tile, at.mask, num_elements(group, dtype), origin, plan)
         statistics = save_statistics(saved, first_of_cells(where, block, plan), found, plan)
         linear = load_map(given, statistics.rstd, block, plan)
         write(given, tile, statistics, linear, at, plan)
     elif plan.stage == "streamed":
-        found = measure(given.x, origin, block, group, dtype, plan)
+        found = measure(given, origin, block, group, dtype, plan)
         statistics = save_statistics(saved, where, found, plan)
+        if given.around.total.pointer is not None:
+            tl.debug_barrier()  # what a thread reads again, another may have stored
         write_tiles(given, statistics, block, group, dtype, plan)
     elif plan.stage == "measure":
-        found = measure(given.x, origin, block, group, dtype, plan)
+        found = measure(given, origin, block, group, dtype, plan)
         save_parts(parts, group_entries(group.parts, block, plan), found, group, plan)
     elif into_plan is not None:
         statistics = merge_statistics(saved, parts, block, group, into, plan, into_plan)

@@ -41,19 +41,30 @@ def load(pointer, offsets, mask, dtype: tl.constexpr, other: tl.constexpr = 0.0)
 
 
 @triton.jit
-def store(pointer, offsets, values, mask):
-    """Round to the pointer's dtype, to nearest even, and store.
+def narrow(values, dtype: tl.constexpr):
+    """Values in a tensor's dtype, rounded to nearest even.
 
     Hardware rounds so. The interpreter would truncate float32 to bfloat16, subnormal numbers to others, so there it is
     done by hand.
     """
-    dtype = pointer.dtype.element_ty
     if INTERPRETED and dtype == tl.bfloat16:
         values = values.to(tl.float32)
         bits = values.to(tl.int32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        values = tl.where(values == values, rounded, 0x7FC0).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    tl.store(pointer + offsets, values.to(dtype), mask=mask)
+        upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        values = tl.where(values == values, upper, 0x7FC0).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return values.to(dtype)
+
+
+@triton.jit
+def rounded(values, dtype: tl.constexpr):
+    """Values as they will be read after they were stored in a tensor of this dtype."""
+    return widen(narrow(values, dtype), values.dtype)
+
+
+@triton.jit
+def store(pointer, offsets, values, mask):
+    """Round to the pointer's dtype and store."""
+    tl.store(pointer + offsets, narrow(values, pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -6,8 +6,9 @@ import triton
 import triton.language as tl
 
 from .cluster import for_each_block
-from .memory import Operand, count_up, load, load_first, load_tile, store, store_entries, stored_once
+from .memory import Operand, count_up, load, load_first, store, store_entries, stored_once
 from .places import num_cells, num_tiles, own_tiles, tensor_offsets, tile_at
+from .stages import load_input
 from .sums import sum_tile, sum_tiles, with_products
 
 
@@ -178,13 +179,13 @@ def distances(tile, pivot, at):
 
 
 @triton.jit
-def measure_run(x, pivot, run, group, dtype: tl.constexpr, plan: tl.constexpr):
+def measure_run(given, pivot, run, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`Moments` of each group over a run of tiles, which are summed across threads once."""
     deviations = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
     squares, count = deviations, tl.zeros((), dtype)
     for i in tl.range(run.first, run.last, num_stages=plan.depth):
         at = tile_at(i, run.block, group, plan)
-        tile = load_tile(x, at, dtype, plan)
+        tile = load_input(given, at, dtype, plan)
         if plan.centered:
             tile = distances(tile, pivot, at)
             deviations += tile
@@ -198,7 +199,7 @@ def measure_run(x, pivot, run, group, dtype: tl.constexpr, plan: tl.constexpr):
 
 
 @triton.jit
-def measure(x, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
+def measure(given, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`Moments` of each group over the tiles that this program walks.
 
     The first tile by itself, then runs of 8, each measured from the mean of all before it and summed across threads
@@ -208,10 +209,10 @@ def measure(x, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     """
     first, last = own_tiles(block, group, plan)
     at = tile_at(first, block, group, plan)
-    found = moments(load_tile(x, at, dtype, plan), at.mask, at.size.to(dtype), origin, plan)
+    found = moments(load_input(given, at, dtype, plan), at.mask, at.size.to(dtype), origin, plan)
     lost = tl.zeros_like(found.squares)
     for start in tl.range(first + 1, last, 8):
-        part = measure_run(x, found.mean, Run(block, start, tl.minimum(start + 8, last)), group, dtype, plan)
+        part = measure_run(given, found.mean, Run(block, start, tl.minimum(start + 8, last)), group, dtype, plan)
         added = combine(Moments(found.count, found.mean, found.correction, tl.zeros_like(lost)), part)
         mean, correction = two_sum(added.mean, added.correction)
         squares, left = two_sum(found.squares, added.squares)

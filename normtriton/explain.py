@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from contextlib import suppress
 from math import prod
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,18 +15,23 @@ from .autograd.function import has_kernels
 from .checks import Refused
 from .planning.plan import Device
 from .planning.schedule import Problem, backward_schedule, forward_schedule
+from .planning.stages import ALONE
 from .runtime import clusters as switch
 from .runtime import compiling, devices
 from .runtime.switch import whole_number, yes_or_no
+from .surroundings import Around, surroundings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
     from .autograd.call import Call
     from .planning.schedule import Launch, Schedule
 
+#: The names of what surrounds a norm.
+_SURROUNDING = tuple(Around.__annotations__)
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 _CHECKS: dict[str, Callable[..., Call]] = {
     "batch_norm": functional.batch_norm_call,
     "instance_norm": functional.instance_norm_call,
@@ -61,6 +66,7 @@ class Explanation(NamedTuple):
         problem: the norm and the shape.
         forward, backward: either direction; the schedules are those a GPU would run, whatever the route.
         device: what they are planned for.
+        around: the tensors that surround the norm, by name.
     """
 
     name: str
@@ -69,6 +75,7 @@ class Explanation(NamedTuple):
     forward: Direction
     backward: Direction
     device: Device
+    around: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         routes = {
@@ -90,6 +97,10 @@ class Explanation(NamedTuple):
                 f"thread-block clusters{f', tuned by {predicted}{table.source}' if table else ''}"
             ),
         ]
+        stages = self.problem.stages
+        settings = [f"{name} {value}" for name, value in stages._asdict().items() if value != getattr(ALONE, name)]
+        if self.around or settings:
+            lines.insert(1, f"in the same pass: {', '.join((*self.around, *settings))}")
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
             schedule = direction.schedule
             lines.append(
@@ -138,27 +149,65 @@ def _merged_parts(apply: Launch | None) -> int:
 
 
 def forward_direction(
-    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, device: Device, y: Tensor | None = None
+    call: Call,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    device: Device,
+    y: Tensor | None = None,
+    around: Mapping[str, Tensor] = NOTHING,
 ) -> Direction:
-    """The forward pass of a checked call."""
+    """The forward pass of a checked call, with the tensors ``around`` it."""
     y = torch.empty_like(x, device="meta") if y is None else y
+    beside = around_forward(x, around)
     mode = "" if call.statistics is None else "use" if call.use_running else "update"
     strides = [None if p is None else p.stride() for p in (weight, bias)]
-    schedule = forward_schedule(call.problem, x.stride(), y.stride(), *strides, dtypes_of(x, weight), device, mode)
+    dtypes, layouts = dtypes_of(x, weight), tuple((name, t.stride()) for name, t in beside.items())
+    schedule = forward_schedule(call.problem, x.stride(), y.stride(), *strides, dtypes, device, mode, layouts)
     parameters = sum(p.numel() * p.itemsize for p in (weight, bias) if p is not None)
     if call.statistics is not None:
         parameters += sum(t.numel() * t.itemsize for t in call.statistics[:2]) * (1 if call.use_running else 2)
     size = statistics_size(x)
     stats = 0 if call.use_running else schedule.num_groups * size * (2 if call.problem.norm.centered else 1)
     tensor = x.numel() * x.itemsize
-    compulsory = 2 * tensor + parameters + stats
-    again = tensor if schedule.strategy in ("streamed", "split") else 0
+    compulsory = 2 * tensor + parameters + stats + whole(beside)
+    walked = beside.get("total", x)
+    again = walked.numel() * walked.itemsize if schedule.strategy in ("streamed", "split") else 0
     moved = compulsory + again + 4 * (schedule.parts + _merged_parts(schedule.apply)) * size
     if schedule.merge:  # statistics and correction come back
         moved += 4 * schedule.parts * size + stats + schedule.num_groups * size * 2
     if schedule.parameters:
         moved += 4 * schedule.num_groups * size
     return Direction(schedule, moved, compulsory)
+
+
+def whole(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of tensors."""
+    return sum(t.numel() * t.itemsize for t in tensors.values())
+
+
+def around_forward(x: Tensor, around: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that a forward pass moves besides x and y."""
+    beside = dict(around)
+    if "residual" in around:
+        dtype = torch.promote_types(x.dtype, around["residual"].dtype)
+        beside["total"] = torch.empty_like(x, dtype=dtype, device="meta")
+    return beside
+
+
+def computes_again(call: Call, around: Mapping[str, Tensor]) -> bool:
+    """Whether a backward pass computes again what an activation or a gate was applied to."""
+    return bool(call.problem.stages.activation) or "gate" in around
+
+
+def around_backward(call: Call, x: Tensor, around: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that a backward pass moves besides x, dy and dx, if every gradient is wanted."""
+    beside: dict[str, Tensor] = {}
+    for name in ("skip", "gate") if computes_again(call, around) else ():
+        if name in around:
+            beside[name] = around[name]
+            beside[f"d{name}"] = torch.empty_like(x, dtype=around[name].dtype, device="meta")
+    return beside | ({"dtotal": torch.empty_like(x, device="meta")} if "residual" in around else {})
 
 
 def dtypes_of(x: Tensor, weight: Tensor | None) -> tuple[torch.dtype, torch.dtype | None]:
@@ -172,11 +221,19 @@ def statistics_size(x: Tensor) -> int:
 
 
 def backward_direction(
-    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, device: Device, dy: Tensor | None = None
+    call: Call,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    device: Device,
+    dy: Tensor | None = None,
+    around: Mapping[str, Tensor] = NOTHING,
 ) -> Direction:
     """The backward pass of a checked call, for a gradient in the memory format of the result."""
+    x = around_forward(x, around).get("total", x)  # what was normalized
     dx = torch.empty_like(x, device="meta")
     dy = dx if dy is None else dy
+    beside = around_backward(call, x, around)
     parameters = [p for p in (weight, bias) if p is not None]
     schedule = backward_schedule(
         call.problem,
@@ -189,14 +246,17 @@ def backward_direction(
         bool(parameters),
         True,
         call.use_running,
+        tuple((name, t.stride()) for name, t in beside.items()),
+        bias.stride() if bias is not None and computes_again(call, around) else None,
     )
     size = statistics_size(x)
     gradients = sum(p.numel() * p.itemsize for p in parameters)
     stats = schedule.num_groups * size * (2 if call.problem.norm.centered else 1)
     tensor = x.numel() * x.itemsize
     weights = 0 if weight is None else weight.numel() * weight.itemsize
-    compulsory = 3 * tensor + gradients + weights + stats
-    again = 2 * tensor if schedule.strategy in ("streamed", "split") else 0
+    compulsory = 3 * tensor + gradients + weights + stats + whole(beside)
+    twice = 2 * tensor + whole({name: t for name, t in beside.items() if name in ("skip", "gate")})
+    again = twice if schedule.strategy in ("streamed", "split") else 0
     sums = 2 if schedule.sums_dy else 1  # that dx needs of each group
     moved = compulsory + again + 2 * len(parameters) * schedule.rows * size
     moved += sums * (schedule.parts + _merged_parts(schedule.apply)) * size
@@ -284,12 +344,18 @@ def explain(
     bound.apply_defaults()
     arguments = bound.arguments
     x = arguments.pop("input")
+    around = {key: arguments.pop(key) for key in _SURROUNDING if key in arguments} | arguments.pop("around", {})
+    around = {k: v for k, v in around.items() if k not in _SURROUNDING or isinstance(v, torch.Tensor) or v}
     call, weight, bias = _checked(name, x, arguments)
+    tensors: dict[str, Tensor] = {}
+    if call is not None and around:
+        tensors, stages = surroundings(name, x, weight, around)
+        call = call._replace(problem=call.problem._replace(stages=stages))
     if call is None:
         statistics = {
             k: t.clone() for k, t in arguments.items() if k.startswith("running") and isinstance(t, torch.Tensor)
         }
-        function(x, **{**arguments, **statistics})  # raises, or PyTorch's function takes it
+        function(x, **{**arguments, **statistics, **around})  # raises, or PyTorch's function takes it
         raise ValueError(f"nothing to explain: {_pytorchs(name)} takes this call")
     route = "torch" if not has_kernels(x) else "triton" if x.is_cuda else "interpreter"
     device = devices.of(x) if x.is_cuda else Device(132, switch.compiles() and switch.mode() != "off")
@@ -303,7 +369,8 @@ def explain(
         name,
         route,
         call.problem,
-        forward_direction(call, x, weight, bias, device),
-        backward_direction(call, x, weight, bias, device),
+        forward_direction(call, x, weight, bias, device, around=tensors),
+        backward_direction(call, x, weight, bias, device, around=tensors),
         device,
+        tuple(tensors),
     )

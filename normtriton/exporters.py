@@ -8,12 +8,15 @@ class is defined, so it is told of the library's here: a check in each call of a
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from functools import wraps
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
+from torch import nn
 from torch._decomp import register_decomposition
 from torch.fx import Proxy, Tracer
 
@@ -27,7 +30,7 @@ from .planning import norms
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from .planning.schedule import Problem
 
@@ -104,6 +107,35 @@ with suppress(ImportError):  # PyTorch is to do without this module one day
 
     for _pattern, _fuse in list(_FUSERS.items()):
         _FUSERS.setdefault(tuple(LIBRARY.get(kind, kind) for kind in _pattern), _restoring(_fuse))
+
+
+def _refusing(original: Callable[..., Any], norm: int) -> Callable[..., Any]:
+    """One of PyTorch's functions that takes a norm for `torch.nn`'s, the argument of this number."""
+
+    @wraps(original)
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        for given in args[norm : norm + 1]:
+            for module in given.modules() if isinstance(given, torch.nn.Module) else ():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and _beyond(module):
+                    raise NotImplementedError(
+                        f"{original.__name__} makes torch.nn's of a {type(module).__name__}, which knows no "
+                        f"{_beyond(module)}"
+                    )
+        return original(*args, **kwargs)
+
+    return refuse
+
+
+def _beyond(module: nn.Module) -> str:
+    return module.beyond_torch() if isinstance(module, Leaf) else ""
+
+
+_fuse_conv_bn_eval = nn.utils.fuse_conv_bn_eval
+for _module in list(sys.modules.values()):  # it is imported by name
+    if isinstance(_module, ModuleType) and vars(_module).get("fuse_conv_bn_eval") is _fuse_conv_bn_eval:
+        vars(_module)["fuse_conv_bn_eval"] = _refusing(_fuse_conv_bn_eval, 1)
+_to_sync = _refusing(nn.SyncBatchNorm.convert_sync_batchnorm, 0)
+nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_to_sync)  # type: ignore[method-assign]  # it was bound to the class
 
 
 def _is_leaf(original: Callable[..., bool]) -> Callable[..., bool]:

@@ -38,11 +38,14 @@ from .autograd.ways import normalize
 from .checks import Refused, check_memory, integer, number, overloaded, takes
 from .planning import norms
 from .planning.schedule import Problem
+from .surroundings import Around
+from .surroundings import run as surround
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
+    from typing_extensions import Unpack
 
     from .planning.norms import Norm
     from .runtime.launch import Statistics
@@ -87,6 +90,7 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    **around: Unpack[Around],
 ) -> Tensor:
     """Normalize each channel over batch and space; equals `F.batch_norm` with the same arguments.
 
@@ -102,6 +106,7 @@ def batch_norm(
         training: normalize by the batch's own statistics.
         momentum: weight of the new statistics, any real number.
         eps: added to the variance, so in units of input squared. Positive in training, else not negative.
+        around: residual, skip, gate, activation, offset, round_first, as of `normtriton.normalize`.
     Returns:
         (N, C, *spatial), dtype and memory format of input.
     Raises:
@@ -112,7 +117,7 @@ def batch_norm(
         NotImplementedError: input is not floating point.
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
-    return counting_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, None)
+    return counting_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, None, **around)
 
 
 def counting_batch_norm(
@@ -125,8 +130,22 @@ def counting_batch_norm(
     momentum: float,
     eps: float,
     batches: Tensor | None,
+    **around: Unpack[Around],
 ) -> Tensor:
     """`batch_norm`, whose kernel counts the batch on the way: ``batches``, () int64 or None, grows by one."""
+    if around:
+        given = (running_mean, running_var, weight, bias, training, momentum, eps)
+        statistics = (running_mean, running_var)
+        return surround(
+            "batch_norm",
+            input,
+            weight,
+            bias,
+            around,
+            lambda: (_plain_only(batch_norm_call(input, *given, batches), *statistics), _flat(weight), _flat(bias)),
+            lambda u, w, b: counting_batch_norm(u, running_mean, running_var, w, b, training, momentum, eps, batches),
+            partial(_per_channel_view, input),
+        )
     if not takes(input, running_mean, running_var, weight, bias):
         y = _by_pytorch(batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
     else:
@@ -155,6 +174,7 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    **around: Unpack[Around],
 ) -> Tensor:
     """Normalize each channel of each sample over space; equals `F.instance_norm` with the same arguments.
 
@@ -171,6 +191,7 @@ def instance_norm(
         use_input_stats: normalize by each instance's own statistics.
         momentum: weight of the new statistics.
         eps: added to the variance, so in units of input squared.
+        around: residual, skip, gate, activation, offset, round_first, as of `normtriton.normalize`.
     Returns:
         (N, C, *spatial), dtype and memory format of input.
     Raises:
@@ -179,6 +200,22 @@ def instance_norm(
         NotImplementedError: input is not floating point.
     Source: Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022.
     """
+    if around:
+        given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+        return surround(
+            "instance_norm",
+            input,
+            weight,
+            bias,
+            around,
+            lambda: (
+                _plain_only(instance_norm_call(input, *given), running_mean, running_var),
+                _flat(weight),
+                _flat(bias),
+            ),
+            lambda u, w, b: instance_norm(u, running_mean, running_var, w, b, use_input_stats, momentum, eps),
+            partial(_per_channel_view, input),
+        )
     if not takes(input, running_mean, running_var, weight, bias):
         given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return _by_pytorch(instance_norm, input, *given)
@@ -201,6 +238,7 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     dim: int | Sequence[int] | None = None,
+    **around: Unpack[Around],
 ) -> Tensor:
     """Normalize over the last dimensions; equals `F.layer_norm` with the same arguments.
 
@@ -213,6 +251,7 @@ def layer_norm(
         weight, bias: normalized_shape or None, each on its own.
         eps: added to the variance, so in units of input squared.
         dim: a dimension, or several in the order of the weight's; None for the last ones.
+        around: residual, skip, gate, activation, offset, round_first, as of `normtriton.normalize`.
     Returns:
         The shape, dtype and memory format of input.
     Raises:
@@ -223,7 +262,18 @@ def layer_norm(
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     if dim is not None:
-        return _over_dimensions(layer_norm, input, normalized_shape, weight, bias, eps, dim)
+        return _over_dimensions(layer_norm, input, normalized_shape, weight, bias, eps, dim, around)
+    if around:
+        return surround(
+            "layer_norm",
+            input,
+            weight,
+            bias,
+            around,
+            lambda: (layer_norm_call(input, normalized_shape, weight, bias, eps), weight, bias),
+            lambda u, w, b: layer_norm(u, normalized_shape, w, b, eps),
+            _as_it_is,
+        )
     if takes(input, weight, bias):
         way = SHORT if unwatched(input, weight, bias) else LONG
         try:
@@ -241,6 +291,7 @@ def group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    **around: Unpack[Around],
 ) -> Tensor:
     """Normalize each group of channels of each sample; equals `F.group_norm` with the same arguments.
 
@@ -251,6 +302,7 @@ def group_norm(
         num_groups: divides C.
         weight, bias: (C,) or None.
         eps: added to the variance, so in units of input squared.
+        around: residual, skip, gate, activation, offset, round_first, as of `normtriton.normalize`.
     Returns:
         (N, C, *spatial), dtype and memory format of input.
     Raises:
@@ -262,6 +314,17 @@ def group_norm(
         NotImplementedError: input is not floating point.
     Source: Wu and He 2018, arXiv:1803.08494.
     """
+    if around:
+        return surround(
+            "group_norm",
+            input,
+            weight,
+            bias,
+            around,
+            lambda: (group_norm_call(input, num_groups, weight, bias, eps), weight, bias),
+            lambda u, w, b: group_norm(u, num_groups, w, b, eps),
+            partial(_per_channel_view, input),
+        )
     if takes(input, weight, bias):
         way = SHORT if unwatched(input, weight, bias) else LONG
         try:
@@ -280,6 +343,7 @@ def rms_norm(
     eps: float | None = None,
     *,
     dim: int | Sequence[int] | None = None,
+    **around: Unpack[Around],
 ) -> Tensor:
     """Divide by the root mean square over the last dimensions; equals `F.rms_norm` with the same arguments.
 
@@ -292,6 +356,7 @@ def rms_norm(
         weight: normalized_shape or None.
         eps: added to the mean square; None is the machine epsilon of float32, for float64 input that of float64.
         dim: a dimension, or several in the order of the weight's; None for the last ones.
+        around: residual, skip, gate, activation, offset, round_first, as of `normtriton.normalize`.
     Returns:
         The shape, dtype and memory format of input.
     Raises:
@@ -303,7 +368,18 @@ def rms_norm(
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     if dim is not None:
-        return _over_dimensions(rms_norm, input, normalized_shape, weight, None, eps, dim)
+        return _over_dimensions(rms_norm, input, normalized_shape, weight, None, eps, dim, around)
+    if around:
+        return surround(
+            "rms_norm",
+            input,
+            weight,
+            None,
+            around,
+            lambda: (rms_norm_call(input, normalized_shape, weight, eps), weight, None),
+            lambda u, w, _b: rms_norm(u, normalized_shape, w, eps),
+            _as_it_is,
+        )
     if takes(input, weight):
         way = SHORT if unwatched(input, weight) else LONG
         try:
@@ -325,15 +401,32 @@ def _over_dimensions(
     bias: Tensor | None,
     eps: float | None,
     dim: int | Sequence[int],
+    around: Mapping[str, Any],
 ) -> Tensor:
     """Layer or RMS norm of other dimensions than the last."""
     name, centered = function.__name__, function is layer_norm
     if has_torch_function_variadic(x, weight, bias) and overloaded(x, weight, bias):
         given = (weight, bias, eps) if centered else (weight, eps)
-        return handle_torch_function(function, (x, weight, bias), x, normalized_shape, *given, dim=dim)
+        return handle_torch_function(function, (x, weight, bias), x, normalized_shape, *given, dim=dim, **around)
     words = named.of_dimensions(name, x, dim, normalized_shape, centered)
     eps = own_eps(x) if eps is None else eps
-    return named.run(name, x, words, weight, bias, eps, torch.float32 if amp.upcasts(x) else None)
+    return named.run(name, x, words, weight, bias, eps, torch.float32 if amp.upcasts(x) else None, around)
+
+
+def _as_it_is(parameter: Tensor) -> Tensor:
+    return parameter
+
+
+def _per_channel_view(x: Tensor, parameter: Tensor) -> Tensor:
+    """One number a channel, so that it broadcasts against x."""
+    return parameter.reshape(-1, *[1] * (x.dim() - 2))
+
+
+def _plain_only(call: Call, *statistics: Tensor | None) -> Call:
+    """The call, unless something watches its running statistics."""
+    if not unwatched(*statistics):
+        raise Refused
+    return call
 
 
 def own_eps(x: Tensor) -> float:

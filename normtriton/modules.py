@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings  # noqa: F401  scripted functions call it so
+from inspect import Parameter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -13,11 +16,15 @@ from torch import nn
 
 from . import functional
 from .autograd.operators import counts_batches
+from .surroundings import check_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
+    from typing_extensions import Unpack
+
+    from .surroundings import Around
 
 _Method = TypeVar("_Method", bound="Callable[..., Any]")
 
@@ -65,11 +72,52 @@ def scripted_as(theirs: Callable[..., Any]) -> Callable[[_Method], _Method]:
 
 
 class Leaf(nn.Module):
-    """A module that `torch.fx` does not look into, as it looks into none of `torch.nn`'s: `normtriton.exporters`."""
+    """A module that `torch.fx` does not look into, as it looks into none of `torch.nn`'s: `normtriton.exporters`.
+
+    Its constructor takes settings of its own, keyword-only, which modules that were made as `torch.nn`'s have too:
+
+        activation, offset, round_first: see `normtriton.normalize`. What surrounds the norm and is a tensor, residual,
+            skip and gate, is given with the input: ``norm(x, skip=identity)``.
+        dim: of layer and RMS norm, the dimensions to normalize; None for the last ones.
+    """
+
+    # cast, since `torch.jit.script` reads the annotations of a class
+    activation = cast("str | None", None)
+    offset = 0.0
+    round_first = False
+    _settings = cast("tuple[str, ...]", ("activation", "offset", "round_first"))
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Make `torch.nn`'s module, with settings."""
+        own = {name: kwargs.pop(name) for name in self._settings if name in kwargs}
+        check_settings(type(self).__name__, own)
+        vars(self).update({name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
+        super().__init__(*args, **kwargs)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let `inspect` and `help` see `torch.nn`'s arguments, and those of our own."""
+        super().__init_subclass__(**kwargs)
+        base = next(kind for kind in cls.__mro__ if not issubclass(kind, Leaf))
+        if base is not nn.Module:
+            theirs = inspect.signature(base)
+            own = [Parameter(n, Parameter.KEYWORD_ONLY, default=getattr(cls, n)) for n in cls._settings]
+            cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *own])  # type: ignore[attr-defined]  # for `inspect`
+
+    def reset_parameters(self) -> None:
+        """As `torch.nn`'s; a weight that counts from ``offset`` begins where it multiplies by 1."""
+        super().reset_parameters()  # type: ignore[misc]  # of the class that this is one of
+        weight = _parameter(self, "weight")
+        if self.offset and weight is not None:
+            with torch.no_grad():
+                weight.sub_(self.offset)
 
     def beyond_torch(self) -> str:
         """The settings that `torch.nn`'s class of the same name does not have; empty if it computes the same."""
-        return ""
+        changed = [name for name in self._settings if getattr(self, name) != getattr(type(self), name)]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in changed)
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, (super().extra_repr(), self.beyond_torch())))
 
     def __prepare_scriptable__(self) -> nn.Module:
         if self.beyond_torch():
@@ -78,10 +126,16 @@ class Leaf(nn.Module):
             )
         return self
 
+    def _surrounded(self, around: Any) -> Any:
+        """What surrounds a call: what is given with it, and the settings."""
+        return {"activation": self.activation, "offset": self.offset, "round_first": self.round_first, **around}
+
 
 class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
     @scripted_as(nn.modules.batchnorm._BatchNorm.forward)
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  PyTorch's name, here and below
+    def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002  PyTorch's name, here and below
+        if self.activation or self.offset or self.round_first:
+            around = self._surrounded(around)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]  # torch has no types for it
         momentum, parameters, buffers = self.momentum, self._parameters, self._buffers
         updating, batches = self.training and self.track_running_stats, None
@@ -105,9 +159,10 @@ class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
             mean = var = None
         momentum = 0.0 if momentum is None else momentum
         if batches is None:
-            return functional.batch_norm(input, mean, var, weight, bias, own, momentum, self.eps)
+            return functional.batch_norm(input, mean, var, weight, bias, own, momentum, self.eps, **around)
+        given = (mean, var, weight, bias, own, momentum, self.eps, batches)
         try:
-            return functional.counting_batch_norm(input, mean, var, weight, bias, own, momentum, self.eps, batches)
+            return functional.counting_batch_norm(input, *given, **around)
         except Exception:
             batches.add_(1)  # PyTorch counts before it checks
             raise
@@ -125,11 +180,27 @@ class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
 
 
 class _InstanceNorm(Leaf, nn.modules.instancenorm._InstanceNorm):
+    @scripted_as(nn.modules.instancenorm._InstanceNorm.forward)
+    def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002
+        if self.activation or self.offset or self.round_first:
+            around = self._surrounded(around)
+        if not around:
+            return super().forward(input)  # checks it, and calls the method below
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]  # torch has no types for it
+        if input.dim() == self._get_no_batch_dim():  # type: ignore[no-untyped-call]  # torch has no types for it
+            alone = {k: v.unsqueeze(0) if isinstance(v, torch.Tensor) else v for k, v in around.items()}
+            y = self._normalized(input.unsqueeze(0), alone)
+            return tuple(t.squeeze(0) for t in y) if isinstance(y, tuple) else y.squeeze(0)
+        return self._normalized(input, around)
+
     @scripted_as(nn.modules.instancenorm._InstanceNorm._apply_instance_norm)
     def _apply_instance_norm(self, input: Tensor) -> Tensor:  # noqa: A002
+        return self._normalized(input, {})
+
+    def _normalized(self, x: Tensor, around: Any) -> Tensor:
         weight, bias = _affine(self)
         return functional.instance_norm(
-            input,
+            x,
             _parameter(self, "running_mean"),
             _parameter(self, "running_var"),
             weight,
@@ -137,6 +208,7 @@ class _InstanceNorm(Leaf, nn.modules.instancenorm._InstanceNorm):
             self.training or not self.track_running_stats,
             0.0 if self.momentum is None else self.momentum,
             self.eps,
+            **around,
         )
 
 
@@ -165,71 +237,43 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
 
 
 class _OverDimensions(Leaf):
-    """What layer and RMS norm have in common: ``dim``, the dimensions that they normalize; None for the last ones."""
-
-    # of modules that were made as torch.nn's, too; cast, since `torch.jit.script` reads annotations of a class
     dim = cast("int | tuple[int, ...] | None", None)
-
-    def beyond_torch(self) -> str:
-        return "" if self.dim is None else f"dim={self.dim}"
-
-    def extra_repr(self) -> str:
-        return ", ".join(filter(None, (super().extra_repr(), self.beyond_torch())))
-
-
-def _own_dimensions(dim: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
-    return dim if dim is None or isinstance(dim, int) else tuple(dim)
+    _settings = (*Leaf._settings, "dim")
 
 
 class LayerNorm(_OverDimensions, nn.LayerNorm):
-    """`torch.nn.LayerNorm`, computed by `normtriton.layer_norm`; ``dim``, keyword-only, are the dimensions it takes.
+    """`torch.nn.LayerNorm`, computed by `normtriton.layer_norm`, with `Leaf`'s settings.
 
-    None stands for the last ones. ``LayerNorm(c, dim=1)`` normalizes the channels of images, where they are.
+    ``LayerNorm(c, dim=1)`` normalizes the channels of images, where they are.
     """
 
-    def __init__(  # noqa: D107  the class says it
-        self,
-        normalized_shape: Any,
-        eps: float = 1e-5,
-        elementwise_affine: bool = True,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        dim: int | Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
-        self.dim = _own_dimensions(dim)
-
     @scripted_as(nn.LayerNorm.forward)
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return functional.layer_norm(input, self.normalized_shape, *_affine(self), self.eps, dim=self.dim)
+    def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002
+        if self.activation or self.offset or self.round_first:
+            around = self._surrounded(around)
+        return functional.layer_norm(input, self.normalized_shape, *_affine(self), self.eps, dim=self.dim, **around)
 
 
 class GroupNorm(Leaf, nn.GroupNorm):
-    """`torch.nn.GroupNorm`, computed by `normtriton.group_norm`."""
+    """`torch.nn.GroupNorm`, computed by `normtriton.group_norm`, with `Leaf`'s settings."""
 
     @scripted_as(nn.GroupNorm.forward)
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return functional.group_norm(input, self.num_groups, *_affine(self), self.eps)
+    def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002
+        if self.activation or self.offset or self.round_first:
+            around = self._surrounded(around)
+        return functional.group_norm(input, self.num_groups, *_affine(self), self.eps, **around)
 
 
 class RMSNorm(_OverDimensions, nn.RMSNorm):
-    """`torch.nn.RMSNorm`, computed by `normtriton.rms_norm`; ``dim`` as of `LayerNorm`."""
+    """`torch.nn.RMSNorm`, computed by `normtriton.rms_norm`, with `Leaf`'s settings.
 
-    def __init__(  # noqa: D107  the class says it
-        self,
-        normalized_shape: Any,
-        eps: float | None = None,
-        elementwise_affine: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        dim: int | Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
-        self.dim = _own_dimensions(dim)
+    ``RMSNorm(d)(x, residual=r)`` returns (y, x + r).
+    """
 
     @scripted_as(nn.RMSNorm.forward)
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.normalized_shape, _parameter(self, "weight"), self.eps, dim=self.dim)
+    def forward(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
+        if self.activation or self.offset or self.round_first:
+            around = self._surrounded(around)
+        return functional.rms_norm(
+            x, self.normalized_shape, _parameter(self, "weight"), self.eps, dim=self.dim, **around
+        )

@@ -12,14 +12,16 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .autograd.call import Call
 from .autograd.composed import composed
+from .autograd.derivatives import Axes
 from .autograd.function import has_kernels, normalize_unwatched, tracing_state, unwatched
 from .autograd.ways import normalize as normalize_watched
 from .checks import DTYPES, Refused, check_memory, integer, number, overloaded
 from .planning.norms import described, names
 from .planning.schedule import Problem
+from .surroundings import run as surround
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -154,11 +156,14 @@ def run(
     bias: Tensor | None,
     eps: float,
     dtype: torch.dtype | None = None,
+    around: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Normalize x as `Words` say, by the kernels, or by PyTorch's operations where there are none.
 
-    ``dtype`` is the result's; None for x's.
+    ``dtype`` is the result's; None for x's. ``around`` is what surrounds the norm.
     """
+    if around:
+        return _run_surrounded(function, x, words, weight, bias, eps, dtype, around)
     kernels, short = isinstance(x, torch.Tensor) and has_kernels(x), unwatched(x, weight, bias)
     if not kernels and tracing_state() is not None:  # sizes are recorded, and every question about them is warned of
         with warnings.catch_warnings():
@@ -173,6 +178,36 @@ def run(
     return composed(call.problem, x, weight, bias, None, None, call.eps).to(dtype or x.dtype)
 
 
+def _run_surrounded(
+    function: str,
+    x: Tensor,
+    words: Words,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype | None,
+    around: Mapping[str, Any],
+) -> Tensor:
+    call, weight, bias, fits = prepare(function, x, words, weight, bias, eps, short=unwatched(x, weight, bias))
+    alone = words._replace(affine=None if words.affine is None else call.problem.norm.affine)
+
+    def checked() -> tuple[Call, Tensor | None, Tensor | None]:
+        if not fits:
+            raise Refused
+        return call._replace(dtype=dtype), weight, bias
+
+    return surround(
+        function,
+        x,
+        weight,
+        bias,
+        around,
+        checked,
+        lambda u, w, b: run(function, u, alone, w, b, eps, dtype),
+        Axes(call.problem).broadcast,
+    )
+
+
 def normalize(
     input: Tensor,  # noqa: A002  PyTorch's name
     axes: str,
@@ -183,6 +218,12 @@ def normalize(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     center: bool = True,
+    residual: Tensor | None = None,
+    skip: Tensor | None = None,
+    gate: Tensor | None = None,
+    activation: str | None = None,
+    offset: float = 0.0,
+    round_first: bool = False,
     **sizes: int,
 ) -> Tensor:
     """Normalize over any axes; batch, layer, instance, group and RMS norm are cases of it.
@@ -195,6 +236,19 @@ def normalize(
         normalize(x, "b t (h d)", over="d", affine="d", h=16, center=False, weight=w) # RMS norm of each head
         normalize(x, "(r n) c *s", over="n s", affine="c", r=4)                       # ghost batch norm
         normalize(w, "o i *k", over="i k")                                            # weight standardization
+
+    What stands around a norm in models is computed in the same pass over memory, forward and backward. With the above
+    written as ``normalized(u, weight, bias)``, and every step left out that is not asked for:
+
+        u = x + residual
+        z = normalized(u, offset + weight, bias)      # rounded to x's dtype before the weight, if round_first
+        z = z + skip
+        y = activation(z), or z * activation(gate) if there is a gate
+
+    The result is y, or (y, u) if there is a residual. u has the dtype that x + residual has, and is normalized as it
+    was rounded to it. For the backward pass u (or x), the parameters, mean and rstd are kept, and of skip and gate what
+    a gradient needs. Compilers, transforms, derivatives of gradients, and float64 beside other dtypes take the plain
+    norm and PyTorch's operations.
 
     Where there are no kernels (a CPU tensor outside the interpreter, `torch.jit.trace`) PyTorch's operations compute
     it. Under autocast the result keeps the input's dtype.
@@ -211,21 +265,31 @@ def normalize(
             axes that a dimension of the input splits into.
         eps: added to the variance, so in units of input squared.
         center: False leaves the mean in, and takes the root mean square for the standard deviation.
+        residual, skip, gate: tensors of the input's shape and of any dtype, in any strides, or None.
+        activation: "relu", "leaky_relu" (0.01), "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hardswish" or None.
+        offset: what the weight counts from: 1 for weights that are stored as their distance from 1.
+        round_first: round to the input's dtype before multiplying by the weight, as Llama does.
         sizes: of axes that the shape does not tell; of two starred words, the second's number of dimensions.
     Returns:
-        The shape, dtype and memory format of input.
+        The shape, dtype and memory format of input; with a residual, that and what was normalized.
     Raises:
-        ValueError: axes that are no pattern; a name that is unknown, repeated or missing; a size that is missing.
+        ValueError: axes that are no pattern; a name that is unknown, repeated or missing; a size that is missing; an
+            activation that is not known.
         RuntimeError: input, sizes or parameters whose shapes do not agree; a parameter on another device.
         TypeError: an argument of another type; a size of an axis that is not there.
         NotImplementedError: input is not floating point, or not strided.
     """
     if has_torch_function_variadic(input, weight, bias) and overloaded(input, weight, bias):
         options: dict[str, Any] = {"over": over, "affine": affine, "weight": weight, "bias": bias, "eps": eps}
-        options |= {"center": center, **sizes}
+        options |= {"center": center, "residual": residual, "skip": skip, "gate": gate, "activation": activation}
+        options |= {"offset": offset, "round_first": round_first, **sizes}
         return handle_torch_function(normalize, (input, weight, bias), input, axes, **options)
     words = Words(axes, over, affine, center, tuple(sizes.items()))
-    return run("normalize", input, words, weight, bias, eps)
+    around: dict[str, Any] | None = None
+    if activation or offset or round_first or not (residual is skip is gate is None):
+        around = {"residual": residual, "skip": skip, "gate": gate, "activation": activation}
+        around |= {"offset": offset, "round_first": round_first}
+    return run("normalize", input, words, weight, bias, eps, None, around)
 
 
 _LETTERS = tuple(f"d{i}" for i in range(64))

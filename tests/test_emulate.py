@@ -106,7 +106,7 @@ def test_predicted_rows(tmp_path):
     [
         (["--select", "no such branch"], "no check of branches has 'no such branch' in its name"),
         (["--seeds", "one"], "'one' is not whole numbers with commas between"),
-        (["--kinds", "all"], "'all' is none of branches, layouts, running, real"),
+        (["--kinds", "all"], "'all' is none of branches, layouts, running, stages, real"),
         (["--target", "sm_120"], "'sm_120' is not one of"),
         (["--launch", __file__], "TRITON_INTERPRET=1 has Triton interpret kernels"),
     ],

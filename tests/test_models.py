@@ -247,7 +247,7 @@ EXAMPLES = [
     pytest.param(block, id=f"{path.name}-{number}")
     for path in (ROOT / "README.md", ROOT / "docs" / "convert.md")
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
-    if "nt.convert(" in block
+    if "normtriton as nt" in block
 ]
 
 

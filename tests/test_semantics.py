@@ -71,7 +71,8 @@ def test_docs_name_tests_that_exist():
 def test_signature_of_a_function(name):
     """Names, order, kinds and defaults; what is ours alone is keyword-only, and off by default."""
     ours, theirs = (inspect.signature(getattr(library, name)).parameters.values() for library in (nt, F))
-    ours, more = [p for p in ours if p.kind is not p.KEYWORD_ONLY], [p for p in ours if p.kind is p.KEYWORD_ONLY]
+    own = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    ours, more = [p for p in ours if p.kind not in own], [p for p in ours if p.kind is p.KEYWORD_ONLY]
     assert [(p.name, p.kind, p.default) for p in ours] == [(p.name, p.kind, p.default) for p in theirs]
     assert all(p.default is None for p in more)
 
@@ -80,12 +81,13 @@ def test_signature_of_a_function(name):
 def test_signature_of_a_module(name):
     """The constructor is PyTorch's own, but for what is keyword-only and off; forward takes the same names."""
     ours, theirs = getattr(nt, name), getattr(nn, name)
-    made = dict(inspect.signature(theirs.__init__).parameters)
-    more = [p for key, p in inspect.signature(ours.__init__).parameters.items() if key not in made]
-    assert all(p.kind is p.KEYWORD_ONLY and p.default is None for p in more)
-    kept = [p for key, p in inspect.signature(ours.__init__).parameters.items() if key in made]
+    made, taken = inspect.signature(theirs).parameters, inspect.signature(ours).parameters
+    more = [p for key, p in taken.items() if key not in made]
+    assert all(p.kind is p.KEYWORD_ONLY and p.default in (None, 0.0, False) for p in more)
+    kept = [p for key, p in taken.items() if key in made]
     assert [(p.name, p.kind, p.default) for p in kept] == [(p.name, p.kind, p.default) for p in made.values()]
-    assert list(inspect.signature(ours.forward).parameters) == list(inspect.signature(theirs.forward).parameters)
+    taken = [key for key, p in inspect.signature(ours.forward).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    assert taken == list(inspect.signature(theirs.forward).parameters)
 
 
 @pytest.mark.parametrize("name", MODULES)

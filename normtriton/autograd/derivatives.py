@@ -101,6 +101,10 @@ class Axes:
         """A parameter."""
         return parameter.reshape([1 if i in self.shared else size for i, size in enumerate(self.sizes)])
 
+    def broadcast(self, parameter: Tensor) -> Tensor:
+        """A parameter, as it broadcasts against x."""
+        return self.spread(parameter).expand(self.sizes).reshape(self.problem.shape)
+
     def groups(self, statistic: Tensor) -> Tensor:
         """One number a group."""
         return statistic.reshape([1 if i in self.over else size for i, size in enumerate(self.sizes)])

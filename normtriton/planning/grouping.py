@@ -65,6 +65,13 @@ class Grouping(NamedTuple):
     bias: Strides | None = None
     stats: Strides | None = None
     parts: Strides | None = None
+    residual: Strides | None = None
+    total: Strides | None = None
+    skip: Strides | None = None
+    gate: Strides | None = None
+    dtotal: Strides | None = None
+    dskip: Strides | None = None
+    dgate: Strides | None = None
     #: May the sizes of (kept, r1, r2) be compiled in? A kernel is handed None instead, and that must come last: Triton
     #: 3.6 brings the type of a nested tuple up to date only when a constant that follows it is set.
     fixed: tuple[bool, bool, bool] | None = None
@@ -72,7 +79,14 @@ class Grouping(NamedTuple):
     @property
     def tensors(self) -> tuple[Strides, ...]:
         """The operands of full size; of a reduction of partial results, those."""
-        return tuple(s for s in (self.x, self.y, self.dy, self.dx) if s is not None) or (self.parts or _NOWHERE,)
+        whole = (self.x, self.y, self.dy, self.dx, self.residual, self.total, self.skip, self.gate)
+        there = tuple(s for s in (*whole, self.dtotal, self.dskip, self.dgate) if s is not None)
+        return there or (self.parts or _NOWHERE,)
+
+    @property
+    def loaded(self) -> int:
+        """How many tensors of full size a pass reads."""
+        return sum(s is not None for s in (self.x, self.dy, self.residual, self.skip, self.gate, self.dtotal))
 
     @property
     def reduced(self) -> int:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from .stages import ALONE, Stages
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -240,6 +242,7 @@ class Plan:
         span: elements of the kept axis from one block to the next: below block_kept where a group would be cut.
         block_groups: groups whose cells a resident tile holds and joins, padded to a power of two; 0 if it joins none.
         depth: rounds of the loop of a sweep, or of a walk that measures, that are under way at once.
+        activation, offset, round_first: see `normtriton.planning.stages.Stages`.
     """
 
     stage: str
@@ -267,6 +270,9 @@ class Plan:
     span: int = 0
     block_groups: int = 0
     depth: int = 1
+    activation: str = ""
+    offset: float = 0.0
+    round_first: bool = False
 
 
 class Code(NamedTuple):
@@ -518,13 +524,13 @@ def looped_tile(group: Grouping, itemsize: int, tuning: Tuning = UNTUNED) -> Til
 
 
 def measured_ahead(group: Grouping, tile: Tile, itemsize: int, tuning: Tuning = UNTUNED) -> Tile:
-    """The tile of a walk that measures x alone, with the depth of its loop.
+    """The tile of a walk that measures x, or its sum with a residual, with the depth of its loop.
 
     More than one where those of resident programs are fewer bytes than `IN_FLIGHT`, and copies take the 4 bytes that
     they need. Predicted for an H100 in bfloat16, measuring 8 x 64 x 256 x 256 in channels_last takes 34 µs instead of
     39; in float32, where tiles are twice as many bytes, 52 instead of 50.
     """
-    size = tile.kept * tile.r1 * tile.r2 * itemsize
+    size = tile.kept * tile.r1 * tile.r2 * itemsize * (1 if group.residual is None else 2)
     resident = SM_REGISTERS // (32 * tile.num_warps * WALK_REGISTERS)
     ahead = size * resident < IN_FLIGHT and group.vector(max(16 // itemsize, 1)) * itemsize >= 4
     return tile._replace(depth=tuning.depth if ahead else 1)
@@ -591,7 +597,7 @@ def overlaps(group: Grouping, tile: Tile, itemsize: int, device: Device, tuning:
     have `IN_FLIGHT` bytes on the way; two where a program waits, for its cluster or for a tile that it has just asked
     for. Neither number follows the batch. Copies take registers too: the tile that follows does without them.
     """
-    size = 2 * tile.kept * tile.r1 * tile.r2 // tile.ctas * itemsize  # of x and dy
+    size = group.loaded * tile.kept * tile.r1 * tile.r2 // tile.ctas * itemsize  # of x, dy and what is around them
     room = COPIED_BYTES_CLUSTERS if device.clusters else COPIED_BYTES
 
     def programs(depth: int) -> int:
@@ -604,7 +610,16 @@ def overlaps(group: Grouping, tile: Tile, itemsize: int, device: Device, tuning:
         yield tile._replace(depth=depth, programs=programs(depth))
 
 
-def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample: bool = False, **flags: bool) -> Plan:
+def make_plan(
+    group: Grouping,
+    tile: Tile,
+    stage: str,
+    itemsize: int,
+    *,
+    sample: bool = False,
+    stages: Stages = ALONE,
+    **flags: bool,
+) -> Plan:
     """The kernel's constants for a grouping and a tile.
 
     A tile needs no mask along an axis that it divides, if the size belongs to the model. What a batch may change is
@@ -646,6 +661,9 @@ def make_plan(group: Grouping, tile: Tile, stage: str, itemsize: int, *, sample:
         span=tile.span(group),
         block_groups=power_of_two(tile.groups) if tile.groups else 0,
         depth=tile.depth,
+        activation=stages.activation,
+        offset=stages.offset,
+        round_first=stages.round_first,
         **flags,
     )
 

@@ -23,22 +23,25 @@ from . import plan as planning
 from .grouping import Axis, Grouping, build, contiguous, spread
 from .norms import Norm, name_axes, words
 from .plan import KNOBS, UNTUNED, Device, Plan, Subject, Tile, Tuning, Tunings, make_plan
+from .stages import ALONE, WRITTEN, Stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .plan import Dtypes
+    from .stages import Around
 
 type_strides = tuple[int, ...]
 Key = tuple[str, int]
 
 
 class Problem(NamedTuple):
-    """One norm of one shape: all that is known before a stride is."""
+    """One norm of one shape, and what surrounds it: all that is known before a stride is."""
 
     norm: Norm
     shape: tuple[int, ...]
     sizes: tuple[tuple[str, int], ...] = ()
+    stages: Stages = ALONE
 
     @property
     def axes(self) -> dict[Key, int]:
@@ -210,12 +213,12 @@ class Schedule(NamedTuple):
         return tuple(launch for launch in steps if launch)
 
 
-def finalizer(kernel: str, group: Grouping, num_warps: int = planning.LOOP_WARPS) -> Launch:
+def finalizer(kernel: str, group: Grouping, num_warps: int = planning.LOOP_WARPS, stages: Stages = ALONE) -> Launch:
     """The launch of a second stage: few groups, many programs, small tiles.
 
     Tiles and access widths follow neither the number of parts nor that of groups, so that few kernels serve them all.
     Where programs of another launch do this work, of fewer warps than most, their tiles are smaller. (Compiled: tiles
-    of four warps in one spilled 224 bytes a thread in float64.)
+    of four warps in one spilled 224 bytes a thread in float64.) Of the ``stages`` what weights parts is needed.
     """
     columns = group.vector_axis == "kept"
     kept = 32 if columns else 1
@@ -224,7 +227,7 @@ def finalizer(kernel: str, group: Grouping, num_warps: int = planning.LOOP_WARPS
     r2 = min(long if group.r2 > 1 else 1, room // kept)
     r1 = min(64 if group.r1 > 1 else 1, max(room // (kept * r2), 1))
     tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 2, most=8))
-    plan = make_plan(group, tile, "merge", merge_access(group))
+    plan = make_plan(group, tile, "merge", merge_access(group), stages=ALONE._replace(offset=stages.offset))
     return Launch(kernel, group, plan, (tile.blocks(group), 1), tile.num_warps)
 
 
@@ -249,7 +252,8 @@ def riding(apply: Launch, merge: Launch) -> Launch | None:
     """
     group = merge.group
     tile = planning.riding_tile(apply.group, apply.plan.block_kept, group)
-    return tile and apply._replace(into=(group, make_plan(group, tile, "merge", merge_access(group))))
+    stages = ALONE._replace(offset=merge.plan.offset)
+    return tile and apply._replace(into=(group, make_plan(group, tile, "merge", merge_access(group), stages=stages)))
 
 
 def second_stage(merge: Launch, apply: Launch, gradients: Launch | None) -> tuple[Launch | None, Launch]:
@@ -359,10 +363,11 @@ class Pass(NamedTuple):
         self, group: Grouping, tile: Tile, stage: str, grid: tuple[int, int], accumulate: bool = False
     ) -> Launch:
         """A launch of the direction's kernel."""
-        flags = {"centered": self.problem.norm.centered, "constant": self.constant, "accumulate": accumulate}
+        norm, stages = self.problem.norm, self.problem.stages
+        flags = {"centered": norm.centered, "constant": self.constant, "accumulate": accumulate}
         if tile.shares_rows:
             group = group.deal_rows(tile.ctas)
-        plan = make_plan(group, tile, stage, self.itemsize, sample=self.problem.norm.batch_invariant, **flags)
+        plan = make_plan(group, tile, stage, self.itemsize, sample=norm.batch_invariant, stages=stages, **flags)
         return Launch(self.kernel, group, plan, grid, tile.num_warps, programs=tile.programs)
 
     def walk(self, group: Grouping, stage: str, chunks: int = 1) -> Launch:
@@ -476,14 +481,17 @@ def forward_schedule(
     dtypes: Dtypes,
     device: Device,
     running: str = "",
+    around: Around = (),
 ) -> Schedule:
     """The launches of a forward pass, from strides in elements.
 
-    ``running`` says what becomes of running statistics: "use" them as constants, "update" them, or neither.
+    ``running`` says what becomes of running statistics: "use" them as constants, "update" them, or neither. ``around``
+    are the tensors that surround the norm.
     """
-    tensors = {"x": problem.tensor(x), "y": problem.tensor(y)}
+    tensors = {name: problem.tensor(strides) for name, strides in (("x", x), *around, ("y", y))}
     w, b = (None if p is None else problem.parameter(p) for p in (weight, bias))
-    operands = tuple(filter(None, ("weight" if w else "", "bias" if b else "", running)))
+    surrounding = [name for name, _ in around]
+    operands = tuple(filter(None, ("weight" if w else "", "bias" if b else "", running, *surrounding)))
     one = Pass(problem, "forward", tensors, w, b, dtypes, device, running == "use", operands, []).looked_up()
     group = one.group(problem.over)
     if one.constant:
@@ -567,17 +575,20 @@ def backward_schedule(
     parameters: bool,
     wants_dx: bool = True,
     constant: bool = False,
+    around: Around = (),
+    bias: type_strides | None = None,
 ) -> Schedule:
     """The launches of a backward pass, from strides in elements.
 
     ``parameters`` says whether dweight or dbias is wanted, ``wants_dx`` whether dx is, ``constant`` whether the forward
-    pass used the running statistics.
+    pass used the running statistics. ``around`` are the tensors that surround the norm; ``bias`` is needed where what
+    comes after it is computed again.
     """
-    tensors = {"x": problem.tensor(x), "dy": problem.tensor(dy), "dx": problem.tensor(dx)}
-    w = None if weight is None else problem.parameter(weight)
-    wanted = {"weight": w, "gradients": parameters, "dx": wants_dx, "use": constant}
-    operands = tuple(name for name, there in wanted.items() if there)
-    one = Pass(problem, "backward", tensors, w, None, dtypes, device, constant, operands, []).looked_up()
+    tensors = {name: problem.tensor(strides) for name, strides in (("x", x), ("dy", dy), *around, ("dx", dx))}
+    w, b = (None if p is None else problem.parameter(p) for p in (weight, bias))
+    wanted = {"weight": w, "bias": b, "gradients": parameters, "dx": wants_dx, "use": constant}
+    operands = (*(name for name, there in wanted.items() if there), *(name for name, _ in around))
+    one = Pass(problem, "backward", tensors, w, b, dtypes, device, constant, operands, []).looked_up()
     # No group sums for a parameter on its own: gather over many groups, while they all have the same parameters. Where
     # they do not (group norm without space), every element is a cell, and its partial gradient goes through memory.
     if constant:
@@ -625,9 +636,12 @@ def parameter_columns(one: Pass, num_warps: int = 0) -> Launch | None:
     """
     problem = one.problem
     over = tuple(key for key in problem.axes if key not in problem.affine)
-    operands: dict[str, dict[Key, int] | None] = {**one.tensors, "stats": one.stats}
+    tensors = {name: strides for name, strides in one.tensors.items() if name not in WRITTEN}
+    operands: dict[str, dict[Key, int] | None] = {**tensors, "stats": one.stats}
     operands["parts"] = problem.parameter(contiguous(problem.parameter_shape))
-    group = problem.grouping([*one.tensors][-1], over, tuple(one.tensors), operands)
+    if problem.stages.activation or "gate" in tensors:  # what comes after the linear map is computed again
+        operands |= {"weight": one.weight, "bias": one.bias}
+    group = problem.grouping([*tensors][-1], over, tuple(tensors), operands)
     if group.vector_axis != "kept":
         return None
     tile = one.tile(group._replace(r2=1 << 20))  # the same however many rows there are, so that they compile nothing
@@ -734,7 +748,8 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     gradients = sum_gradients(problem, chunks, keys) if parameters else None
     merge, apply = None, None
     if wants_dx:
-        merge = finalizer("sum_parts", merging(problem, chunks, problem.kept, keys, operands))
+        merged = merging(problem, chunks, problem.kept, keys, operands)
+        merge = finalizer("sum_parts", merged, stages=problem.stages)
         merge, apply = second_stage(merge, one.apply(measured, chunks), gradients)
     return Schedule(
         "split",

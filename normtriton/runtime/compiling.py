@@ -19,6 +19,8 @@ from ..kernels.forward import normalize_forward
 from ..planning.plan import Code
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from ..planning.grouping import Grouping, Strides
@@ -52,7 +54,10 @@ def options(num_warps: int, nvidia: bool, ctas: int = 1, programs: int = 1) -> d
 NVIDIA = torch.version.hip is None
 
 #: The fields of a `Grouping` that hold an operand's strides.
-OPERANDS = ("x", "y", "dy", "dx", "weight", "bias", "stats", "parts")
+OPERANDS = (
+    "x", "y", "dy", "dx", "weight", "bias", "stats", "parts",
+    "residual", "total", "skip", "gate", "dtotal", "dskip", "dgate",
+)  # fmt: skip
 
 KERNELS = {
     "forward": normalize_forward,
@@ -79,6 +84,34 @@ class Running(NamedTuple):
     var_stride: int
     batches: tuple[Any, ...]
     momentum: tuple[float, ...]  # as `exact_pair` makes it
+
+
+class Around(NamedTuple):
+    """Tensors around a norm, as the forward kernel takes them; what is not there is any other tensor."""
+
+    residual: Any
+    total: Any
+    skip: Any
+    gate: Any
+
+
+class Behind(NamedTuple):
+    """Tensors around a norm, as the backward kernel takes them; what is not there is any other tensor."""
+
+    bias: Any
+    skip: Any
+    gate: Any
+    dtotal: Any
+    dskip: Any
+    dgate: Any
+
+
+def handed(kind: type[Around | Behind], tensors: Mapping[str, Any], otherwise: Any) -> Around | Behind | None:
+    """The tensors around a norm; None if there are none.
+
+    Whether one is there, a kernel tells by its strides: Triton 3.6 cannot compare tuples that hold a None.
+    """
+    return kind(*(tensors.get(name, otherwise) for name in kind._fields)) if tensors else None
 
 
 def kernel_group(launch: Launch) -> Grouping:
@@ -160,12 +193,15 @@ def standing_in(launch: Launch, dtypes: Dtypes, operands: tuple[str, ...]) -> tu
     x, own = MockTensor(dtypes[0]), MockTensor(statistics_dtype(MockTensor(dtypes[0])))
     weight, bias = (MockTensor(dtypes[1] or dtypes[0]) if name in operands else None for name in ("weight", "bias"))
     mean, eps = own if launch.plan.centered else None, (1e-5, 0.0)
+    there = {name: bias if name == "bias" else x for name in operands if name in {*Around._fields, *Behind._fields}}
     if launch.kernel == "forward":
+        there.pop("bias", None)
         running = Running(own, own, 1, 1, (MockTensor(torch.int64),), (0.1, 0.0)) if "update" in operands else None
-        return x, x, weight, bias, mean, own, running, None, eps
+        return x, x, weight, bias, mean, own, running, None, eps, handed(Around, there, x)
     dweight = own if "gradients" in operands else None
     dbias = dweight if launch.plan.centered else None
-    return x, x, x, weight, mean, own, None, None, None, dweight, dbias, eps, None, None
+    behind = handed(Behind, there, x)
+    return x, x, x, weight, mean, own, None, None, None, dweight, dbias, eps, None, None, behind
 
 
 class Compiler:

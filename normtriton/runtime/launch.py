@@ -14,10 +14,21 @@ from triton.runtime import driver
 
 from ..planning.schedule import Problem, backward_schedule, forward_schedule
 from . import clusters, devices
-from .compiling import INTERPRETED, KERNELS, NVIDIA, Running, constants, options, statistics_dtype
+from .compiling import (
+    INTERPRETED,
+    KERNELS,
+    NVIDIA,
+    Around,
+    Behind,
+    Running,
+    constants,
+    handed,
+    options,
+    statistics_dtype,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -150,6 +161,19 @@ def _kinds(running: Running | None, x: Tensor, a: Tensor | None = None, b: Tenso
 _LOOKED_UP = NVIDIA and not INTERPRETED
 
 
+def _kinds_around(kinds: Kinds, around: Mapping[str, Tensor]) -> Kinds:
+    """`_kinds` with those of the tensors around a norm."""
+    if kinds is None or any(t.data_ptr() & 15 for t in around.values()):
+        return None
+    return (*kinds, *around, *(t.dtype for t in around.values()))
+
+
+def _layouts(around: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """What a schedule is told of the tensors around a norm, backward with the bias last."""
+    strides = tuple((name, t.stride()) for name, t in around.items() if name != "bias")
+    return (strides, around["bias"].stride()) if "bias" in around else (strides,)
+
+
 def _run(launch: Launch, kinds: Kinds, *args: Any) -> None:
     """Launch. Triton's own way there takes most of a small call, so from the second time on the kernel is looked up."""
     ready = _ready.get(id(launch))
@@ -189,10 +213,11 @@ def forward(
     use_running: bool,
     dtype: torch.dtype | None = None,
     device: Device | None = None,
+    around: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(y, mean, rstd); mean is None if it is fixed at zero, both are if the running statistics are used.
 
-    ``dtype`` is y's, None for x's.
+    ``dtype`` is y's, None for x's. ``around`` are the tensors that surround the norm; a total among them is written.
     """
     y = torch.empty_like(x) if dtype is None else torch.empty_like(x, dtype=dtype)
     if y.numel() == 0:
@@ -211,12 +236,16 @@ def forward(
         (x.dtype, None if weight is None else weight.dtype),
         device or devices.of(x),
         mode,
+        *(_layouts(around) if around else ()),
     )
     kinds = _kinds(running, x, weight, bias)
     if kinds and dtype:
         kinds += (dtype,)
+    beside = None
+    if around:
+        kinds, beside = _kinds_around(kinds, around), handed(Around, around, x)
     if use_running:
-        _run(schedule.main, kinds, x, y, weight, bias, None, None, running, None, pair)
+        _run(schedule.main, kinds, x, y, weight, bias, None, None, running, None, pair, beside)
         return y, None, None
     own, groups = statistics_dtype(x), schedule.num_groups
     rstd = x.new_empty(groups, dtype=own)
@@ -231,21 +260,20 @@ def forward(
     if schedule.parameters:  # each group writes its own; they are averaged afterwards
         target = Running(x.new_empty(groups, dtype=own), x.new_empty(groups, dtype=own), 1, 1, (), ())
     if schedule.strategy == "clustered":
-        if not _run_clustered(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair):
-            return forward(
-                problem, x, weight, bias, eps, statistics, use_running, dtype, devices.of(x)._replace(clusters=False)
-            )
+        if not _run_clustered(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair, beside):
+            without = devices.of(x)._replace(clusters=False)
+            return forward(problem, x, weight, bias, eps, statistics, use_running, dtype, without, around)
     elif not schedule.apply:
-        _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair)
+        _run(schedule.main, kinds, x, y, weight, bias, mean, rstd, target, None, pair, beside)
     else:
         parts = x.new_empty((4, schedule.parts), dtype=own)
-        _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, pair)
+        _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, pair, beside)
         if schedule.merge:
             correction = x.new_empty(groups, dtype=own) if mean is not None else None
             _run(schedule.merge, kinds, parts, mean, rstd, correction, target, pair)
-            _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, pair)
+            _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, pair, beside)
         else:
-            _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, target, parts, pair)
+            _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, target, parts, pair, beside)
     if schedule.parameters:
         _run(schedule.parameters, kinds, target.mean, target.var, running)  # type: ignore[union-attr]  # both set above
     return y, mean, rstd
@@ -262,8 +290,13 @@ def backward(
     eps: float,
     wants: tuple[bool, torch.dtype | None, torch.dtype | None],
     device: Device | None = None,
+    around: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dweight, dbias); ``wants`` says whether dx is wanted, and in which dtypes the other two, if they are."""
+    """(dx, dweight, dbias); ``wants`` says whether dx is wanted, and in which dtypes the other two, if they are.
+
+    ``around`` are the tensors that surround the norm, and the bias, where what comes after it is computed again; dskip
+    and dgate among them are written.
+    """
     wants_dx, weight_dtype, bias_dtype = wants
     if dy._is_zerotensor() or dy.is_neg():  # what autograd may hand on: no memory, or negated
         dy = dy.clone()
@@ -284,6 +317,7 @@ def backward(
         parameters,
         wants_dx,
         statistics is not None,
+        *(_layouts(around) if around else ()),
     )
     shape = schedule.parameter_shape
     dweight = x.new_empty(*shape, dtype=weight_dtype) if weight_dtype else None  # a tuple took 0.4 µs more
@@ -292,28 +326,31 @@ def backward(
     kinds = _kinds(running, x, dy, weight)
     if kinds:
         kinds += wants
+    beside = None
+    if around:
+        kinds, beside = _kinds_around(kinds, around), handed(Behind, around, x)
     written = dx if wants_dx else None
-    given = (dy, x, written, weight, mean, rstd, running, exact_pair(eps), dweight, dbias, kinds)
+    given = (dy, x, written, weight, mean, rstd, running, exact_pair(eps), dweight, dbias, beside, kinds)
     if schedule.strategy == "clustered":
         if not _launch_backward(schedule, given, _run_clustered):
-            return backward(
-                problem, dy, x, weight, mean, rstd, statistics, eps, wants, devices.of(x)._replace(clusters=False)
-            )
+            without = devices.of(x)._replace(clusters=False)
+            return backward(problem, dy, x, weight, mean, rstd, statistics, eps, wants, without, around)
     else:
         _launch_backward(schedule, given, _run)
     return written, dweight, dbias
 
 
-#: The tensors of a backward pass: dy, x, dx, weight, mean, rstd, running statistics, eps, dweight, dbias; and `Kinds`.
+#: What a backward pass is given: dy, x, dx, weight, mean, rstd, running statistics, eps, dweight, dbias, the tensors
+#: around it, and `Kinds`.
 Given: TypeAlias = (
     "tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Running | None, "
-    "tuple[float, float], Tensor | None, Tensor | None, Kinds]"
+    "tuple[float, float], Tensor | None, Tensor | None, Any, Kinds]"
 )
 
 
 def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool | None]) -> bool:
     """Make the launches, the first one by ``run``; false if it was refused."""
-    dy, x, dx, weight, mean, rstd, running, eps, dweight, dbias, kinds = given
+    dy, x, dx, weight, mean, rstd, running, eps, dweight, dbias, beside, kinds = given
     dtype = statistics_dtype(x)
     fixed = (weight, mean, rstd, running)
     rows: tuple[Tensor | None, Tensor | None] = (dbias, dweight)
@@ -321,16 +358,19 @@ def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool |
         rows = (None, None)
     elif schedule.rows:
         rows = tuple(t if t is None else x.new_empty(schedule.rows, dtype=dtype) for t in rows)  # type: ignore[assignment]  # two
+    sums: tuple[Tensor | None, ...]
     if not schedule.parts:
-        if run(schedule.main, kinds, dy, x, dx, *fixed, None, None, rows[1], rows[0], eps, None, None) is False:
+        sums = (None, None, rows[1], rows[0])
+        if run(schedule.main, kinds, dy, x, dx, *fixed, *sums, eps, None, None, beside) is False:
             return False
     else:
         sum_dyx = x.new_empty(schedule.parts, dtype=dtype)
         sum_dy = x.new_empty(schedule.parts, dtype=dtype) if schedule.sums_dy else None
         if schedule.main.plan.accumulate:
-            _run(schedule.main, kinds, dy, x, None, *fixed, sum_dy, sum_dyx, rows[1], rows[0], eps, None, None)
+            sums = (sum_dy, sum_dyx, rows[1], rows[0])
+            _run(schedule.main, kinds, dy, x, None, *fixed, *sums, eps, None, None, beside)
         else:
-            _run(schedule.main, kinds, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps, None, None)
+            _run(schedule.main, kinds, dy, x, dx, *fixed, sum_dy, sum_dyx, None, None, eps, None, None, beside)
             rows = sum_dy, sum_dyx
         merged: tuple[Tensor | None, ...] = (sum_dy, sum_dyx)
         if schedule.merge:
@@ -340,10 +380,10 @@ def _launch_backward(schedule: Schedule, given: Given, run: Callable[..., bool |
             _run(schedule.merge, kinds, sum_dy, sum_dyx, w, *merged, *also)
         if schedule.apply:
             gradients = (dweight, dbias, eps, *rows) if schedule.apply.also else (None, None, eps, None, None)
-            _run(schedule.apply, kinds, dy, x, dx, *fixed, *merged, *gradients)
+            _run(schedule.apply, kinds, dy, x, dx, *fixed, *merged, *gradients, beside)
     if schedule.parameters:
         _run(schedule.parameters, kinds, *rows, None, dbias, dweight)
     if schedule.columns:
-        steps = (dy, x, None, None, mean, rstd, None, None, None, dweight, dbias, None, None, None)
-        _run(schedule.columns, kinds, *steps)
+        w = weight if schedule.columns.group.weight else None
+        _run(schedule.columns, kinds, dy, x, None, w, mean, rstd, *(None,) * 3, dweight, dbias, *(None,) * 3, beside)
     return True

@@ -17,7 +17,7 @@ from normtriton.runtime import clusters, compiling, devices
 
 from ..swapped import swapped
 from .branches import BRANCHES, CLUSTERED, CLUSTERS, DEVICE, LAYOUTS, REAL, SMALL, Branch, lay_out
-from .oracle import Operands, Textbook, call, differences, expected, gradients, named
+from .oracle import Operands, Textbook, call, differences, expected, gradients, named, surrounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from normtriton.planning.plan import Device
 
     Results = dict[str, Tensor]
+
+
+#: What may surround a norm: the tensors, and the settings.
+SURROUNDINGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "residual": (("residual",), {"offset": 1.0, "round_first": True}),
+    "activation": ((), {"activation": "silu"}),
+    "skip": (("skip",), {"activation": "relu"}),
+    "gate": (("gate",), {"activation": "silu"}),
+    "all": (("residual", "skip", "gate"), {"activation": "gelu_tanh", "offset": 1.0}),
+}
 
 
 class Check(NamedTuple):
@@ -39,6 +49,7 @@ class Check(NamedTuple):
         device: what the call is planned for; None for the machine itself.
         parameters: dtype of weight, bias and running statistics.
         running: "updates" or "uses" running statistics, or "" without any.
+        around: one of `SURROUNDINGS`, or "".
     """
 
     name: str
@@ -47,6 +58,7 @@ class Check(NamedTuple):
     device: Device | None
     parameters: str = "float32"
     running: str = ""
+    around: str = ""
 
     def operands(self, where: torch.device) -> Operands:
         """Random tensors, always the same."""
@@ -66,14 +78,24 @@ class Check(NamedTuple):
         if self.running:
             mean, variance = random(*features) + 3, random(*features).square() + 0.5
             given = given._replace(running=(mean.to(own), variance.to(own)))
+        if self.around:
+            names = SURROUNDINGS[self.around][0]
+            *around, dtotal = (lay_out(random(*branch.shape).to(dtype), branch.layout) for _ in range(len(names) + 1))
+            given = given._replace(around=dict(zip(names, around, strict=True)), dtotal=dtotal)
         return given
 
     def run(self, functions: Any, given: Operands) -> Tensor:
         """The norm, by `torch.nn.functional` or by what has its functions."""
         branch, training = self.branch, self.running != "uses"
-        return call(
-            functions, branch.norm, branch.features(), branch.groups, *given[:3], given.running, training=training
-        )
+
+        def norm(x: Tensor, weight: Tensor | None, **around: Any) -> Tensor:
+            where = functions, branch.norm, branch.features(), branch.groups
+            return call(*where, x, weight, given.bias, given.running, training=training, **around)
+
+        stages = SURROUNDINGS[self.around][1] if self.around else {}
+        if self.around and functions is Textbook:
+            return surrounded(norm, given, getattr(torch, self.dtype), stages)  # type: ignore[no-any-return]  # or two
+        return norm(given.x, given.weight, **given.around, **stages)
 
     def results(self, given: Operands) -> Results:
         """All results of normtriton's, planned for the check's device."""
@@ -144,6 +166,17 @@ def of_running(with_clusters: bool, dtypes: Iterable[str]) -> Iterator[Check]:
             yield check._replace(name=f"{mode} running statistics, {check.name}", running=mode)
 
 
+def of_stages(with_clusters: bool, dtypes: Iterable[str]) -> Iterator[Check]:
+    """Every branch of the plan with something around it, each of `SURROUNDINGS` in turn; some with all of them."""
+    names = tuple(SURROUNDINGS)
+    for i, check in enumerate(of_branches(with_clusters, dtypes)):
+        around = names[i % len(names)]
+        yield check._replace(name=f"{around} around {check.name}", around=around)
+    for check in of_running(with_clusters, dtypes):
+        if check.running == "uses":
+            yield check._replace(name=f"skip around what {check.name}", around="skip")
+
+
 def of_real_shapes(dtypes: Iterable[str]) -> Iterator[Check]:
     """Shapes near those of models, planned for the machine itself, with parameters of x's dtype."""
     for dtype in dtypes:
@@ -156,5 +189,6 @@ KINDS: dict[str, Callable[[bool, Sequence[str]], Iterable[Check]]] = {
     "branches": of_branches,
     "layouts": lambda _clusters, dtypes: of_layouts(dtypes),
     "running": of_running,
+    "stages": of_stages,
     "real": lambda _clusters, dtypes: of_real_shapes(dtypes),
 }

@@ -24,6 +24,8 @@ class Operands(NamedTuple):
         x, dy: of the call's shape; x wants a gradient, as weight and bias do.
         weight, bias: None where the norm has none.
         running: mean and variance, to be updated.
+        around: tensors of x's shape that surround the norm, by name; they want gradients.
+        dtotal: the gradient of the sum with a residual.
     """
 
     x: Tensor
@@ -31,19 +33,23 @@ class Operands(NamedTuple):
     bias: Tensor | None
     dy: Tensor
     running: tuple[Tensor | None, Tensor | None] = (None, None)
+    around: Mapping[str, Tensor] = {}
+    dtotal: Tensor | None = None
 
     @property
     def inputs(self) -> dict[str, Tensor]:
         """What wants a gradient, by the gradient's name."""
         named = {"dx": self.x, "dweight": self.weight, "dbias": self.bias}
+        named |= {f"d{name}": tensor for name, tensor in self.around.items()}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def fresh(self) -> Operands:
         """The same, with running statistics, and where gradients go, of its own."""
         x, weight, bias = (None if t is None else t.detach().requires_grad_() for t in self[:3])
         mean, variance = (None if r is None else r.clone() for r in self.running)
+        around = {name: t.detach().requires_grad_() for name, t in self.around.items()}
         assert x is not None
-        return self._replace(x=x, weight=weight, bias=bias, running=(mean, variance))
+        return self._replace(x=x, weight=weight, bias=bias, running=(mean, variance), around=around)
 
     def wide(self) -> Operands:
         """The same in float64, and contiguous."""
@@ -53,9 +59,10 @@ class Operands(NamedTuple):
 
         x, weight, bias, dy = map(widen, self[:4])
         mean, variance = map(widen, self.running)
+        around = {name: t.detach().double().contiguous() for name, t in self.around.items()}
         assert x is not None
         assert dy is not None
-        return Operands(x, weight, bias, dy, (mean, variance)).fresh()
+        return Operands(x, weight, bias, dy, (mean, variance), around, widen(self.dtotal)).fresh()
 
 
 def call(
@@ -69,20 +76,23 @@ def call(
     running: tuple[Tensor | None, Tensor | None] = (None, None),
     eps: float = EPS,
     training: bool = True,
+    **around: Any,
 ) -> Tensor:
-    """A norm, in ``training`` or with running statistics, by `torch.nn.functional` or by what has its functions."""
+    """A norm, in ``training`` or with running statistics, by `torch.nn.functional` or by what has its functions.
+
+    ``around`` is what surrounds it, for the functions that take it; with a residual two tensors are returned.
+    """
     if norm == "layer":
-        y = functions.layer_norm(x, features, weight, bias, eps)
+        y = functions.layer_norm(x, features, weight, bias, eps, **around)
     elif norm == "rms":
-        y = functions.rms_norm(x, features, weight, eps)
+        y = functions.rms_norm(x, features, weight, eps, **around)
     elif norm == "batch":
-        y = functions.batch_norm(x, *running, weight, bias, training, 0.1, eps)
+        y = functions.batch_norm(x, *running, weight, bias, training, 0.1, eps, **around)
     elif norm == "instance":
-        y = functions.instance_norm(x, *running, weight, bias, training, 0.1, eps)
+        y = functions.instance_norm(x, *running, weight, bias, training, 0.1, eps, **around)
     else:
-        y = functions.group_norm(x, groups, weight, bias, eps)
-    assert isinstance(y, torch.Tensor)
-    return y
+        y = functions.group_norm(x, groups, weight, bias, eps, **around)
+    return y  # type: ignore[no-any-return]  # the functions' types are not known
 
 
 class Textbook:
@@ -161,14 +171,49 @@ def _channel(x: Tensor) -> tuple[int, ...]:
     return (1, x.shape[1], *(1,) * (x.dim() - 2))
 
 
-def gradients(y: Tensor, given: Operands) -> tuple[Tensor, ...]:
-    """Of the inputs, by autograd, which may be asked again."""
-    return torch.autograd.grad(y, list(given.inputs.values()), given.dy, retain_graph=True)
+def surrounded(norm: Callable[[Tensor, Any], Tensor], given: Operands, dtype: torch.dtype, stages: Any) -> Any:
+    """A norm of (u, weight) with what surrounds it, by the formulas of `normtriton.normalize`.
+
+    A sum with a residual is rounded to ``dtype``, as a library keeps it; its gradient is that of the sum.
+    """
+    u, around = given.x, given.around
+    if "residual" in around:
+        u = u + around["residual"]
+        u = u + (u.detach().to(dtype).double() - u.detach())
+    weight = None if given.weight is None else given.weight + stages.get("offset", 0.0)
+    z = norm(u, weight)
+    z = z + around["skip"] if "skip" in around else z
+    act = ACTIVATIONS[stages.get("activation", "")]
+    y = z * act(around["gate"]) if "gate" in around else act(z)
+    return (y, u) if "residual" in around else y
 
 
-def named(y: Tensor, grads: Sequence[Tensor], given: Operands) -> dict[str, Tensor]:
+#: By their formulas.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda z: z,
+    "relu": lambda z: z.clamp(min=0),
+    "leaky_relu": lambda z: torch.where(z > 0, z, 0.01 * z),
+    "silu": lambda z: z * torch.sigmoid(z),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": lambda z: z * 0.5 * (1 + torch.erf(z / 2**0.5)),
+    "gelu_tanh": lambda z: z * 0.5 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3))),
+    "hardswish": lambda z: z * (z + 3).clamp(0, 6) / 6,
+}
+
+
+def gradients(y: Any, given: Operands) -> tuple[Tensor, ...]:
+    """Of the inputs, by autograd, which may be asked again; of a norm with a residual both results count."""
+    wanted = list(given.inputs.values())
+    if isinstance(y, tuple):
+        return torch.autograd.grad(y, wanted, (given.dy, given.dtotal), retain_graph=True)
+    return torch.autograd.grad(y, wanted, given.dy, retain_graph=True)
+
+
+def named(y: Any, grads: Sequence[Tensor], given: Operands) -> dict[str, Tensor]:
     """All results of a call and of its backward pass."""
-    found = {"y": y.detach(), **dict(zip(given.inputs, grads, strict=True))}
+    results = dict(zip(("y", "total"), y if isinstance(y, tuple) else (y,), strict=False))
+    found = {name: t.detach() for name, t in results.items()} | dict(zip(given.inputs, grads, strict=True))
     names = ("running mean", "running variance")
     return found | {name: r for name, r in zip(names, given.running, strict=True) if r is not None}
 

@@ -128,7 +128,7 @@ class Given:
 
     def backward(self, device: Device) -> tuple[Any, ...]:
         """(dx, dweight, dbias), as planned for a device."""
-        x, weight, bias, dy, _running = self.tensors
+        x, weight, bias, dy = self.tensors[:4]
         wants = (True, None if weight is None else weight.dtype, None if bias is None else bias.dtype)
         mean, rstd = self.stats
         return launch.backward(self.problem, dy, x, weight, mean, rstd, None, self.eps, wants, device)

@@ -104,11 +104,12 @@ def run(check: Check, device: Device, seeds: Sequence[int], approx: bool = False
 
 def own(given: Operands, device: Device) -> Operands:
     """The operands in memory of their own, so that an access beside one hits nothing else."""
-    tensors = (given.x, given.weight, given.bias, given.dy)
-    x, weight, bias, dy = (t if t is None or _has_gaps(t) else device.own(t) for t in tensors)
+    tensors = (given.x, given.weight, given.bias, given.dy, given.dtotal, *given.around.values())
+    x, weight, bias, dy, dtotal, *around = (t if t is None or _has_gaps(t) else device.own(t) for t in tensors)
     assert x is not None
     assert dy is not None
-    return given._replace(x=x, weight=weight, bias=bias, dy=dy)
+    beside = {name: t for name, t in zip(given.around, around, strict=True) if t is not None}
+    return given._replace(x=x, weight=weight, bias=bias, dy=dy, dtotal=dtotal, around=beside)
 
 
 def _has_gaps(tensor: torch.Tensor) -> bool:

@@ -112,7 +112,7 @@ def _flag_gems(case: Case) -> Norm:
 
     @torch.no_grad()
     def run(given: Operands) -> Result:
-        x, w, b, dy, running = given
+        x, w, b, dy, running = given[:5]
         if case.norm == "layer":
             y, mean, rstd = ops.layer_norm(x, case.shape[-1:], w, b, EPS)
             return y, lambda: ops.layer_norm_backward(dy, x, case.shape[-1:], mean, rstd, w, b, every)

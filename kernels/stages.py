@@ -1,0 +1,183 @@
+"""What surrounds a norm, of one tile: what comes before its statistics, and what comes after its linear map.
+
+Of a norm alone these functions load, return or store what they are given. Each stage has its formula and its derivative
+here and nowhere else; `normtriton.planning.stages` says in which order they stand.
+
+    u = x + residual                     stored, in the dtype of ``total``, and normalized as it was stored
+    z = x̂ * (offset + weight) + bias
+    z = z + skip
+    y = act(z), or with a gate z * act(gate)
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .activations import activate, slope
+from .memory import Operand, load_first, load_parameter, load_tile, rounded, store_tile
+
+
+class Around(NamedTuple):
+    """The tensors around a norm, forward, each an `Operand`; one that is not there has no pointer.
+
+    Attributes:
+        residual: added to x before anything else.
+        total: where the sum goes.
+        skip, gate: added after the linear map, and multiplied with what it gives.
+    """
+
+    residual: Any
+    total: Any
+    skip: Any
+    gate: Any
+
+
+class Behind(NamedTuple):
+    """The tensors around a norm, backward, each an `Operand`; one that is not there has no pointer.
+
+    Attributes:
+        bias: which the input of the activation is computed with.
+        skip, gate: as they were.
+        dtotal: the gradient of the sum that was returned.
+        dskip, dgate: gradients.
+    """
+
+    bias: Any
+    skip: Any
+    gate: Any
+    dtotal: Any
+    dskip: Any
+    dgate: Any
+
+
+@triton.jit
+def present(pointer, strides):
+    """An operand, which takes part if it has strides."""
+    if strides is None:
+        operand = Operand(None, None)
+    else:
+        operand = Operand(pointer, strides)
+    return operand
+
+
+@triton.jit
+def around_forward(pointers, group):
+    """`Around` from its pointers, or None."""
+    if pointers is None:
+        nothing = Operand(None, None)
+        around = Around(nothing, nothing, nothing, nothing)
+    else:
+        around = Around(
+            present(pointers.residual, group.residual), present(pointers.total, group.total),
+            present(pointers.skip, group.skip), present(pointers.gate, group.gate),
+        )  # fmt: skip
+    return around
+
+
+@triton.jit
+def around_backward(pointers, group):
+    """`Behind` from its pointers, or None."""
+    if pointers is None:
+        nothing = Operand(None, None)
+        behind = Behind(nothing, nothing, nothing, nothing, nothing, nothing)
+    else:
+        behind = Behind(
+            present(pointers.bias, group.bias), present(pointers.skip, group.skip), present(pointers.gate, group.gate),
+            present(pointers.dtotal, group.dtotal), present(pointers.dskip, group.dskip),
+            present(pointers.dgate, group.dgate),
+        )  # fmt: skip
+    return behind
+
+
+@triton.jit
+def load_input(given, at, dtype: tl.constexpr, plan: tl.constexpr):
+    """What is normalized, of one tile; a sum is stored on the way."""
+    x = load_tile(given.x, at, dtype, plan)
+    if given.around.residual.pointer is not None:
+        total = given.around.total
+        x = rounded(x + load_tile(given.around.residual, at, dtype, plan), total.pointer.dtype.element_ty)
+        store_tile(total, at, x, plan)
+    return x
+
+
+@triton.jit
+def load_input_again(given, at, dtype: tl.constexpr, plan: tl.constexpr):
+    """What is normalized, of a tile that this launch or one before it has stored the sum of."""
+    if given.around.residual.pointer is not None:
+        x = load_tile(given.around.total, at, dtype, plan)
+    else:
+        x = load_tile(given.x, at, dtype, plan)
+    return x
+
+
+@triton.jit
+def load_first_input(given, block, dtype: tl.constexpr, plan: tl.constexpr):
+    """An element of each group that is normalized, the same for all programs that share it: (block_kept, 1, 1)."""
+    x = load_first(given.x, block, dtype, plan)
+    if given.around.residual.pointer is not None:
+        x += load_first(given.around.residual, block, dtype, plan)
+        x = rounded(x, given.around.total.pointer.dtype.element_ty)
+    return x
+
+
+@triton.jit
+def finish(around, z, at, plan: tl.constexpr):
+    """Y, from what the linear map gives, of one tile."""
+    if around.skip.pointer is not None:
+        z += load_tile(around.skip, at, z.dtype, plan)
+    if around.gate.pointer is not None:
+        z *= activate(load_tile(around.gate, at, z.dtype, plan), plan.activation)
+    else:
+        z = activate(z, plan.activation)
+    return z
+
+
+@triton.jit
+def load_factor(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
+    """What the weight multiplies by, for a tile: offset + weight."""
+    w = load_parameter(operand, at, dtype, plan)
+    if plan.offset != 0.0:
+        w += plan.offset
+    return w
+
+
+@triton.jit
+def linear_of(given, at, dtype: tl.constexpr, plan: tl.constexpr):
+    """(weight, bias) for a tile, as far as what comes after them has to be computed again; else numbers."""
+    w, b = 1.0, 0.0
+    if plan.activation != "" or given.behind.gate.pointer is not None:
+        if given.weight.pointer is not None:
+            w = load_factor(given.weight, at, dtype, plan)
+        if given.behind.bias.pointer is not None:
+            b = load_parameter(given.behind.bias, at, dtype, plan)
+    return w, b
+
+
+@triton.jit
+def pull_back(behind, g, xhat, linear, at, plan: tl.constexpr, stores: tl.constexpr):
+    """The gradient of what the linear map gives, from dy; ``stores`` those of skip and gate besides."""
+    if behind.gate.pointer is not None:
+        gate = load_tile(behind.gate, at, g.dtype, plan)
+        if stores and behind.dgate.pointer is not None:
+            z = xhat * linear[0] + linear[1]
+            if behind.skip.pointer is not None:
+                z += load_tile(behind.skip, at, g.dtype, plan)
+            store_tile(behind.dgate, at, g * z * slope(gate, plan.activation), plan)
+        g *= activate(gate, plan.activation)
+    elif plan.activation != "":
+        z = xhat * linear[0] + linear[1]
+        if behind.skip.pointer is not None:
+            z += load_tile(behind.skip, at, g.dtype, plan)
+        g *= slope(z, plan.activation)
+    if stores and behind.dskip.pointer is not None:
+        store_tile(behind.dskip, at, g, plan)
+    return g
+
+
+@triton.jit
+def store_input_gradient(given, at, d, plan: tl.constexpr):
+    """Dx of one tile: what comes through the norm, and what comes from the sum that was returned."""
+    if given.behind.dtotal.pointer is not None:
+        d += load_tile(given.behind.dtotal, at, d.dtype, plan)
+    store_tile(given.dx, at, d, plan)

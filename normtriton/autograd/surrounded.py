@@ -1,0 +1,201 @@
+"""A norm with what surrounds it, in one pass over memory forward and one backward.
+
+Plain tensors alone come here. Whatever traces, transforms or replaces tensors, and derivatives of gradients, are
+decomposed into the plain norm and PyTorch's own operations (`decomposed`): exact, at their cost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
+
+from ..planning.stages import ALONE
+from ..runtime import devices, launch
+from .derivatives import Axes
+from .function import normalize, own, unwatched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from ..planning.stages import Stages
+    from .call import Call
+
+#: The tensors around a norm, in the order of the formula.
+NAMES = ("residual", "skip", "gate")
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda z: z,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "hardswish": F.hardswish,
+}
+
+
+def decomposed(
+    plain: Callable[..., Tensor],
+    spread: Callable[[Tensor], Tensor],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    around: Mapping[str, Tensor],
+    stages: Stages,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """What `surround` computes, in PyTorch's operations.
+
+    ``plain`` is the norm of (u, weight, bias), ``spread`` makes a parameter broadcast against x.
+    """
+    u = x + around["residual"] if "residual" in around else x
+    if weight is not None and stages.offset:
+        weight = weight + stages.offset
+    if stages.round_first and weight is not None:
+        y = plain(u, None, None).to(x.dtype) * spread(weight)
+        y = y if bias is None else y + spread(bias)
+    else:
+        y = plain(u, weight, bias)
+    y = y + around["skip"] if "skip" in around else y
+    activate = _ACTIVATIONS[stages.activation]
+    y = y * activate(around["gate"]) if "gate" in around else activate(y)
+    return (y, u) if "residual" in around else y
+
+
+class Surrounded(torch.autograd.Function):
+    """Keeps what was normalized, the parameters, mean and rstd, and of the tensors around it those a gradient needs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Call,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        skip: Tensor | None,
+        gate: Tensor | None,
+    ) -> Any:
+        given = {"residual": residual, "skip": skip, "gate": gate}
+        y, total, mean, rstd = _forward(call, x, weight, bias, given)
+        again = bool(call.problem.stages.activation) or gate is not None
+        if call.use_running:
+            assert call.statistics is not None
+            mean, rstd, *_ = call.statistics
+        ctx.set_materialize_grads(False)
+        ctx.again, ctx.call = again, call
+        ctx.dtypes = [None if t is None else t.dtype for t in (x, weight, bias, residual, skip)]
+        if residual is not None and not (ctx.needs_input_grad[1] or ctx.needs_input_grad[4]):
+            ctx.mark_non_differentiable(total)
+        ctx.save_for_backward(total, weight, bias if again else None, mean, rstd, skip if again else None, gate)
+        return y if residual is None else (y, total)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dtotal: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[1:]
+        if dy is None:
+            found: tuple[Tensor | None, ...] = (dtotal, None, None, None, None)
+        elif torch.is_grad_enabled() or not unwatched(dy, dtotal):
+            found = _backward_decomposed(ctx, dy, dtotal, needs)
+        else:
+            found = _backward(ctx, dy, dtotal, needs)
+        dx, dweight, dbias, dskip, dgate = found
+        x_dtype, _, _, residual_dtype, skip_dtype = ctx.dtypes
+        return (
+            None,
+            _cast(dx, x_dtype, needs[0]),
+            dweight,
+            dbias,
+            _cast(dx, residual_dtype, needs[3]),
+            _cast(dskip, skip_dtype, needs[4]),
+            dgate if needs[5] else None,
+        )
+
+
+def _cast(gradient: Tensor | None, dtype: torch.dtype | None, wanted: bool) -> Tensor | None:
+    """A gradient that several tensors share, as one of them takes it."""
+    if gradient is None or dtype is None or not wanted:
+        return None
+    return gradient if gradient.dtype == dtype else gradient.to(dtype)
+
+
+def _forward(
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, given: Mapping[str, Tensor | None]
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(y, what was normalized, mean, rstd)."""
+    problem, eps, statistics, use_running, dtype = call
+    around = {name: t for name, t in given.items() if t is not None}
+    total = x
+    if "residual" in around:
+        kind = torch.promote_types(x.dtype, around["residual"].dtype)
+        total = around["total"] = torch.empty_like(x, dtype=kind)
+    y, mean, rstd = launch.forward(problem, x, weight, bias, eps, statistics, use_running, dtype, None, around)
+    return y, total, mean, rstd
+
+
+def _backward(ctx: Any, dy: Tensor, dtotal: Tensor | None, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """(dx, dweight, dbias, dskip, dgate) by the kernels."""
+    total, weight, bias, mean, rstd, skip, gate = ctx.saved_tensors
+    problem, eps, statistics, use_running, _dtype = ctx.call
+    if use_running:
+        statistics, mean, rstd = (mean, rstd, *statistics[2:]), None, None
+    else:
+        statistics = None
+    _, weight_dtype, bias_dtype, _, skip_dtype = ctx.dtypes
+    given = {"skip": skip, "gate": gate, "dtotal": dtotal, "bias": bias}
+    around = {name: t for name, t in given.items() if t is not None}
+    if ctx.again and needs[4]:
+        around["dskip"] = torch.empty_like(total, dtype=skip_dtype)
+    if gate is not None and needs[5]:
+        around["dgate"] = torch.empty_like(total, dtype=gate.dtype)
+    wants = (needs[0] or needs[3], weight_dtype if needs[1] else None, bias_dtype if needs[2] else None)
+    gradients = launch.backward(problem, dy, total, weight, mean, rstd, statistics, eps, wants, None, around)
+    return *gradients, around.get("dskip", dy), around.get("dgate")
+
+
+def _backward_decomposed(
+    ctx: Any, dy: Tensor, dtotal: Tensor | None, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The same as functions that can be differentiated: of what was normalized, since it was kept."""
+    total, weight, bias, _mean, _rstd, skip, gate = ctx.saved_tensors
+    call = ctx.call._replace(problem=ctx.call.problem._replace(stages=ALONE))
+    if not call.use_running:
+        call = call._replace(statistics=None)
+    axes, stages = Axes(call.problem), ctx.call.problem.stages._replace(round_first=False)
+    _, _, bias_dtype, _, skip_dtype = ctx.dtypes
+    with torch.enable_grad():
+        # gradients of sums follow whatever was added, so that nothing of it was kept
+        if bias is None and bias_dtype is not None:
+            bias = torch.zeros(call.problem.parameter_shape, dtype=bias_dtype, device=dy.device, requires_grad=True)
+        if skip is None and skip_dtype is not None:
+            skip = torch.zeros_like(total, dtype=skip_dtype, requires_grad=True)
+        around = {name: t for name, t in (("skip", skip), ("gate", gate)) if t is not None}
+        plain = lambda u, w, b: normalize(u, w, b, call)
+        y = decomposed(plain, axes.broadcast, total, weight, bias, around, stages)
+        wanted = [needs[0] or needs[3], needs[1], needs[2], needs[4], needs[5]]
+        inputs = [t if want else None for want, t in zip(wanted, (total, weight, bias, skip, gate), strict=True)]
+        there = [t for t in inputs if t is not None]
+        found = iter(torch.autograd.grad(y, there, dy, create_graph=True))
+    gradients = [None if t is None else next(found) for t in inputs]
+    if dtotal is not None and gradients[0] is not None:
+        gradients[0] = gradients[0] + dtotal
+    return tuple(gradients)
+
+
+_apply: Callable[..., Any] = super(torch.autograd.Function, Surrounded).apply
+
+
+def surround(
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, around: Mapping[str, Tensor]
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Normalize plain tensors with what surrounds the norm, as ``call`` says; (y, u) if there is a residual."""
+    x, others = own(x), [None if t is None else own(t) for t in (weight, bias, *map(around.get, NAMES))]
+    if devices.elsewhere(x):
+        with torch.cuda.device(x.get_device()):
+            return _apply(call, x, *others)  # type: ignore[no-any-return]  # autograd has no types
+    return _apply(call, x, *others)  # type: ignore[no-any-return]

@@ -1,0 +1,40 @@
+"""What surrounds a norm, in the same pass over memory: which tensors, in which order, and their settings.
+
+    u = x + residual                          then (y, u) is the result
+    x̂ = (u - mean(u)) * rstd(u)               rounded to x's dtype, if ``round_first``
+    z = x̂ * (offset + weight) + bias
+    z = z + skip
+    y = act(z), or with a gate z * act(gate)
+
+`normtriton.kernels.stages` computes them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+#: What an activation may be called.
+ACTIVATIONS = ("relu", "leaky_relu", "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hardswish")
+
+
+class Stages(NamedTuple):
+    """The settings of what surrounds a norm, which are compiled in.
+
+    Attributes:
+        activation: one of `ACTIVATIONS`, of the result or of the gate; "" for none.
+        offset: what the weight counts from: it multiplies by ``offset + weight``.
+        round_first: whether x̂ is rounded to x's dtype before it is multiplied by the weight.
+    """
+
+    activation: str = ""
+    offset: float = 0.0
+    round_first: bool = False
+
+
+ALONE = Stages()
+
+#: Gradients that a backward pass writes, or is given for what it writes, once.
+WRITTEN = ("dtotal", "dskip", "dgate")
+
+#: The tensors of x's shape around a norm, and their strides in elements.
+Around: TypeAlias = "tuple[tuple[str, tuple[int, ...]], ...]"

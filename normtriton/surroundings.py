@@ -1,0 +1,135 @@
+"""What may surround a norm, as its functions take it by keyword: checked here, for all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+import torch
+from torch.overrides import has_torch_function_variadic
+
+from .autograd.function import has_kernels, tracing_state, unwatched
+from .autograd.surrounded import NAMES, decomposed, surround
+from .checks import DTYPES, Refused, check_memory, number, overloaded
+from .planning.stages import ACTIVATIONS, Stages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from .autograd.call import Call
+
+
+class Around(TypedDict, total=False):
+    """What every function and module takes by keyword, see `normtriton.normalize`."""
+
+    residual: Tensor | None
+    skip: Tensor | None
+    gate: Tensor | None
+    activation: str | None
+    offset: float
+    round_first: bool
+
+
+class Surroundings(NamedTuple):
+    """What surrounds a call, checked.
+
+    Attributes:
+        tensors: those that are there, by name.
+        stages: the settings.
+    """
+
+    tensors: dict[str, Tensor]
+    stages: Stages
+
+
+def check_settings(function: str, given: Mapping[str, Any]) -> tuple[str, float]:
+    """The activation, "" for none, and the offset.
+
+    Raises:
+        TypeError: an offset that is no number.
+        ValueError: an activation that is not known.
+    """
+    activation, offset = given.get("activation") or "", given.get("offset", 0.0)
+    if activation not in ACTIVATIONS and activation != "":
+        raise ValueError(f"{function}(): activation is one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+    try:
+        return activation, offset if type(offset) is float else number(offset)
+    except Refused:
+        raise TypeError(f"{function}(): offset must be a number, not {type(offset).__name__}") from None
+
+
+def surroundings(function: str, x: Tensor, weight: Tensor | None, given: Mapping[str, Any]) -> Surroundings:
+    """Check what surrounds a call.
+
+    Raises:
+        TypeError: an argument that is not known, or of another type.
+        ValueError: an activation that is not known.
+        RuntimeError: a tensor of another shape, or on another device, than the input.
+    """
+    for name in given:
+        if name not in Around.__annotations__:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    activation, offset = check_settings(function, given)
+    tensors = {name: given[name] for name in NAMES if given.get(name) is not None}
+    for name, t in tensors.items():
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(t).__name__}")
+        if t.shape != x.shape:
+            raise RuntimeError(
+                f"{function}(): {name} of shape {tuple(t.shape)} has not the shape of the input, {tuple(x.shape)}"
+            )
+        if t.device != x.device:
+            raise RuntimeError(f"{function}(): {name} is on {t.device}, the input on {x.device}")
+        if t.dtype not in DTYPES:
+            raise RuntimeError(f"{function}(): {name} is {t.dtype}, not one of float64, float32, float16 and bfloat16")
+    rounds = weight is not None and bool(given.get("round_first"))
+    return Surroundings(tensors, Stages(activation, 0.0 if weight is None else offset, rounds))
+
+
+def run(
+    function: str,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    given: Mapping[str, Any],
+    call: Callable[[], tuple[Call, Tensor | None, Tensor | None]],
+    plain: Callable[..., Tensor],
+    spread: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A norm with what surrounds it, (y, u) if there is a residual: by the kernels where they take it, else decomposed.
+
+    Args:
+        function: its name.
+        x, weight, bias: of the norm.
+        given: what surrounds it.
+        call: checks the plain call; its `Call` and its parameters as the kernels take them.
+        plain: the norm alone, of (u, weight, bias).
+        spread: makes a parameter broadcast against x.
+    """
+    if not isinstance(x, torch.Tensor):
+        return plain(x, weight, bias)  # raises in its own words
+    tensors, stages = surroundings(function, x, weight, given)
+    if _takes(x, weight, bias, tensors):
+        try:
+            checked, weight, bias = call()
+        except Refused:
+            pass
+        else:
+            problem = checked.problem._replace(stages=stages)
+            return surround(checked._replace(problem=problem), x, weight, bias, tensors)  # type: ignore[return-value]
+    return decomposed(plain, spread, x, weight, bias, tensors, stages)  # type: ignore[return-value]  # two, as it says
+
+
+def _takes(x: Tensor, weight: Tensor | None, bias: Tensor | None, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the kernels take a call: plain tensors, not of float64 beside others."""
+    every = (x, weight, bias, *map(tensors.get, NAMES))
+    if has_torch_function_variadic(*every) and overloaded(*every):
+        return False
+    if not has_kernels(x) or tracing_state() is not None or not unwatched(*every):
+        return False
+    try:
+        check_memory(x, *every[1:])
+    except Refused:
+        return False
+    return len({t.dtype == torch.float64 for t in (x, *tensors.values())}) == 1
