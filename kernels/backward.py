@@ -31,7 +31,6 @@ from .places import (
     block_at,
     group_entries,
     groups_of,
-    no_block,
     num_blocks,
     num_elements,
     own_block,
@@ -39,6 +38,7 @@ from .places import (
     parameter_entries,
     reduced_entries,
     row_entries,
+    swept_blocks,
     tile_at,
 )
 from .stages import around_backward, linear_of, load_factor, present, pull_back, store_input_gradient
@@ -69,13 +69,13 @@ class Operands(NamedTuple):
 
 
 @triton.jit
-def load_normalized(given, statistics, at, plan: tl.constexpr):
+def load_normalized(dy, given, statistics, at, plan: tl.constexpr):
     """(dy, x̂) of one tile. Both are 0 outside the mask or meet a dy that is.
 
     Dy is converted last: converted as soon as it was loaded, layer norm of 4096 bfloat16 took two registers more.
     """
     dtype: tl.constexpr = statistics.rstd.dtype
-    g = load_raw(given.dy, at, plan)
+    g = load_raw(dy, at, plan)
     x = load_tile(given.x, at, dtype, plan)
     if plan.centered:
         x -= statistics.mean
@@ -84,10 +84,17 @@ def load_normalized(given, statistics, at, plan: tl.constexpr):
 
 @triton.jit
 def load_both(given, statistics, at, plan: tl.constexpr, stores: tl.constexpr):
-    """(the gradient of what the linear map gives, x̂) of one tile; ``stores`` gradients of what comes after the map."""
-    g, xhat = load_normalized(given, statistics, at, plan)
-    linear = linear_of(given, at, g.dtype, plan)
-    return pull_back(given.behind, g, xhat, linear, at, plan, stores), xhat
+    """(the gradient of what the linear map gives, x̂) of one tile; ``stores`` gradients of what comes after the map.
+
+    The gradient of skip is the same: a walk that comes after the one that stored it reads it in the place of dy.
+    """
+    if given.behind.dskip.pointer is not None and not stores:
+        g, xhat = load_normalized(given.behind.dskip, given, statistics, at, plan)
+    else:
+        g, xhat = load_normalized(given.dy, given, statistics, at, plan)
+        linear = linear_of(given, at, g.dtype, plan)
+        g = pull_back(given.behind, g, xhat, linear, at, plan, stores)
+    return g, xhat
 
 
 @triton.jit
@@ -166,10 +173,12 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
     """One tile of parameters, many groups: the parameters stay in registers, their gradients gather there.
 
     Stage "resident" takes the two sums of a group from its tile; "measure" leaves those of each tile at
-    ``group.stats`` times the number of tiles. A program leaves one row of partial parameter gradients.
+    ``group.stats`` times the number of tiles. A program leaves one row of partial parameter gradients. With
+    ``plan.per_sample`` each index along the outer axes has parameters, and so many programs, of its own.
     """
     shape: tl.constexpr = (plan.block_kept, plan.block_r1, plan.block_r2)
-    own = tile_at(tl.program_id(1), no_block(), group, plan)
+    run = swept_blocks(group, plan)
+    own = tile_at(tl.program_id(1), run.block, group, plan)
     n = num_elements(group, dtype)
     if given.weight.pointer is not None:
         w = load_factor(given.weight, own, dtype, plan)
@@ -178,12 +187,12 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
         dweight = tl.full(shape, 0.0, dtype)
     if given.dbias is not None:
         dbias = tl.full(shape, 0.0, dtype)
-    for number in tl.range(tl.program_id(0), num_blocks(group, plan), tl.num_programs(0), num_stages=plan.depth):
+    for number in tl.range(run.first, run.last, run.step, num_stages=plan.depth):
         block = block_at(tl.zeros((), tl.int32) + number, tl.program_id(1), group, plan)
         at = tile_at(block.chunk, block, group, plan)
         where = group_entries(group.stats, block, plan)
         statistics = load_statistics(given.saved, where, dtype, plan)
-        g, xhat = load_normalized(given, statistics, at, plan)
+        g, xhat = load_normalized(given.dy, given, statistics, at, plan)
         g = pull_back(given.behind, g, xhat, linear, at, plan, True)
         if given.dweight is not None:
             dweight = tl.fma(g, xhat, dweight)
@@ -295,6 +304,8 @@ def streamed(given, statistics, block, group, plan: tl.constexpr):
     sums = sum_walked(given, statistics, w, block, group, plan)
     store_gradients(given, group_entries(group.parts, block, plan), sums, plan)
     if given.dx.pointer is not None:
+        if given.behind.dskip.pointer is not None:
+            tl.debug_barrier()  # what a thread reads again, another may have stored
         if not plan.affine_reduced:
             sums = Sums(sums.dy * w, sums.dyx * w)
         write_tiles(given, statistics, w, sums, group, plan)

@@ -147,6 +147,29 @@ def no_block():
     return Block(Along(0, ()), q, q == 0, 0, 0)
 
 
+class Swept(NamedTuple):
+    """The blocks of groups that a program sweeps, and a `Block` for what none of them changes."""
+
+    first: Any
+    last: Any
+    step: Any
+    block: Any
+
+
+@triton.jit
+def swept_blocks(group, plan: tl.constexpr):
+    """The blocks of a program along the grid's first axis: every so many of all, or of its own sample's."""
+    first, last, step = tl.program_id(0), num_blocks(group, plan), tl.num_programs(0)
+    block = no_block()
+    if plan.per_sample:
+        blocks = tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.span).to(tl.int32)
+        step = tl.num_programs(0) // (last // blocks)
+        sample = first // step
+        first, last = sample * blocks + first % step, (sample + 1) * blocks
+        block = Block(Along(sample, group.outer), block.q, block.exists, 0, 0)
+    return Swept(first, last, step, block)
+
+
 @triton.jit
 def groups_of(block, group, parts, plan: tl.constexpr):
     """The groups of a block as a block of the `Grouping` of their partial results, whose plan is given.

@@ -14,6 +14,10 @@ def textbook(case):
     if case.norm in ("layer", "rms"):
         dims = tuple(range(ndim - case.dims, ndim))
         return {"dims": dims, "spread": case.features(), "centered": case.norm == "layer"}
+    if case.norm == "channels":
+        return {"dims": (1,), "spread": channel}
+    if case.norm == "adaptive":
+        return {"dims": (2,), "spread": (case.shape[0], 1, -1)}
     if case.norm == "batch":
         return {"dims": (0, *range(2, ndim)), "spread": channel}
     if case.norm == "instance":

@@ -94,6 +94,10 @@ RIDING_PARTS = 256
 #: gradients, though rows of partial ones would be fewer bytes: those take a launch more. Predicted for an H100 in
 #: bfloat16, layer norm's backward pass of 16 x 768 takes 4.4 µs instead of 8.4, of 256 x 768 5.7 instead of 8.5.
 FEW_ROWS = 256
+#: Groups, at least, that a program sweeps of a sample with parameters of its own, so that the rows of partial gradients
+#: are few beside x, dy and dx: two float32, written and read, of each 16 groups of bfloat16 are a sixth. Predicted for
+#: an H100, 16 x 256 x 1152 with parameters for each of the 16: 21.0 µs, and 25.4 with 32 groups.
+SWEPT_GROUPS = 16
 #: Elements of the smallest group that a cluster is measured for: of the smallest that some program cannot hold.
 LEAST_CLUSTERED = 8 * 1024
 
@@ -242,6 +246,7 @@ class Plan:
         span: elements of the kept axis from one block to the next: below block_kept where a group would be cut.
         block_groups: groups whose cells a resident tile holds and joins, padded to a power of two; 0 if it joins none.
         depth: rounds of the loop of a sweep, or of a walk that measures, that are under way at once.
+        per_sample: whether a sweep's parameters vary along the outer axes, which then have programs of their own.
         activation, offset, round_first: see `normtriton.planning.stages.Stages`.
     """
 
@@ -270,6 +275,7 @@ class Plan:
     span: int = 0
     block_groups: int = 0
     depth: int = 1
+    per_sample: bool = False
     activation: str = ""
     offset: float = 0.0
     round_first: bool = False

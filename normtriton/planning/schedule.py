@@ -14,6 +14,7 @@ where the groups lie within one sample (`Norm.batch_invariant`). Batch norm may 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, product
 from math import ceil, prod
@@ -127,10 +128,15 @@ def merging(
 ) -> Grouping:
     """The `Grouping` of a buffer of partial results, (*cells, chunks), merged over the chunks and all axes not kept.
 
-    With ``rows`` it is (chunks, *cells). Otherwise a group's parts lie together, however many groups there are.
+    With ``rows`` it is (chunks, *cells), or where each sample has parameters (*samples, chunks, *cells). Otherwise a
+    group's parts lie together, however many groups there are.
     """
     sizes = {key: problem.axes[key] for key in cells}
-    sizes = {SPLIT: chunks} | sizes if rows else sizes | {SPLIT: chunks}
+    if rows:
+        samples = {key: size for key, size in sizes.items() if key in problem.kept}
+        sizes = samples | {SPLIT: chunks} | {key: size for key, size in sizes.items() if key not in samples}
+    else:
+        sizes |= {SPLIT: chunks}
     parts = dict(zip(sizes, contiguous(list(sizes.values())), strict=True))
     strides = {"parts": parts, **operands}
     axes = [
@@ -593,7 +599,7 @@ def backward_schedule(
     # they do not (group norm without space), every element is a cell, and its partial gradient goes through memory.
     if constant:
         schedule = constant_backward(one, parameters)
-    elif parameters and not problem.summed and not any(key in problem.affine for key in problem.kept):
+    elif parameters and gathers(one):
         schedule = gathering_backward(one, wants_dx)
     else:
         schedule = summing_backward(one, parameters, wants_dx)
@@ -650,10 +656,30 @@ def parameter_columns(one: Pass, num_warps: int = 0) -> Launch | None:
     return one.launch(group, tile, "streamed", (tile.blocks(group), 1))
 
 
+def gathers(one: Pass) -> bool:
+    """Whether many groups share parameters, and none sums for them on its own, as in layer norm.
+
+    So it is where each sample has parameters of its own, too, if samples lie apart in memory, and in the parameters'
+    gradient: then no tile has groups of two.
+    """
+    problem = one.problem
+    if problem.summed or not any(key not in problem.affine for key in problem.kept):
+        return False
+    if not any(key in problem.affine for key in problem.kept):
+        return True
+    gradient = problem.parameter(contiguous(problem.parameter_shape))
+    dense = problem.dense(problem.over)
+    parts = one.group(problem.over, gradient).parts
+    apart = parts is not None and parts.kept == 0 and all(parts.outer)
+    return apart and all(gradient[key] == stride for key, stride in dense.items())
+
+
 def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
-    """Every group has the same parameters, as in layer norm: programs sweep many groups and gather their gradients."""
+    """Groups have the same parameters, as in layer norm: programs sweep many groups and gather their gradients."""
     problem = one.problem
     group = one.group(problem.over, problem.parameter(contiguous(problem.parameter_shape)))
+    own = any(key in problem.affine for key in problem.kept)
+    samples = prod(group.outer) if own else 1
     halved = one.tuning._replace(per_thread=one.tuning.per_thread // 2)
     # where no cluster can hold a group, a program that spills a little is faster than two reads
     most = planning.RESIDENT_ACCUMULATE if one.device.clusters else planning.RESIDENT_BACKWARD
@@ -671,15 +697,21 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
         tile = next(planning.overlaps(group, tile, one.itemsize, one.device, one.tuning))
         sweep = one.launch(group, tile, "measure", (tile.blocks(group), tiles), accumulate=True)
     blocks, ctas, sms = sweep.grid[0], sweep.plan.ctas, one.device.sms
-    rows = planning.even_chunks(blocks, sms * sweep.programs // (tiles * ctas))
-    # one a multiprocessor where two would leave rows of more than a twelfth of x, dy and dx (two float32, twice moved)
-    if ctas * tiles == 1 and rows > problem.num_groups * 3 * one.itemsize // 192:
-        rows = planning.even_chunks(blocks, sms)
-    sweep = sweep._replace(grid=(rows, tiles))
+    if own:  # whatever the number of samples
+        most = max(group.kept // planning.SWEPT_GROUPS, 1)
+        rows = planning.even_chunks(blocks // samples, min(most, max(sms * sweep.programs // (tiles * ctas), 1)))
+        sweep = sweep._replace(plan=replace(sweep.plan, per_sample=True))
+    else:
+        rows = planning.even_chunks(blocks, sms * sweep.programs // (tiles * ctas))
+        # one a multiprocessor where two would leave rows of more than a sixth of x, dy and dx (float32, moved twice)
+        if ctas * tiles == 1 and rows > problem.num_groups * 3 * one.itemsize // 96:
+            rows = planning.even_chunks(blocks, sms)
+    sweep = sweep._replace(grid=(samples * rows, tiles))
     gradients = sum_gradients(problem, rows, problem.affine, rows=True) if rows > 1 else None
-    size = rows * group.count if rows > 1 else 0
+    size = samples * rows * group.count if rows > 1 else 0
+    each = " of each sample" if own else ""
     left = (
-        f"{rows} programs leave a row of partial gradients each"
+        f"{rows} programs{each} leave a row of partial gradients each"
         if rows > 1
         else "each parameter's gradient is one program's sum"
     )
@@ -691,6 +723,7 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
         again = 2 * problem.num_groups * one.itemsize
         few = (rows - 1) * (16 if problem.norm.centered else 8) >= again
         few = few or (held.plan.ctas == 1 and problem.num_groups < planning.FEW_ROWS)
+        few = few and not own
         if wants_dx and columns and rows > 1 and few:
             # the same tile and the same kernel, so that dx does not depend on the batch
             sweep = sweep._replace(grid=(blocks, 1))

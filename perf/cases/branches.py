@@ -5,7 +5,7 @@ A branch is reached on two multiprocessors (`DEVICE`, or `CLUSTERS`); calls can 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -29,7 +29,8 @@ class Branch(NamedTuple):
     """A norm of one shape in one layout.
 
     Attributes:
-        norm: "layer", "rms", "batch", "instance" or "group".
+        norm: "layer", "rms", "batch", "instance" or "group"; "channels" is layer norm of them, "adaptive" is layer norm
+            with parameters for each sample.
         shape: of the input.
         forward, backward: the strategies that it must reach, in float32.
         layout: one of `LAYOUTS`.
@@ -47,6 +48,8 @@ class Branch(NamedTuple):
 
     def features(self) -> tuple[int, ...]:
         """The parameters' shape."""
+        if self.norm == "adaptive":
+            return self.shape[0], self.shape[-1]
         return self.shape[-self.dims :] if self.norm in ("layer", "rms") else self.shape[1:2]
 
     def run(
@@ -62,15 +65,24 @@ class Branch(NamedTuple):
 
     def explain(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Explanation:
         """What the library says of it, on two multiprocessors."""
-        function = getattr(normtriton, f"{self.norm}_norm")
-        arguments = {
+        names = {"channels": "layer_norm", "adaptive": "normalize"}
+        function = getattr(normtriton, names.get(self.norm, f"{self.norm}_norm"))
+        arguments: dict[str, tuple[Any, ...]] = {
+            "channels": (self.features(), weight, bias),
+            "adaptive": ("b t d",),
             "layer": (self.features(), weight, bias),
             "rms": (self.features(), weight),
             "batch": (None, None, weight, bias, True),
             "instance": (None, None, weight, bias),
             "group": (self.groups, weight, bias),
         }
-        return normtriton.explain(function, x, *arguments[self.norm], sms=DEVICE.sms, clusters=DEVICE.clusters)
+        options: dict[str, dict[str, Any]] = {
+            "channels": {"dim": 1},
+            "adaptive": {"over": "d", "affine": "b d", "weight": weight, "bias": bias},
+        }
+        named = options.get(self.norm, {})
+        given = arguments[self.norm]
+        return normtriton.explain(function, x, *given, sms=DEVICE.sms, clusters=DEVICE.clusters, **named)
 
 
 def lay_out(values: Tensor, layout: str) -> Tensor:
@@ -140,6 +152,9 @@ BRANCHES = {
     "group-cells": Branch("group", (2, 20, 9, 9), "split", "split", "channels_last", groups=4),
     "group-cells-shared": Branch("group", (1, 40, 49, 49), "split", "split", "channels_last", groups=4),
     "group-column-rows": Branch("group", (2, 32, 6, 6), "resident", "resident", "channels_last", groups=2),
+    "channels": Branch("channels", (2, 40, 9, 11), "resident", "resident"),
+    "adaptive": Branch("adaptive", (2, 70, 600), "resident", "resident"),
+    "adaptive-too-long-for-gradients": Branch("adaptive", (2, 37, 20000), "resident", "split"),
     "instance-column-even": Branch("instance", (1, 8, 96, 96), "split", "split", "channels_last"),
 }
 
@@ -163,6 +178,7 @@ CLUSTERED = {
     "group-cells-blocks": Branch("group", (1, 60, 16, 16), "clustered", "clustered", "channels_last", groups=10),
     "group-cells-two-blocks": Branch("group", (1, 80, 21, 20), "clustered", "clustered", "channels_last", groups=4),
     "group-cells-many-rows": Branch("group", (1, 20, 100, 83), "clustered", "split", "channels_last", groups=2),
+    "adaptive": Branch("adaptive", (2, 3, 50000), "clustered", "clustered"),
     "batch-too-large": Branch("batch", (9, 2, 180, 181), "split", "split"),
 }
 

@@ -90,6 +90,11 @@ def call(
         y = functions.batch_norm(x, *running, weight, bias, training, 0.1, eps, **around)
     elif norm == "instance":
         y = functions.instance_norm(x, *running, weight, bias, training, 0.1, eps, **around)
+    elif norm == "channels":
+        y = functions.layer_norm(x, features, weight, bias, eps, dim=1, **around)
+    elif norm == "adaptive":
+        around |= {"over": "d", "affine": "b d", "weight": weight, "bias": bias, "eps": eps}
+        y = functions.normalize(x, "b t d", **around)
     else:
         y = functions.group_norm(x, groups, weight, bias, eps, **around)
     return y  # type: ignore[no-any-return]  # the functions' types are not known
@@ -103,10 +108,20 @@ class Textbook:
     """
 
     @classmethod
-    def layer_norm(cls, x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> Tensor:
-        """Over the last dimensions."""
+    def layer_norm(
+        cls, x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float, dim: int | None = None
+    ) -> Tensor:
+        """Over the last dimensions, or another."""
+        if dim is not None:
+            return cls._apply(x - x.mean(dim, keepdim=True), (dim,), _channel(x), weight, bias, eps)
         dims = tuple(range(-len(shape), 0))
         return cls._apply(x - x.mean(dims, keepdim=True), dims, shape, weight, bias, eps)
+
+    @classmethod
+    def normalize(cls, x: Tensor, axes: str, *, over: str, affine: str, weight: Any, bias: Any, eps: float) -> Tensor:
+        """Layer norm of (b, t, d) with parameters for each b."""
+        assert (axes, over, affine) == ("b t d", "d", "b d")
+        return cls._apply(x - x.mean(-1, keepdim=True), (-1,), (x.shape[0], 1, -1), weight, bias, eps)
 
     @classmethod
     def rms_norm(cls, x: Tensor, shape: Sequence[int], weight: Any, eps: float) -> Tensor:
