@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from normtriton.explain import backward_direction, forward_direction
+from normtriton.explain import (
+    NOTHING,
+    around_backward,
+    around_forward,
+    backward_direction,
+    computes_again,
+    forward_direction,
+)
 from normtriton.runtime import devices, launch
 
 from ..cases.shapes import make
 from ..cases.targets import H100
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from normtriton.autograd.call import Call
     from normtriton.planning.plan import Device
@@ -49,17 +56,31 @@ def recording(device: Device = H100) -> Iterator[list[Recorded]]:
 
 
 def launches_of(
-    call: Call, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, device: Device = H100
+    call: Call,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    device: Device = H100,
+    around: Mapping[str, torch.Tensor] = NOTHING,
 ) -> dict[str, list[Recorded]]:
-    """The launches of a checked call, {"forward": ..., "backward": ...}. Tensors may be on the meta device."""
-    problem = call.problem
+    """The launches of a checked call, {"forward": ..., "backward": ...}, with the tensors ``around`` it.
+
+    Tensors may be on the meta device.
+    """
+    problem, beside = call.problem, around_forward(x, around)
     with recording(device) as forward:
-        _y, mean, rstd = launch.forward(problem, x, weight, bias, call.eps, call.statistics, call.use_running)
+        given = (problem, x, weight, bias, call.eps, call.statistics, call.use_running)
+        _y, mean, rstd = launch.forward(*given, around=beside)
+    behind = around_backward(call, x, around)
+    if bias is not None and computes_again(call, around):
+        behind["bias"] = bias
+    x = beside.get("total", x)
     running = call.statistics if call.use_running else None
     dtypes = [None if p is None else p.dtype for p in (weight, bias)]
     with recording(device) as backward:
         dy = torch.empty_like(x)
-        launch.backward(problem, dy, x, weight, mean, rstd, running, call.eps, (True, dtypes[0], dtypes[1]))
+        wants = (True, dtypes[0], dtypes[1])
+        launch.backward(problem, dy, x, weight, mean, rstd, running, call.eps, wants, around=behind)
     return {"forward": forward, "backward": backward}
 
 
