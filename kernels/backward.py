@@ -21,7 +21,6 @@ from .memory import (
     load,
     load_constant,
     load_raw,
-    load_tile,
     store,
     store_entries,
     widen,
@@ -41,7 +40,7 @@ from .places import (
     swept_blocks,
     tile_at,
 )
-from .stages import around_backward, linear_of, load_factor, present, pull_back, store_input_gradient
+from .stages import around_backward, linear_of, load_factor, load_kept, present, pull_back, store_input_gradient
 from .statistics import Saved, load_statistics, no_statistics
 from .sums import Sums, sum_tile, sum_tiles, sum_where_constant, with_products
 
@@ -76,7 +75,7 @@ def load_normalized(dy, given, statistics, at, plan: tl.constexpr):
     """
     dtype: tl.constexpr = statistics.rstd.dtype
     g = load_raw(dy, at, plan)
-    x = load_tile(given.x, at, dtype, plan)
+    x = load_kept(given, at, dtype, plan)
     if plan.centered:
         x -= statistics.mean
     return widen(g, dtype), x * statistics.rstd

@@ -171,8 +171,10 @@ def forward_direction(
     stats = 0 if call.use_running else schedule.num_groups * size * (2 if call.problem.norm.centered else 1)
     tensor = x.numel() * x.itemsize
     compulsory = 2 * tensor + parameters + stats + whole(beside)
-    walked = beside.get("total", x)
-    again = walked.numel() * walked.itemsize if schedule.strategy in ("streamed", "split") else 0
+    walked = {"u": beside.get("total", x)}
+    if call.problem.stages.gate_first and "total" not in beside:
+        walked["gate"] = around["gate"]
+    again = whole(walked) if schedule.strategy in ("streamed", "split") else 0
     moved = compulsory + again + 4 * (schedule.parts + _merged_parts(schedule.apply)) * size
     if schedule.merge:  # statistics and correction come back
         moved += 4 * schedule.parts * size + stats + schedule.num_groups * size * 2
@@ -197,17 +199,22 @@ def around_forward(x: Tensor, around: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 def computes_again(call: Call, around: Mapping[str, Tensor]) -> bool:
     """Whether a backward pass computes again what an activation or a gate was applied to."""
-    return bool(call.problem.stages.activation) or "gate" in around
+    return call.problem.stages.computes_again("gate" in around)
 
 
 def around_backward(call: Call, x: Tensor, around: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that a backward pass moves besides x, dy and dx, if every gradient is wanted."""
     beside: dict[str, Tensor] = {}
-    for name in ("skip", "gate") if computes_again(call, around) else ():
+    first = call.problem.stages.gate_first
+    for name in ("skip", "gate") if computes_again(call, around) else ("gate",) if first else ():
         if name in around:
             beside[name] = around[name]
             beside[f"d{name}"] = torch.empty_like(x, dtype=around[name].dtype, device="meta")
-    return beside | ({"dtotal": torch.empty_like(x, device="meta")} if "residual" in around else {})
+    if "residual" in around:
+        beside["dtotal"] = torch.empty_like(x, device="meta")
+        if first:
+            beside["before"], beside["dresidual"] = x, torch.empty_like(x, device="meta")
+    return beside
 
 
 def dtypes_of(x: Tensor, weight: Tensor | None) -> tuple[torch.dtype, torch.dtype | None]:

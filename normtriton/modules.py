@@ -76,8 +76,8 @@ class Leaf(nn.Module):
 
     Its constructor takes settings of its own, keyword-only, which modules that were made as `torch.nn`'s have too:
 
-        activation, offset, round_first: see `normtriton.normalize`. What surrounds the norm and is a tensor, residual,
-            skip and gate, is given with the input: ``norm(x, skip=identity)``.
+        activation, offset, round_first, gate_first: see `normtriton.normalize`. What surrounds the norm and is a
+            tensor, residual, skip and gate, is given with the input: ``norm(x, skip=identity)``.
         dim: of layer and RMS norm, the dimensions to normalize; None for the last ones.
     """
 
@@ -85,7 +85,8 @@ class Leaf(nn.Module):
     activation = cast("str | None", None)
     offset = 0.0
     round_first = False
-    _settings = cast("tuple[str, ...]", ("activation", "offset", "round_first"))
+    gate_first = False
+    _settings = cast("tuple[str, ...]", ("activation", "offset", "round_first", "gate_first"))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Make `torch.nn`'s module, with settings."""
@@ -128,13 +129,13 @@ class Leaf(nn.Module):
 
     def _surrounded(self, around: Any) -> Any:
         """What surrounds a call: what is given with it, and the settings."""
-        return {"activation": self.activation, "offset": self.offset, "round_first": self.round_first, **around}
+        return {name: getattr(self, name) for name in Leaf._settings} | around
 
 
 class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
     @scripted_as(nn.modules.batchnorm._BatchNorm.forward)
     def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002  PyTorch's name, here and below
-        if self.activation or self.offset or self.round_first:
+        if self.activation or self.offset or self.round_first or self.gate_first:
             around = self._surrounded(around)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]  # torch has no types for it
         momentum, parameters, buffers = self.momentum, self._parameters, self._buffers
@@ -182,7 +183,7 @@ class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
 class _InstanceNorm(Leaf, nn.modules.instancenorm._InstanceNorm):
     @scripted_as(nn.modules.instancenorm._InstanceNorm.forward)
     def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002
-        if self.activation or self.offset or self.round_first:
+        if self.activation or self.offset or self.round_first or self.gate_first:
             around = self._surrounded(around)
         if not around:
             return super().forward(input)  # checks it, and calls the method below
@@ -249,7 +250,7 @@ class LayerNorm(_OverDimensions, nn.LayerNorm):
 
     @scripted_as(nn.LayerNorm.forward)
     def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002
-        if self.activation or self.offset or self.round_first:
+        if self.activation or self.offset or self.round_first or self.gate_first:
             around = self._surrounded(around)
         return functional.layer_norm(input, self.normalized_shape, *_affine(self), self.eps, dim=self.dim, **around)
 
@@ -259,7 +260,7 @@ class GroupNorm(Leaf, nn.GroupNorm):
 
     @scripted_as(nn.GroupNorm.forward)
     def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002
-        if self.activation or self.offset or self.round_first:
+        if self.activation or self.offset or self.round_first or self.gate_first:
             around = self._surrounded(around)
         return functional.group_norm(input, self.num_groups, *_affine(self), self.eps, **around)
 
@@ -272,7 +273,7 @@ class RMSNorm(_OverDimensions, nn.RMSNorm):
 
     @scripted_as(nn.RMSNorm.forward)
     def forward(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
-        if self.activation or self.offset or self.round_first:
+        if self.activation or self.offset or self.round_first or self.gate_first:
             around = self._surrounded(around)
         return functional.rms_norm(
             x, self.normalized_shape, _parameter(self, "weight"), self.eps, dim=self.dim, **around

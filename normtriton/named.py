@@ -224,6 +224,7 @@ def normalize(
     activation: str | None = None,
     offset: float = 0.0,
     round_first: bool = False,
+    gate_first: bool = False,
     **sizes: int,
 ) -> Tensor:
     """Normalize over any axes; batch, layer, instance, group and RMS norm are cases of it.
@@ -240,10 +241,11 @@ def normalize(
     What stands around a norm in models is computed in the same pass over memory, forward and backward. With the above
     written as ``normalized(u, weight, bias)``, and every step left out that is not asked for:
 
-        u = x + residual
+        u = x * activation(gate)                      # if gate_first
+        u = u + residual
         z = normalized(u, offset + weight, bias)      # rounded to x's dtype before the weight, if round_first
         z = z + skip
-        y = activation(z), or z * activation(gate) if there is a gate
+        y = activation(z), or z * activation(gate) if there is a gate that did not come first
 
     The result is y, or (y, u) if there is a residual. u has the dtype that x + residual has, and is normalized as it
     was rounded to it. For the backward pass u (or x), the parameters, mean and rstd are kept, and of skip and gate what
@@ -269,6 +271,7 @@ def normalize(
         activation: "relu", "leaky_relu" (0.01), "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hardswish" or None.
         offset: what the weight counts from: 1 for weights that are stored as their distance from 1.
         round_first: round to the input's dtype before multiplying by the weight, as Llama does.
+        gate_first: the gate comes before the norm, as in Mamba 2.
         sizes: of axes that the shape does not tell; of two starred words, the second's number of dimensions.
     Returns:
         The shape, dtype and memory format of input; with a residual, that and what was normalized.
@@ -282,13 +285,13 @@ def normalize(
     if has_torch_function_variadic(input, weight, bias) and overloaded(input, weight, bias):
         options: dict[str, Any] = {"over": over, "affine": affine, "weight": weight, "bias": bias, "eps": eps}
         options |= {"center": center, "residual": residual, "skip": skip, "gate": gate, "activation": activation}
-        options |= {"offset": offset, "round_first": round_first, **sizes}
+        options |= {"offset": offset, "round_first": round_first, "gate_first": gate_first, **sizes}
         return handle_torch_function(normalize, (input, weight, bias), input, axes, **options)
     words = Words(axes, over, affine, center, tuple(sizes.items()))
     around: dict[str, Any] | None = None
     if activation or offset or round_first or not (residual is skip is gate is None):
         around = {"residual": residual, "skip": skip, "gate": gate, "activation": activation}
-        around |= {"offset": offset, "round_first": round_first}
+        around |= {"offset": offset, "round_first": round_first, "gate_first": gate_first}
     return run("normalize", input, words, weight, bias, eps, None, around)
 
 

@@ -29,6 +29,7 @@ class Around(TypedDict, total=False):
     activation: str | None
     offset: float
     round_first: bool
+    gate_first: bool
 
 
 class Surroundings(NamedTuple):
@@ -84,7 +85,8 @@ def surroundings(function: str, x: Tensor, weight: Tensor | None, given: Mapping
         if t.dtype not in DTYPES:
             raise RuntimeError(f"{function}(): {name} is {t.dtype}, not one of float64, float32, float16 and bfloat16")
     rounds = weight is not None and bool(given.get("round_first"))
-    return Surroundings(tensors, Stages(activation, 0.0 if weight is None else offset, rounds))
+    first = "gate" in tensors and bool(given.get("gate_first"))
+    return Surroundings(tensors, Stages(activation, 0.0 if weight is None else offset, rounds, first))
 
 
 def run(

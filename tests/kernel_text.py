@@ -13,7 +13,7 @@ def fused(asm):
 
     PTX: "mul/add sequences with no rounding modifiers may be optimized to use fused-multiply-add" (PTX ISA, `add`);
     with one, such as .rn, they may not. In AMD's assembly each division has five of its own, a root in float64 seven.
-    Those of the library that computes erf are asked for; AMD's fuses as it likes. On sm_80 bfloat16 is added by x * 1 + y.
+    Those of the library that computes erf are asked for; AMD's fuses as it likes. sm_80 adds bfloat16 as x * 1 + y.
     """
     asked = lanes(r"\bcall [^@]*?(?:<(\d+) x \w+> )?@llvm\.(?:fma\.|nvvm\.fma\.rn\.[fd]\b)", asm["llir"])
     if "ptx" in asm:

@@ -39,6 +39,8 @@ COMBINATIONS = {
     "gated": (("gate",), {"activation": "silu"}),  # Mamba 2, after the norm
     "gated-sigmoid": (("gate",), {"activation": "sigmoid"}),
     "gated-alone": (("gate",), {}),
+    "gate-first": (("gate",), {"activation": "silu", "gate_first": True}),  # Mamba 2, before the norm
+    "gate-first-residual": (("residual", "gate"), {"activation": "sigmoid", "gate_first": True}),
     "residual-act": (("residual",), {"activation": "tanh"}),
     "all": (("residual", "skip", "gate"), {"activation": "gelu_tanh", "offset": 1.0}),
 }
@@ -149,8 +151,9 @@ def test_one_pass(launches):
     assert launches == ["forward", "backward", "sum_parts"]
 
 
+@pytest.mark.parametrize("first", [False, True], ids=["gate-last", "gate-first"])
 @pytest.mark.parametrize("wanted", ["x", "residual", "skip", "gate", "weight", "bias"])
-def test_a_gradient_alone(wanted):
+def test_a_gradient_alone(wanted, first):
     """Of each tensor, when nothing else wants one; nothing else gets one."""
     tensors = {name: torch.randn(3, 7, 16) for name in ("x", "residual", "skip", "gate")}
     tensors |= {name: torch.randn(16) for name in ("weight", "bias")}
@@ -159,13 +162,15 @@ def test_a_gradient_alone(wanted):
     def call(function, x, weight, bias, **around):
         return function(x, (16,), weight, bias, **around)
 
-    y, u = call(nt.layer_norm, **tensors, activation="silu")
+    y, u = call(nt.layer_norm, **tensors, activation="silu", gate_first=first)
     dy = torch.randn_like(y)
     got = torch.autograd.grad(y, tensors[wanted], dy)[0]
-    total = tensors["x"] + tensors["residual"]
-    want = (F.layer_norm(total, (16,), tensors["weight"], tensors["bias"]) + tensors["skip"]) * F.silu(tensors["gate"])
+    gate = F.silu(tensors["gate"])
+    total = (tensors["x"] * gate if first else tensors["x"]) + tensors["residual"]
+    want = F.layer_norm(total, (16,), tensors["weight"], tensors["bias"]) + tensors["skip"]
+    want = want if first else want * gate
     torch.testing.assert_close(got, torch.autograd.grad(want, tensors[wanted], dy)[0], rtol=1e-4, atol=1e-4)
-    assert u.requires_grad == (wanted in ("x", "residual"))
+    assert u.requires_grad == (wanted in ("x", "residual", *(["gate"] if first else [])))
 
 
 def test_the_sum_alone_is_used():
@@ -174,6 +179,10 @@ def test_the_sum_alone_is_used():
     _y, u = nt.rms_norm(x, (16,), w.requires_grad_(), residual=r)
     dx, dr, dw = torch.autograd.grad(u.sum(), (x, r, w), allow_unused=True)
     assert torch.equal(dx, torch.ones_like(x)) and torch.equal(dr, dx) and dw is None
+    g = torch.randn(3, 16, requires_grad=True)
+    _y, u = nt.rms_norm(x, (16,), w, residual=r, gate=g, activation="silu", gate_first=True)
+    got, want = (torch.autograd.grad(t.sum(), (x, r, g)) for t in (u, x * F.silu(g) + r))
+    torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "bfloat16")])
@@ -207,14 +216,28 @@ def composition(x, r, s, g, w, b):
     return (F.group_norm(u, 2, 1 + w, b) + s) * F.silu(g), u
 
 
+def call_gate_first(*given):
+    return call(*given, gate_first=True)
+
+
+def composition_gate_first(x, r, s, g, w, b):
+    u = x * F.silu(g) + r
+    return F.group_norm(u, 2, 1 + w, b) + s, u
+
+
+ORDERS = {"gate-last": (call, composition), "gate-first": (call_gate_first, composition_gate_first)}
+
+
 def operands(dtype=torch.float64, shape=(3, 4, 5)):
     tensors = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(4)]
     return [*tensors, *(torch.randn(shape[1], dtype=dtype, requires_grad=True) for _ in range(2))]
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("way", ["compile", "export", "vmap", "grad", "jvp", "second", "checkpoint", "penalty"])
-def test_every_way(way):
+def test_every_way(way, order):
     """Whatever watches takes the plain norm and PyTorch's operations: the same results, derivatives of any order."""
+    call, composition = ORDERS[order]
     given = operands()
     plain = [t.detach() for t in given]
     want = composition(*given)
@@ -248,6 +271,10 @@ def test_every_way(way):
     elif way == "checkpoint":
         got = torch.autograd.grad(checkpoint(call, *given, use_reentrant=False)[0].sum(), given)
         torch.testing.assert_close(got, torch.autograd.grad(want[0].sum(), given))
+    elif order == "gate-first":  # without a residual, and with nothing else that wants a gradient
+        f = lambda x, g: nt.layer_norm(x, (5,), gate=g, activation="tanh", gate_first=True)
+        assert torch.autograd.gradgradcheck(f, (given[0], given[3]), fast_mode=True)
+        assert torch.autograd.gradgradcheck(lambda g: call(*plain[:3], g, *plain[4:]), given[3:4], fast_mode=True)
     else:  # a gradient penalty, for which dskip and dbias come from what was not kept
         f = lambda x, s, b: nt.layer_norm(x, (5,), None, b, skip=s)
         x, s, b = given[0], given[2], torch.randn(5, dtype=torch.float64, requires_grad=True)
@@ -387,7 +414,9 @@ def test_saved_for_backward():
     def bytes_of(**around):
         saved.clear()
         x, w = torch.randn(8, 512, requires_grad=True), torch.ones(512, requires_grad=True)
-        around = {k: torch.randn(8, 512) if v is True else v for k, v in around.items()}
+        around = {
+            k: torch.randn(8, 512) if v is True and k in ("skip", "residual", "gate") else v for k, v in around.items()
+        }
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
             nt.layer_norm(x, (512,), w, w, **around)
         return sum(t.numel() for t in saved if t is not None)
@@ -396,6 +425,7 @@ def test_saved_for_backward():
     assert bytes_of(skip=True) == bytes_of(residual=True) == row + 512 + 16
     assert bytes_of(activation="gelu") == row + 2 * 512 + 16
     assert bytes_of(activation="gelu", skip=True) == bytes_of(gate=True) == 2 * row + 2 * 512 + 16
+    assert bytes_of(gate=True, gate_first=True) == 2 * row + 512 + 16
 
 
 def test_explained():

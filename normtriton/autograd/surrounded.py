@@ -53,7 +53,9 @@ def decomposed(
 
     ``plain`` is the norm of (u, weight, bias), ``spread`` makes a parameter broadcast against x.
     """
-    u = x + around["residual"] if "residual" in around else x
+    activate = _ACTIVATIONS[stages.activation]
+    u = x * activate(around["gate"]) if stages.gate_first else x
+    u = u + around["residual"] if "residual" in around else u
     if weight is not None and stages.offset:
         weight = weight + stages.offset
     if stages.round_first and weight is not None:
@@ -62,8 +64,8 @@ def decomposed(
     else:
         y = plain(u, weight, bias)
     y = y + around["skip"] if "skip" in around else y
-    activate = _ACTIVATIONS[stages.activation]
-    y = y * activate(around["gate"]) if "gate" in around else activate(y)
+    if not stages.gate_first:
+        y = y * activate(around["gate"]) if "gate" in around else activate(y)
     return (y, u) if "residual" in around else y
 
 
@@ -83,35 +85,41 @@ class Surrounded(torch.autograd.Function):
     ) -> Any:
         given = {"residual": residual, "skip": skip, "gate": gate}
         y, total, mean, rstd = _forward(call, x, weight, bias, given)
-        again = bool(call.problem.stages.activation) or gate is not None
+        stages = call.problem.stages
+        again = stages.computes_again(gate is not None)
         if call.use_running:
             assert call.statistics is not None
             mean, rstd, *_ = call.statistics
         ctx.set_materialize_grads(False)
         ctx.again, ctx.call = again, call
         ctx.dtypes = [None if t is None else t.dtype for t in (x, weight, bias, residual, skip)]
-        if residual is not None and not (ctx.needs_input_grad[1] or ctx.needs_input_grad[4]):
+        needs = ctx.needs_input_grad
+        if residual is not None and not (needs[1] or needs[4] or (stages.gate_first and needs[6])):
             ctx.mark_non_differentiable(total)
-        ctx.save_for_backward(total, weight, bias if again else None, mean, rstd, skip if again else None, gate)
+        before = x if stages.gate_first and residual is not None else None
+        kept = (bias if again else None, mean, rstd, skip if again else None)
+        ctx.save_for_backward(total, weight, *kept, gate, before)
         return y if residual is None else (y, total)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dtotal: Tensor | None = None) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[1:]
+        if dy is None and dtotal is not None and ctx.call.problem.stages.gate_first:
+            dy = torch.zeros_like(dtotal)
         if dy is None:
-            found: tuple[Tensor | None, ...] = (dtotal, None, None, None, None)
+            found: tuple[Tensor | None, ...] = (dtotal, None, None, None, None, dtotal)
         elif torch.is_grad_enabled() or not unwatched(dy, dtotal):
             found = _backward_decomposed(ctx, dy, dtotal, needs)
         else:
             found = _backward(ctx, dy, dtotal, needs)
-        dx, dweight, dbias, dskip, dgate = found
+        dx, dweight, dbias, dskip, dgate, dresidual = found
         x_dtype, _, _, residual_dtype, skip_dtype = ctx.dtypes
         return (
             None,
             _cast(dx, x_dtype, needs[0]),
             dweight,
             dbias,
-            _cast(dx, residual_dtype, needs[3]),
+            _cast(dresidual, residual_dtype, needs[3]),
             _cast(dskip, skip_dtype, needs[4]),
             dgate if needs[5] else None,
         )
@@ -139,30 +147,34 @@ def _forward(
 
 
 def _backward(ctx: Any, dy: Tensor, dtotal: Tensor | None, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """(dx, dweight, dbias, dskip, dgate) by the kernels."""
-    total, weight, bias, mean, rstd, skip, gate = ctx.saved_tensors
+    """(dx, dweight, dbias, dskip, dgate, dresidual) by the kernels."""
+    total, weight, bias, mean, rstd, skip, gate, before = ctx.saved_tensors
     problem, eps, statistics, use_running, _dtype = ctx.call
     if use_running:
         statistics, mean, rstd = (mean, rstd, *statistics[2:]), None, None
     else:
         statistics = None
     _, weight_dtype, bias_dtype, _, skip_dtype = ctx.dtypes
-    given = {"skip": skip, "gate": gate, "dtotal": dtotal, "bias": bias}
+    given = {"skip": skip, "gate": gate, "before": before, "dtotal": dtotal, "bias": bias}
     around = {name: t for name, t in given.items() if t is not None}
     if ctx.again and needs[4]:
         around["dskip"] = torch.empty_like(total, dtype=skip_dtype)
     if gate is not None and needs[5]:
         around["dgate"] = torch.empty_like(total, dtype=gate.dtype)
-    wants = (needs[0] or needs[3], weight_dtype if needs[1] else None, bias_dtype if needs[2] else None)
+    if before is not None and needs[3]:
+        around["dresidual"] = torch.empty_like(total)
+    first = problem.stages.gate_first and needs[5]
+    wants = (needs[0] or needs[3] or first, weight_dtype if needs[1] else None, bias_dtype if needs[2] else None)
     gradients = launch.backward(problem, dy, total, weight, mean, rstd, statistics, eps, wants, None, around)
-    return *gradients, around.get("dskip", dy), around.get("dgate")
+    dx = gradients[0]
+    return *gradients, around.get("dskip", dy), around.get("dgate"), around.get("dresidual", dx)
 
 
 def _backward_decomposed(
     ctx: Any, dy: Tensor, dtotal: Tensor | None, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """The same as functions that can be differentiated: of what was normalized, since it was kept."""
-    total, weight, bias, _mean, _rstd, skip, gate = ctx.saved_tensors
+    total, weight, bias, _mean, _rstd, skip, gate, before = ctx.saved_tensors
     call = ctx.call._replace(problem=ctx.call.problem._replace(stages=ALONE))
     if not call.use_running:
         call = call._replace(statistics=None)
@@ -174,17 +186,31 @@ def _backward_decomposed(
             bias = torch.zeros(call.problem.parameter_shape, dtype=bias_dtype, device=dy.device, requires_grad=True)
         if skip is None and skip_dtype is not None:
             skip = torch.zeros_like(total, dtype=skip_dtype, requires_grad=True)
-        around = {name: t for name, t in (("skip", skip), ("gate", gate)) if t is not None}
-        plain = lambda u, w, b: normalize(u, w, b, call)
-        y = decomposed(plain, axes.broadcast, total, weight, bias, around, stages)
-        wanted = [needs[0] or needs[3], needs[1], needs[2], needs[4], needs[5]]
-        inputs = [t if want else None for want, t in zip(wanted, (total, weight, bias, skip, gate), strict=True)]
+        first = before is not None
+        if first:  # of the sum, which was kept; the gate follows below
+            through, stages = stages, stages._replace(activation="", gate_first=False)
+        # aliases: the way from the sum to where it comes from leads to weight and gate, too, and by this node
+        given = total, weight, bias, skip, None if first else gate
+        u, w, b, s, g = aliases = [None if t is None else t.view_as(t) for t in given]
+        around = {name: t for name, t in (("skip", s), ("gate", g)) if t is not None}
+        assert u is not None
+        y = decomposed(lambda u, w, b: normalize(u, w, b, call), axes.broadcast, u, w, b, around, stages)
+        wanted = needs[0] or needs[3] or (first and needs[5]), *needs[1:3], *needs[4:]
+        inputs = [t if want else None for want, t in zip(wanted, aliases, strict=True)]
         there = [t for t in inputs if t is not None]
         found = iter(torch.autograd.grad(y, there, dy, create_graph=True))
-    gradients = [None if t is None else next(found) for t in inputs]
-    if dtotal is not None and gradients[0] is not None:
-        gradients[0] = gradients[0] + dtotal
-    return tuple(gradients)
+        gradients = [None if t is None else next(found) for t in inputs]
+        if dtotal is not None and gradients[0] is not None:
+            gradients[0] = gradients[0] + dtotal
+        dresidual = gradients[0]
+        if first and dresidual is not None:
+            factor = _ACTIVATIONS[through.activation](gate)
+            gradients[0] = dresidual * factor
+            if needs[5]:
+                (gradients[4],) = torch.autograd.grad(
+                    factor, gate, (dresidual * before).to(gate.dtype), create_graph=True
+                )
+    return *gradients, dresidual
 
 
 _apply: Callable[..., Any] = super(torch.autograd.Function, Surrounded).apply

@@ -72,6 +72,8 @@ class Grouping(NamedTuple):
     dtotal: Strides | None = None
     dskip: Strides | None = None
     dgate: Strides | None = None
+    before: Strides | None = None
+    dresidual: Strides | None = None
     #: May the sizes of (kept, r1, r2) be compiled in? A kernel is handed None instead, and that must come last: Triton
     #: 3.6 brings the type of a nested tuple up to date only when a constant that follows it is set.
     fixed: tuple[bool, bool, bool] | None = None
@@ -80,13 +82,15 @@ class Grouping(NamedTuple):
     def tensors(self) -> tuple[Strides, ...]:
         """The operands of full size; of a reduction of partial results, those."""
         whole = (self.x, self.y, self.dy, self.dx, self.residual, self.total, self.skip, self.gate)
-        there = tuple(s for s in (*whole, self.dtotal, self.dskip, self.dgate) if s is not None)
+        behind = (self.before, self.dtotal, self.dskip, self.dgate, self.dresidual)
+        there = tuple(s for s in (*whole, *behind) if s is not None)
         return there or (self.parts or _NOWHERE,)
 
     @property
     def loaded(self) -> int:
         """How many tensors of full size a pass reads."""
-        return sum(s is not None for s in (self.x, self.dy, self.residual, self.skip, self.gate, self.dtotal))
+        read = (self.x, self.dy, self.residual, self.skip, self.gate, self.before, self.dtotal)
+        return sum(s is not None for s in read)
 
     @property
     def reduced(self) -> int:

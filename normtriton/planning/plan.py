@@ -247,7 +247,7 @@ class Plan:
         block_groups: groups whose cells a resident tile holds and joins, padded to a power of two; 0 if it joins none.
         depth: rounds of the loop of a sweep, or of a walk that measures, that are under way at once.
         per_sample: whether a sweep's parameters vary along the outer axes, which then have programs of their own.
-        activation, offset, round_first: see `normtriton.planning.stages.Stages`.
+        activation, offset, round_first, gate_first: see `normtriton.planning.stages.Stages`.
     """
 
     stage: str
@@ -279,6 +279,7 @@ class Plan:
     activation: str = ""
     offset: float = 0.0
     round_first: bool = False
+    gate_first: bool = False
 
 
 class Code(NamedTuple):
@@ -670,6 +671,7 @@ def make_plan(
         activation=stages.activation,
         offset=stages.offset,
         round_first=stages.round_first,
+        gate_first=stages.gate_first,
         **flags,
     )
 

@@ -645,7 +645,7 @@ def parameter_columns(one: Pass, num_warps: int = 0) -> Launch | None:
     tensors = {name: strides for name, strides in one.tensors.items() if name not in WRITTEN}
     operands: dict[str, dict[Key, int] | None] = {**tensors, "stats": one.stats}
     operands["parts"] = problem.parameter(contiguous(problem.parameter_shape))
-    if problem.stages.activation or "gate" in tensors:  # what comes after the linear map is computed again
+    if problem.stages.computes_again("gate" in tensors):  # what comes after the linear map is computed again
         operands |= {"weight": one.weight, "bias": one.bias}
     group = problem.grouping([*tensors][-1], over, tuple(tensors), operands)
     if group.vector_axis != "kept":

@@ -1,10 +1,11 @@
 """What surrounds a norm, in the same pass over memory: which tensors, in which order, and their settings.
 
-    u = x + residual                          then (y, u) is the result
+    u = x * act(gate)                         if ``gate_first``
+    u = u + residual                          then (y, u) is the result
     x̂ = (u - mean(u)) * rstd(u)               rounded to x's dtype, if ``round_first``
     z = x̂ * (offset + weight) + bias
     z = z + skip
-    y = act(z), or with a gate z * act(gate)
+    y = act(z), or with a gate z * act(gate), unless that came first
 
 `normtriton.kernels.stages` computes them.
 """
@@ -24,17 +25,23 @@ class Stages(NamedTuple):
         activation: one of `ACTIVATIONS`, of the result or of the gate; "" for none.
         offset: what the weight counts from: it multiplies by ``offset + weight``.
         round_first: whether x̂ is rounded to x's dtype before it is multiplied by the weight.
+        gate_first: whether there is a gate that x is multiplied with.
     """
 
     activation: str = ""
     offset: float = 0.0
     round_first: bool = False
+    gate_first: bool = False
+
+    def computes_again(self, gate: bool) -> bool:
+        """Whether a backward pass computes again what an activation, or a ``gate`` if there is one, was applied to."""
+        return not self.gate_first and (bool(self.activation) or gate)
 
 
 ALONE = Stages()
 
-#: Gradients that a backward pass writes, or is given for what it writes, once.
-WRITTEN = ("dtotal", "dskip", "dgate")
+#: What a backward pass writes, or is given for what it writes alone.
+WRITTEN = ("dtotal", "dskip", "dgate", "dresidual")
 
 #: The tensors of x's shape around a norm, and their strides in elements.
 Around: TypeAlias = "tuple[tuple[str, tuple[int, ...]], ...]"

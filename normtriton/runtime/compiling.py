@@ -56,7 +56,7 @@ NVIDIA = torch.version.hip is None
 #: The fields of a `Grouping` that hold an operand's strides.
 OPERANDS = (
     "x", "y", "dy", "dx", "weight", "bias", "stats", "parts",
-    "residual", "total", "skip", "gate", "dtotal", "dskip", "dgate",
+    "residual", "total", "skip", "gate", "before", "dtotal", "dskip", "dgate", "dresidual",
 )  # fmt: skip
 
 KERNELS = {
@@ -101,9 +101,11 @@ class Behind(NamedTuple):
     bias: Any
     skip: Any
     gate: Any
+    before: Any
     dtotal: Any
     dskip: Any
     dgate: Any
+    dresidual: Any
 
 
 def handed(kind: type[Around | Behind], tensors: Mapping[str, Any], otherwise: Any) -> Around | Behind | None:

@@ -154,7 +154,7 @@ BRANCHES = {
     "group-column-rows": Branch("group", (2, 32, 6, 6), "resident", "resident", "channels_last", groups=2),
     "channels": Branch("channels", (2, 40, 9, 11), "resident", "resident"),
     "adaptive": Branch("adaptive", (2, 70, 600), "resident", "resident"),
-    "adaptive-too-long-for-gradients": Branch("adaptive", (2, 37, 20000), "resident", "split"),
+    "adaptive-too-long-for-gradients": Branch("adaptive", (1, 33, 17000), "resident", "split"),
     "instance-column-even": Branch("instance", (1, 8, 96, 96), "split", "split", "channels_last"),
 }
 

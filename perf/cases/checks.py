@@ -35,7 +35,9 @@ SURROUNDINGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "activation": ((), {"activation": "silu"}),
     "skip": (("skip",), {"activation": "relu"}),
     "gate": (("gate",), {"activation": "silu"}),
+    "gate-first": (("gate",), {"activation": "silu", "gate_first": True}),
     "all": (("residual", "skip", "gate"), {"activation": "gelu_tanh", "offset": 1.0}),
+    "all-gate-first": (("residual", "skip", "gate"), {"activation": "sigmoid", "offset": 1.0, "gate_first": True}),
 }
 
 

@@ -192,15 +192,18 @@ def surrounded(norm: Callable[[Tensor, Any], Tensor], given: Operands, dtype: to
     A sum with a residual is rounded to ``dtype``, as a library keeps it; its gradient is that of the sum.
     """
     u, around = given.x, given.around
+    act = ACTIVATIONS[stages.get("activation", "")]
+    if stages.get("gate_first"):
+        u = u * act(around["gate"])
     if "residual" in around:
         u = u + around["residual"]
         u = u + (u.detach().to(dtype).double() - u.detach())
     weight = None if given.weight is None else given.weight + stages.get("offset", 0.0)
     z = norm(u, weight)
     z = z + around["skip"] if "skip" in around else z
-    act = ACTIVATIONS[stages.get("activation", "")]
-    y = z * act(around["gate"]) if "gate" in around else act(z)
-    return (y, u) if "residual" in around else y
+    if not stages.get("gate_first"):
+        z = z * act(around["gate"]) if "gate" in around else act(z)
+    return (z, u) if "residual" in around else z
 
 
 #: By their formulas.
