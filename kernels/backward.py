@@ -291,7 +291,7 @@ def write_tiles(given, statistics, w, sums, group, plan: tl.constexpr):
     first, last = own_tiles(block, group, plan)
     for i in tl.range(last - first):
         at = tile_at(last - 1 - i, block, group, plan)
-        g, xhat = load_both(given, statistics, at, plan, False)
+        g, xhat = load_both(given, statistics, at, plan, plan.constant)  # nothing was summed before
         g = weigh(given, g, w, at, plan)
         store_input_gradient(given, at, derivative(g, xhat, sums, n, statistics.rstd, plan), plan)
 

@@ -82,7 +82,11 @@ def write_tiles(given, statistics, block, group, dtype: tl.constexpr, plan: tl.c
     linear = load_map(given, statistics.rstd, block, plan)
     for i in tl.range(last - first):
         at = tile_at(last - 1 - i, block, group, plan)
-        write(given, load_input_again(given, at, dtype, plan), statistics, linear, at, plan)
+        if plan.constant:  # nothing was measured before
+            x = load_input(given, at, dtype, plan)
+        else:
+            x = load_input_again(given, at, dtype, plan)
+        write(given, x, statistics, linear, at, plan)
 
 
 @triton.jit

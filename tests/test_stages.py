@@ -185,6 +185,28 @@ def test_the_sum_alone_is_used():
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("around", [("skip",), ("gate",), ("residual", "skip"), ("residual", "skip", "gate")])
+@pytest.mark.parametrize("first", [False, True], ids=["gate-last", "gate-first"])
+def test_a_frozen_batch_norm(around, first):
+    """Given statistics, and parameters that want no gradient: the one launch writes the gradients of what is around."""
+    x, w, b = torch.randn(4, 6, 50, requires_grad=True), torch.randn(6), torch.randn(6)
+    mean, var = torch.randn(6), torch.rand(6) + 0.5
+    tensors = {name: torch.randn(4, 6, 50, requires_grad=True) for name in around}
+    y = nt.batch_norm(x, mean, var, w, b, activation="silu", gate_first=first, **tensors)
+    u = x * F.silu(tensors["gate"]) if first and "gate" in tensors else x
+    u = u + tensors.get("residual", 0.0)
+    want = F.batch_norm(u, mean, var, w, b) + tensors.get("skip", 0.0)
+    if "gate" not in tensors:
+        want = F.silu(want)
+    elif not first:
+        want = want * F.silu(tensors["gate"])
+    y = y[0] if "residual" in around else y
+    dy = torch.randn_like(x)
+    got, right = (torch.autograd.grad(t, (x, *tensors.values()), dy) for t in (y, want))
+    torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "bfloat16")])
 def test_other_dtypes_around(dtypes):
     """A residual stream in float32 beside bfloat16, and the like: u has the dtype of the sum, y that of x."""

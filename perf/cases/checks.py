@@ -174,9 +174,10 @@ def of_stages(with_clusters: bool, dtypes: Iterable[str]) -> Iterator[Check]:
     for i, check in enumerate(of_branches(with_clusters, dtypes)):
         around = names[i % len(names)]
         yield check._replace(name=f"{around} around {check.name}", around=around)
-    for check in of_running(with_clusters, dtypes):
-        if check.running == "uses":
-            yield check._replace(name=f"skip around what {check.name}", around="skip")
+    given = [check for check in of_running(with_clusters, dtypes) if check.running == "uses"]
+    for i, check in enumerate(given):
+        around = names[i % len(names)]
+        yield check._replace(name=f"{around} around what {check.name}", around=around)
 
 
 def of_real_shapes(dtypes: Iterable[str]) -> Iterator[Check]:
