@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from normtriton import functional
+from normtriton.planning.stages import ALONE, Stages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,30 +24,36 @@ class Case(NamedTuple):
         norm: "layer", "rms", "batch", "instance" or "group".
         shape: of the input.
         groups: of a group norm.
+        around: one of `FORMS`, what surrounds it; "" for nothing.
     """
 
     norm: str
     shape: tuple[int, ...]
     groups: int = 0
+    around: str = ""
 
     @property
     def name(self) -> str:
         """For people, test ids and the command line."""
-        return f"{self.norm}{self.groups or ''}-{'x'.join(map(str, self.shape))}"
+        around = f"+{self.around}" if self.around else ""
+        return f"{self.norm}{self.groups or ''}-{'x'.join(map(str, self.shape))}{around}"
 
     @classmethod
     def named(cls, name: str) -> Case:
-        """The case of a name such as "layer-8192x4096" or "group32-8x320x64x64".
+        """The case of a name such as "layer-8192x4096", "group32-8x320x64x64" or "rms-8192x4096+residual".
 
         Raises:
-            ValueError: no such norm, a shape that it cannot have, or groups that do not divide the channels.
+            ValueError: no such norm, a shape that it cannot have, groups that do not divide the channels, or nothing
+                that may surround a norm.
         """
-        match = re.fullmatch(r"([a-z]+?)(\d*)-(\d+(?:x\d+)+)", name)
+        match = re.fullmatch(r"([a-z]+?)(\d*)-(\d+(?:x\d+)+)(?:\+([a-z-]+))?", name)
         if match is None or match[1] not in NORMS:
             raise ValueError(
                 f"{name!r} is not NORM-SHAPE, as layer-8192x4096 or group32-8x320x64x64: {', '.join(NORMS)}"
             )
-        case = cls(match[1], tuple(map(int, match[3].split("x"))), int(match[2] or 0))
+        if match[4] and match[4] not in FORMS:
+            raise ValueError(f"{name!r}: what surrounds a norm is one of {', '.join(FORMS)}")
+        case = cls(match[1], tuple(map(int, match[3].split("x"))), int(match[2] or 0), match[4] or "")
         if min(case.shape) < 1:
             raise ValueError(f"{name!r} has an empty axis")
         if (case.norm == "group") != bool(case.groups) or (case.groups and case.shape[1] % case.groups):
@@ -55,6 +62,26 @@ class Case(NamedTuple):
             raise ValueError(f"{name!r}: an {case.norm} norm has a batch, channels and space")
         return case
 
+    def tensors(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What surrounds the norm of x, by name, without numbers."""
+        return {name: torch.empty_like(x) for name in FORMS[self.around].tensors} if self.around else {}
+
+
+class Form(NamedTuple):
+    """What surrounds a norm: tensors of x's shape, and settings."""
+
+    tensors: tuple[str, ...] = ()
+    stages: Stages = ALONE
+
+
+FORMS = {
+    "residual": Form(("residual",)),
+    "silu": Form(stages=Stages("silu")),
+    "relu": Form(stages=Stages("relu")),
+    "skip-relu": Form(("skip",), Stages("relu")),
+    "gate": Form(("gate",), Stages("silu")),
+    "gate-first": Form(("gate",), Stages("silu", gate_first=True)),
+}
 
 NORMS = ("layer", "rms", "batch", "instance", "group")
 
@@ -90,6 +117,18 @@ OTHERS = (
     Case("batch", (1, 64, 256, 256)),
 )
 
+#: Norms with what surrounds them in models: residual streams of transformers, Mamba's gates, U-Nets, residual networks.
+FUSED = (
+    Case("rms", (8192, 4096), around="residual"),
+    Case("layer", (8192, 768), around="residual"),
+    Case("rms", (8192, 4096), around="gate"),
+    Case("rms", (8192, 4096), around="gate-first"),
+    Case("group", (8, 320, 64, 64), 32, "silu"),
+    Case("group", (2, 512, 128, 128), 32, "silu"),
+    Case("batch", (256, 64, 56, 56), around="relu"),
+    Case("batch", (256, 64, 56, 56), around="skip-relu"),
+)
+
 #: Shapes by the models they come from.
 SETS = {
     # hidden sizes of 2048 tokens and of one generated for each of 64 requests: Llama 8B and 70B, Gemma 9B
@@ -119,6 +158,7 @@ SETS = {
     ),
     "reports": CASES,
     "others": OTHERS,
+    "fused": FUSED,
 }  # fmt: skip
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -180,12 +220,13 @@ def make(
         x = x.to(memory_format=memory_format)
     features = case.shape[-1:] if case.norm in ("layer", "rms") else case.shape[1:2]
     options: dict[str, Any] = {"dtype": parameters or dtype, "device": device}
-    weight, bias = torch.ones(features, **options), torch.zeros(features, **options)
+    weight = torch.ones(features, **options)
+    bias: torch.Tensor | None = torch.zeros(features, **options)
     call: Call
     if case.norm == "layer":
         call = functional.layer_norm_call(x, features, weight, bias, 1e-5)
     elif case.norm == "rms":
-        return functional.rms_norm_call(x, features, weight, None), x, weight, None
+        call, bias = functional.rms_norm_call(x, features, weight, None), None
     elif case.norm == "group":
         call = functional.group_norm_call(x, case.groups, weight, bias, 1e-5)
     elif case.norm == "instance":
@@ -194,4 +235,6 @@ def make(
         mean, var = torch.zeros(features, **options), torch.ones(features, **options)
         batches = torch.zeros((), dtype=torch.int64, device=device)
         call = functional.batch_norm_call(x, mean, var, weight, bias, True, 0.1, 1e-5, batches)
+    if case.around:
+        call = call._replace(problem=call.problem._replace(stages=FORMS[case.around].stages))
     return call, x, weight, bias

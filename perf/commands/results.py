@@ -9,7 +9,7 @@ sm_80, sm_90, sm_100 and gfx942, each planned for a device of that kind, and rea
 (`normtriton.perf.count.codegen`); "model" predicts their time on an H100, with and without clusters, an H200 and an
 A100 (`normtriton.perf.time.predict`). ``--rivals`` does the same to the other libraries that are installed
 (`normtriton.perf.count.rivals`): for an H100 and sm_90; their time also, in bfloat16, on an H200 and an A100. Times on
-an H100 are also predicted of other shapes.
+an H100 are also predicted of other shapes, and of norms with what surrounds them beside torch.compile's code.
 
 Results are JSON lines, one a cell and direction, in a file for each instrument and machine. What is there already is
 kept if it was measured with the same versions, plans, kernels and instruments; so a run that was stopped goes on where
@@ -28,7 +28,7 @@ import click
 
 from normtriton.runtime import cache
 
-from ..cases.shapes import DIRECTIONS, DTYPES, NORMS, OTHERS, TIMED, cells, offered
+from ..cases.shapes import DIRECTIONS, DTYPES, FUSED, NORMS, OTHERS, TIMED, cells, offered
 from ..cli import Refusal
 from ..count import rivals
 from ..show import render
@@ -57,7 +57,8 @@ OURS = (
 def cells_of(instrument: str, machine: str, library: str = LIBRARY) -> list[Cell]:
     """What is measured: the cells of the reports; in bfloat16 alone `OTHERS`, and other libraries not on an H100."""
     if (instrument, machine) == ("model", "H100"):
-        return cells() + cells(OTHERS, dtypes=DTYPES[:1])
+        fused = cells(FUSED, dtypes=DTYPES[:1]) if library in (LIBRARY, "torch.compile") else []
+        return cells() + cells(OTHERS, dtypes=DTYPES[:1]) + fused
     return cells(dtypes=DTYPES[:1]) if library != LIBRARY and instrument == "model" else cells()
 
 

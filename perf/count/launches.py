@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003  of a tuple's fields
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +22,7 @@ from ..cases.shapes import make
 from ..cases.targets import H100
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from normtriton.autograd.call import Call
     from normtriton.planning.plan import Device
@@ -85,7 +86,10 @@ def launches_of(
 
 
 class Planned(NamedTuple):
-    """A case as a device would run it: the checked call and its tensors, and by direction the strategy and launches."""
+    """A case as a device would run it: the checked call and its tensors, and by direction the strategy and launches.
+
+    The tensors that surround it come last.
+    """
 
     call: Call
     x: torch.Tensor
@@ -93,6 +97,7 @@ class Planned(NamedTuple):
     bias: torch.Tensor | None
     strategies: dict[str, str]
     launches: dict[str, list[Recorded]]
+    around: Mapping[str, torch.Tensor] = NOTHING
 
 
 def planned(
@@ -103,9 +108,10 @@ def planned(
     parameters: torch.dtype | None = None,
 ) -> Planned:
     """Plan a case for a device, forward and backward; with parameters of x's dtype, or another."""
-    call, x, weight, bias = make(case, dtype, memory_format, parameters=parameters)
+    made = call, x, weight, bias = make(case, dtype, memory_format, parameters=parameters)
+    around = case.tensors(x)
     strategies = {
-        "forward": forward_direction(call, x, weight, bias, device).schedule.strategy,
-        "backward": backward_direction(call, x, weight, bias, device).schedule.strategy,
+        "forward": forward_direction(*made, device, around=around).schedule.strategy,
+        "backward": backward_direction(*made, device, around=around).schedule.strategy,
     }
-    return Planned(call, x, weight, bias, strategies, launches_of(call, x, weight, bias, device))
+    return Planned(call, x, weight, bias, strategies, launches_of(*made, device, around), around)

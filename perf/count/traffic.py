@@ -228,7 +228,7 @@ def measure(
 
     With ``cold`` the cache is emptied before every launch, as if tensors were much larger than it.
     """
-    call, x, weight, bias, strategies, launches = planned(case, dtype, layout, machine.device)
+    call, x, weight, bias, strategies, launches, _around = planned(case, dtype, layout, machine.device)
     running = 0 if call.statistics is None else distinct_bytes(*call.statistics[:2])
     found = {}
     for direction in directions:

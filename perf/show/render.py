@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cases.shapes import CASES, DIRECTIONS, DTYPES, OFFERED, OTHERS, TIMED, Case, Cell, cells
+from ..cases.shapes import CASES, DIRECTIONS, DTYPES, FORMS, FUSED, OFFERED, OTHERS, TIMED, Case, Cell, cells
 from ..cases.targets import PLANNED_FOR
 from ..time.predict import MACHINES
 from .rows import LIBRARY, Files, Row, load, versions
@@ -189,6 +190,54 @@ def times(files: Files, dtype: str, machine: str, cases: Iterable[Case]) -> str:
     return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{text}"
 
 
+def moved(row: Row) -> str:
+    """Launches, and what crosses the memory bus over the compulsory bytes."""
+    if "error" in row:
+        return ""
+    crossing = sum(kernel["dram_read"] + kernel["dram_write"] for kernel in row["kernels"])
+    return f"{len(row['kernels'])}: {crossing / row['compulsory']:.2f}"
+
+
+def fused(files: Files, dtype: str) -> str:
+    """Norms with what surrounds them: ours, what torch.compile generates, and PyTorch's operations one by one."""
+    names = ("model-H100.jsonl", "model-H100-rivals.jsonl")
+    rows = []
+    for cell in cells(FUSED, dtypes=(dtype,)):
+        for direction in DIRECTIONS:
+            columns = [f"{cell.case.name}", cell.layout, direction]
+            for library in (LIBRARY, "torch.compile"):
+                row = find(files, names[library != LIBRARY], cell, direction, library)
+                columns.append(f"{predicted_time(row)}<br>{moved(row)}")
+            columns.append(one_by_one(cell, direction))
+            rows.append(columns)
+    text = table(
+        ("norm + what surrounds it", "layout", "direction", LIBRARY, "torch.compile", "PyTorch, by bytes"), rows
+    )
+    return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{text}"
+
+
+def one_by_one(cell: Cell, direction: str) -> str:
+    """PyTorch's operations, each moving its tensors at the rate of a large copy, with 1.5 µs to start and end.
+
+    Of a norm, forward x and y (batch norm x twice), backward x, dy and dx, and x and dy for sums.
+    """
+    names, stages = FORMS[cell.case.around]
+    gate, after = "gate" in names, bool(stages.activation) and "gate" not in names
+    if direction == "forward":
+        steps = [
+            3 if cell.case.norm in ("batch", "group") else 2,
+            *[3] * ("residual" in names),
+            *[3] * ("skip" in names),
+        ]
+        steps += [2] * after + [2, 3] * gate
+    else:
+        steps = [2, 3, *[3] * ("residual" in names), *[3] * after, *[3, 3, 3] * gate]
+    gpu = MACHINES["H100"][0]
+    size = prod(cell.case.shape) * cell.options[0].itemsize
+    us = sum(tensors * size / gpu.dram * 1e6 + 1.5 for tensors in steps)
+    return f"{us:.1f} µs<br>{len(steps)}"
+
+
 def predicted(files: Files, dtype: str, cases: Iterable[Case] = CASES) -> str:
     """Predicted times of ours on each machine, and what binds on an H100."""
     names = [f"model-{machine}.jsonl" for machine in MACHINES]
@@ -207,6 +256,7 @@ def predicted(files: Files, dtype: str, cases: Iterable[Case] = CASES) -> str:
 TABLES: dict[str, Callable[[Files], str]] = {f"beside-{dtype}": partial(beside, dtype=dtype) for dtype in DTYPES}
 TABLES |= {target: partial(ours, target=target, machine=name) for target, (name, _device) in PLANNED_FOR.items()}
 TABLES |= {f"predicted-{dtype}": partial(predicted, dtype=dtype) for dtype in DTYPES}
+TABLES |= {"fused": partial(fused, dtype=DTYPES[0])}
 TABLES |= {"predicted-others": partial(times, dtype=DTYPES[0], machine="H100", cases=OTHERS)}
 TABLES |= {f"beside-{name}": partial(times, dtype=DTYPES[0], machine=name, cases=CASES) for name in ("H200", "A100")}
 

@@ -38,7 +38,7 @@ from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..cases.shapes import DIRECTIONS
+from ..cases.shapes import DIRECTIONS, FORMS
 from ..count import rivals
 from ..count.codegen import pretending
 from ..count.occupancy import LIMITS
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torch.fx import GraphModule
+
+    Pull = Callable[[Any], Any]
 
     from ..cases.shapes import Cell
     from ..emulator.gpus import Gpu
@@ -117,8 +119,8 @@ def _pretended(gpu: Gpu) -> Iterator[None]:
 def joint(cell: Cell) -> Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]]:
     """Forward and backward pass of a norm as autograd runs them on a GPU: the operators below `torch.nn.functional`.
 
-    The function takes ([x, weight, bias, running_mean, running_var], [dy]), as many as the norm has, and returns
-    ([y], gradients).
+    The function takes ([x, weight, bias, running_mean, running_var], [dy]), as many as the norm has, with the tensors
+    around it after them, and returns ([y], gradients).
     """
     case, ops = cell.case, torch.ops.aten
     every = [True, True, True]
@@ -127,50 +129,109 @@ def joint(cell: Cell) -> Callable[[list[Any], list[Any]], tuple[list[Any], list[
     def contiguous(t: Any) -> Any:
         return t if cell.layout == "contiguous" else ops.clone(t, memory_format=torch.contiguous_format)
 
-    def layer(primals: list[Any], dy: Any) -> tuple[Any, list[Any]]:
+    def layer(primals: list[Any], pull: Pull) -> tuple[Any, list[Any]]:
         x, weight, bias = primals
         y, mean, rstd = ops.native_layer_norm(x, weight.shape, weight, bias, 1e-5)
-        return y, ops.native_layer_norm_backward(dy, x, weight.shape, mean, rstd, weight, bias, every)
+        return y, ops.native_layer_norm_backward(pull(y), x, weight.shape, mean, rstd, weight, bias, every)
 
-    def rms(primals: list[Any], dy: Any) -> tuple[Any, list[Any]]:
+    def rms(primals: list[Any], pull: Pull) -> tuple[Any, list[Any]]:
         x, weight = primals
         y, rstd = ops._fused_rms_norm(x, weight.shape, weight, 1e-6)
-        return y, ops._fused_rms_norm_backward(dy, x, weight.shape, rstd, weight, every[:2])
+        return y, ops._fused_rms_norm_backward(pull(y), x, weight.shape, rstd, weight, every[:2])
 
-    def group(primals: list[Any], dy: Any) -> tuple[Any, list[Any]]:
+    def group(primals: list[Any], pull: Pull) -> tuple[Any, list[Any]]:
         x, weight, bias = primals
-        x, dy = contiguous(x), contiguous(dy)
+        x = contiguous(x)
         sizes = case.shape[0], channels, prod(case.shape[2:]), groups
         y, mean, rstd = ops.native_group_norm(x, weight, bias, *sizes, 1e-5)
-        return y, ops.native_group_norm_backward(dy, x, mean, rstd, weight, *sizes, every)
+        return y, ops.native_group_norm_backward(contiguous(pull(y)), x, mean, rstd, weight, *sizes, every)
 
-    def batch(primals: list[Any], dy: Any) -> tuple[Any, list[Any]]:
+    def batch(primals: list[Any], pull: Pull) -> tuple[Any, list[Any]]:
         x, weight, bias, *running = primals
         y, mean, rstd, *updated = ops._native_batch_norm_legit_functional(x, weight, bias, *running, True, 0.1, 1e-5)
-        gradients = ops.native_batch_norm_backward(dy, x, weight, *running, mean, rstd, True, 1e-5, every)
+        gradients = ops.native_batch_norm_backward(pull(y), x, weight, *running, mean, rstd, True, 1e-5, every)
         for old, new in zip(running, updated, strict=True):
             ops.copy_(old, new)
         return y, gradients
 
-    def instance(primals: list[Any], dy: Any) -> tuple[Any, list[Any]]:
+    def instance(primals: list[Any], pull: Pull) -> tuple[Any, list[Any]]:
         x, weight, bias = primals
         count = case.shape[0]
-        flat_x, flat_dy = (ops.view(contiguous(t), (1, count * channels, *case.shape[2:])) for t in (x, dy))
+
+        def flat(t: Any) -> Any:
+            return ops.view(contiguous(t), (1, count * channels, *case.shape[2:]))
+
+        flat_x = flat(x)
         weights = [ops.repeat(p, (count,)) for p in (weight, bias)]
         y, mean, rstd = ops._native_batch_norm_legit.no_stats(flat_x, *weights, True, 0.1, 1e-5)
+        y = ops.view(y, case.shape)
         dx, *others = ops.native_batch_norm_backward(
-            flat_dy, flat_x, weights[0], None, None, mean, rstd, True, 1e-5, every
+            flat(pull(y)), flat_x, weights[0], None, None, mean, rstd, True, 1e-5, every
         )
         sums = [ops.sum(ops.view(d, (count, channels)), [0]) for d in others]
-        return ops.view(y, case.shape), [ops.view(dx, case.shape), *sums]
+        return y, [ops.view(dx, case.shape), *sums]
 
     pass_ = {"layer": layer, "rms": rms, "group": group, "batch": batch, "instance": instance}[case.norm]
 
     def run(primals: list[Any], tangents: list[Any]) -> tuple[list[Any], list[Any]]:
-        y, gradients = pass_(primals, tangents[0])
+        if case.around:
+            return surrounded(pass_, case.around, primals, tangents)
+        y, gradients = pass_(primals, lambda _y: tangents[0])
         return [y], list(gradients)
 
     return run
+
+
+def surrounded(pass_: Any, around: str, primals: list[Any], tangents: list[Any]) -> tuple[list[Any], list[Any]]:
+    """A norm with what surrounds it, written out as autograd runs it; the last primals are the tensors around it."""
+    ops: Any = torch.ops.aten
+    names, stages = FORMS[around]
+    count = len(primals) - len(names)
+    primals, beside = primals[:count], dict(zip(names, primals[count:], strict=True))
+    x = primals[0]
+    results: list[Any] = []
+    others: dict[str, Any] = {}
+
+    # by operators that need no GPU's kernels to be traced
+    def act(z: Any) -> Any:
+        factor = ops.gt(z, 0.0) if stages.activation == "relu" else ops.sigmoid(z)
+        return ops.mul(z, factor)
+
+    def slope(g: Any, z: Any) -> Any:
+        if stages.activation == "relu":
+            return ops.mul(g, ops.gt(z, 0.0))
+        s = ops.sigmoid(z)
+        return ops.mul(g, ops.mul(s, ops.add(ops.mul(z, ops.rsub(s, 1.0)), 1.0)))
+
+    u = ops.mul(x, act(beside["gate"])) if stages.gate_first else x
+    u = ops.add(u, beside["residual"]) if "residual" in beside else u
+
+    def pull(y: Any) -> Any:
+        """The gradient of the norm's result, by what follows it."""
+        z = ops.add(y, beside["skip"]) if "skip" in beside else y
+        g = tangents[0]
+        if "gate" in beside and not stages.gate_first:
+            factor = act(beside["gate"])
+            results.append(ops.mul(z, factor))
+            others["gate"] = slope(ops.mul(g, z), beside["gate"])
+            g = ops.mul(g, factor)
+        elif stages.activation and not stages.gate_first:
+            results.append(act(z))
+            g = slope(g, results[0] if stages.activation == "relu" else z)
+        else:
+            results.append(z)
+        if "skip" in beside:
+            others["skip"] = g
+        return g
+
+    _y, (dx, *parameters) = pass_([u, *primals[1:]], pull)
+    if "residual" in beside:
+        results.append(u)
+        dx = others["residual"] = ops.add(dx, tangents[1])
+    if stages.gate_first:
+        others["gate"] = slope(ops.mul(dx, x), beside["gate"])
+        dx = ops.mul(dx, act(beside["gate"]))
+    return results, [dx, *parameters, *(others[name] for name in names)]
 
 
 def inputs(cell: Cell) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -180,7 +241,10 @@ def inputs(cell: Cell) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     features = case.shape[-1] if case.norm in ("layer", "rms") else case.shape[1]
     x, dy = (torch.empty(case.shape, dtype=dtype, device=_GPU, memory_format=layout) for _ in range(2))
     count = {"rms": 1, "batch": 4}.get(case.norm, 2)
-    return [x, *(torch.empty(features, dtype=dtype, device=_GPU) for _ in range(count))], [dy]
+    parameters = [torch.empty(features, dtype=dtype, device=_GPU) for _ in range(count)]
+    around = list(case.tensors(x).values())
+    tangents = [dy, torch.empty_like(x)] if "residual" in case.tensors(x) else [dy]
+    return [x, *parameters, *around], tangents
 
 
 def graphs(cell: Cell, mode: FakeTensorMode) -> list[tuple[GraphModule, list[Any]]]:
@@ -191,7 +255,7 @@ def graphs(cell: Cell, mode: FakeTensorMode) -> list[tuple[GraphModule, list[Any
     for i, node in enumerate(whole.graph.find_nodes(op="placeholder")):  # by these names it is told which they are
         node.target = node.name = f"primals_{i + 1}" if i < len(given[0]) else f"tangents_{i - len(given[0]) + 1}"
     joint_graph.joint_graph_passes(whole)
-    halves = min_cut_rematerialization_partition(whole, given, compiler="inductor", num_fwd_outputs=1)
+    halves = min_cut_rematerialization_partition(whole, given, compiler="inductor", num_fwd_outputs=len(given[1]))
     return [(half, [node.meta["val"] for node in half.graph.find_nodes(op="placeholder")]) for half in halves]
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from normtriton.explain import NOTHING, around_backward, around_forward, whole
 from normtriton.planning.plan import Device
 from normtriton.runtime import compiling
 
@@ -28,7 +29,7 @@ from ..emulator.gpus import GPUS
 from ..emulator.timer import Space, Timer, pack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from normtriton.autograd.call import Call
 
@@ -168,18 +169,24 @@ def rounded(value: Any) -> Any:
 
 
 def compulsory(
-    direction: str, call: Call, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
+    direction: str,
+    call: Call,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    around: Mapping[str, torch.Tensor] = NOTHING,
 ) -> int:
-    """Bytes of a call with each input read once and each result written once."""
+    """Bytes of a call, and of what surrounds it, with each input read once and each result written once."""
     running = 0 if call.statistics is None else distinct_bytes(*call.statistics[:2])
-    return compulsory_bytes(direction, x, weight, bias, running=running)
+    beside = around_forward(x, around) if direction == "forward" else around_backward(call, x, around)
+    return compulsory_bytes(direction, x, weight, bias, running=running) + whole(beside)
 
 
 def figures(gpu: Gpu, plan: Planned, direction: str) -> Predicted:
     """Predict one direction of a planned case."""
     space = Space()
     kernels = [ours(recorded, gpu.target, space) for recorded in plan.launches[direction]]
-    size = compulsory(direction, plan.call, plan.x, plan.weight, plan.bias)
+    size = compulsory(direction, plan.call, plan.x, plan.weight, plan.bias, plan.around)
     return predicted(gpu, *run(gpu, kernels, prod(plan.x.shape)), size)
 
 

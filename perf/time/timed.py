@@ -154,7 +154,7 @@ def figures(library: str, gpu: Gpu, cell: Cell) -> dict[str, Predicted]:
     return {
         direction: predicted(
             gpu, together[direction], sum(step.us for step in alone[direction]),
-            compulsory(direction, call, x, weight, bias),
+            compulsory(direction, call, x, weight, bias, cell.case.tensors(x)),
         )
         for direction in DIRECTIONS
     }  # fmt: skip
