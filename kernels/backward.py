@@ -39,6 +39,7 @@ from .places import (
     row_entries,
     swept_blocks,
     tile_at,
+    unchanging_block,
 )
 from .stages import around_backward, linear_of, load_factor, load_kept, present, pull_back, store_input_gradient
 from .statistics import Saved, load_statistics, no_statistics
@@ -176,8 +177,7 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
     ``plan.per_sample`` each index along the outer axes has parameters, and so many programs, of its own.
     """
     shape: tl.constexpr = (plan.block_kept, plan.block_r1, plan.block_r2)
-    run = swept_blocks(group, plan)
-    own = tile_at(tl.program_id(1), run.block, group, plan)
+    own = tile_at(tl.program_id(1), unchanging_block(group, plan), group, plan)
     n = num_elements(group, dtype)
     if given.weight.pointer is not None:
         w = load_factor(given.weight, own, dtype, plan)
@@ -186,6 +186,7 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
         dweight = tl.full(shape, 0.0, dtype)
     if given.dbias is not None:
         dbias = tl.full(shape, 0.0, dtype)
+    run = swept_blocks(group, plan)
     for number in tl.range(run.first, run.last, run.step, num_stages=plan.depth):
         block = block_at(tl.zeros((), tl.int32) + number, tl.program_id(1), group, plan)
         at = tile_at(block.chunk, block, group, plan)

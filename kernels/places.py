@@ -148,26 +148,45 @@ def no_block():
 
 
 class Swept(NamedTuple):
-    """The blocks of groups that a program sweeps, and a `Block` for what none of them changes."""
+    """The blocks of groups that a program sweeps."""
 
     first: Any
     last: Any
     step: Any
-    block: Any
+
+
+@triton.jit
+def blocks_of_a_sample(group, plan: tl.constexpr):
+    """Blocks of groups that have one index along the outer axes."""
+    return tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.span).to(tl.int32)
+
+
+@triton.jit
+def programs_of_a_sample(group, plan: tl.constexpr):
+    """Programs along the grid's first axis for each of them."""
+    return tl.num_programs(0) // (num_blocks(group, plan) // blocks_of_a_sample(group, plan))
+
+
+@triton.jit
+def unchanging_block(group, plan: tl.constexpr):
+    """A `Block` for what no group changes that a program sweeps."""
+    block = no_block()
+    if plan.per_sample:
+        sample = tl.program_id(0) // programs_of_a_sample(group, plan)
+        block = Block(Along(sample, group.outer), block.q, block.exists, 0, 0)
+    return block
 
 
 @triton.jit
 def swept_blocks(group, plan: tl.constexpr):
     """The blocks of a program along the grid's first axis: every so many of all, or of its own sample's."""
-    first, last, step = tl.program_id(0), num_blocks(group, plan), tl.num_programs(0)
-    block = no_block()
     if plan.per_sample:
-        blocks = tl.cdiv((group.kept >> 1) * plan.kept_unit, plan.span).to(tl.int32)
-        step = tl.num_programs(0) // (last // blocks)
-        sample = first // step
-        first, last = sample * blocks + first % step, (sample + 1) * blocks
-        block = Block(Along(sample, group.outer), block.q, block.exists, 0, 0)
-    return Swept(first, last, step, block)
+        step, blocks = programs_of_a_sample(group, plan), blocks_of_a_sample(group, plan)
+        sample = tl.program_id(0) // step
+        swept = Swept(sample * blocks + tl.program_id(0) % step, (sample + 1) * blocks, step)
+    else:
+        swept = Swept(tl.program_id(0), num_blocks(group, plan), tl.num_programs(0))
+    return swept
 
 
 @triton.jit
