@@ -217,7 +217,7 @@ def compare(what, got, want, error):
 
 def bind(name, args, kwargs):
     """A call's arguments by name, defaults too."""
-    bound = inspect.signature(getattr(nt, name)).bind(*args, **kwargs)
+    bound = inspect.signature(getattr(F, name)).bind(*args, **kwargs)
     bound.apply_defaults()
     return dict(bound.arguments)
 
