@@ -41,7 +41,16 @@ from .places import (
     tile_at,
     unchanging_block,
 )
-from .stages import around_backward, linear_of, load_factor, load_kept, present, pull_back, store_input_gradient
+from .stages import (
+    around_backward,
+    factor,
+    linear_of,
+    load_factor,
+    load_kept,
+    present,
+    pull_back,
+    store_input_gradient,
+)
 from .statistics import Saved, load_statistics, no_statistics
 from .sums import Sums, sum_tile, sum_tiles, sum_where_constant, with_products
 
@@ -102,9 +111,7 @@ def load_weight(given, block, dtype: tl.constexpr, plan: tl.constexpr):
     """The weight of each group, (block_kept, 1, 1); 1 if there is none, it varies within a group or is not needed."""
     w = tl.full((plan.block_kept, 1, 1), 1.0, dtype)
     if given.weight.pointer is not None and not plan.affine_reduced and (plan.stage != "measure" or plan.constant):
-        w = load_constant(given.weight, block, dtype, plan)
-        if plan.offset != 0.0:
-            w += plan.offset
+        w = factor(load_constant(given.weight, block, dtype, plan), plan)
     return w
 
 
@@ -248,9 +255,7 @@ def resident_cells(given, statistics, block, group, plan: tl.constexpr):
     if given.dx.pointer is not None:
         if given.weight.pointer is not None:
             where = cell_entries(given.weight.strides, block)
-            w = load(given.weight.pointer, where.offsets, where.mask, g.dtype)
-            if plan.offset != 0.0:
-                w += plan.offset
+            w = factor(load(given.weight.pointer, where.offsets, where.mask, g.dtype), plan)
             sum1, sum2 = sum1 * w, sum2 * w
         sum1, sum2 = sum_groups(sum1, sum2, plan)
         g = weigh(given, g, load_weight(given, block, g.dtype, plan), at, plan)

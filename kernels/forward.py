@@ -8,7 +8,7 @@ import triton.language as tl
 from .cluster import first_of_cells
 from .memory import Operand, load_constant, load_parameter, rounded, store_tile
 from .places import Entries, group_entries, groups_of, num_elements, own_block, own_tiles, saved_here, tile_at
-from .stages import around_forward, finish, load_factor, load_first_input, load_input, load_input_again
+from .stages import around_forward, factor, finish, load_factor, load_first_input, load_input, load_input_again
 from .statistics import (
     Saved,
     load_statistics,
@@ -43,10 +43,7 @@ def load_map(given, rstd, block, plan: tl.constexpr):
     scale, shift = rstd, tl.zeros_like(rstd)
     if not (plan.affine_reduced or plan.shares_rows or plan.round_first):
         if given.weight.pointer is not None:
-            w = load_constant(given.weight, block, rstd.dtype, plan)
-            if plan.offset != 0.0:
-                w += plan.offset
-            scale *= w
+            scale *= factor(load_constant(given.weight, block, rstd.dtype, plan), plan)
         if given.bias.pointer is not None:
             shift = load_constant(given.bias, block, rstd.dtype, plan)
     return Map(scale, shift)

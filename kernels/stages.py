@@ -20,7 +20,10 @@ from .memory import Operand, load_first, load_parameter, load_tile, rounded, sto
 
 
 class Around(NamedTuple):
-    """The tensors around a norm, forward, each an `Operand`; one that is not there has no pointer.
+    """The tensors around a norm, forward: pointers as they are handed over, an `Operand` each within the kernel.
+
+    An operand that is not there has no pointer. Handed over, any other tensor takes its place, and a `Grouping` has no
+    strides of it: Triton 3.6 cannot compare tuples that hold a None.
 
     Attributes:
         residual: added to x before the norm.
@@ -36,7 +39,7 @@ class Around(NamedTuple):
 
 
 class Behind(NamedTuple):
-    """The tensors around a norm, backward, each an `Operand`; one that is not there has no pointer.
+    """The tensors around a norm, backward, as `Around`.
 
     Attributes:
         bias: which the input of the activation is computed with.
@@ -151,12 +154,17 @@ def finish(around, z, at, plan: tl.constexpr):
 
 
 @triton.jit
-def load_factor(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
-    """What the weight multiplies by, for a tile: offset + weight."""
-    w = load_parameter(operand, at, dtype, plan)
+def factor(w, plan: tl.constexpr):
+    """What a weight multiplies by: offset + weight."""
     if plan.offset != 0.0:
         w += plan.offset
     return w
+
+
+@triton.jit
+def load_factor(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
+    """`factor` of the weight for a tile."""
+    return factor(load_parameter(operand, at, dtype, plan), plan)
 
 
 @triton.jit
@@ -172,6 +180,15 @@ def linear_of(given, at, dtype: tl.constexpr, plan: tl.constexpr):
 
 
 @triton.jit
+def followed(behind, xhat, linear, at, plan: tl.constexpr):
+    """Z again, of one tile: what the activation, or the gate, was applied to."""
+    z = xhat * linear[0] + linear[1]
+    if behind.skip.pointer is not None:
+        z += load_tile(behind.skip, at, xhat.dtype, plan)
+    return z
+
+
+@triton.jit
 def pull_back(behind, g, xhat, linear, at, plan: tl.constexpr, stores: tl.constexpr):
     """The gradient of what the linear map gives, from dy; ``stores`` those of skip and gate besides."""
     if plan.gate_first:
@@ -179,16 +196,11 @@ def pull_back(behind, g, xhat, linear, at, plan: tl.constexpr, stores: tl.conste
     elif behind.gate.pointer is not None:
         gate = load_tile(behind.gate, at, g.dtype, plan)
         if stores and behind.dgate.pointer is not None:
-            z = xhat * linear[0] + linear[1]
-            if behind.skip.pointer is not None:
-                z += load_tile(behind.skip, at, g.dtype, plan)
+            z = followed(behind, xhat, linear, at, plan)
             store_tile(behind.dgate, at, g * z * slope(gate, plan.activation), plan)
         g *= activate(gate, plan.activation)
     elif plan.activation != "":
-        z = xhat * linear[0] + linear[1]
-        if behind.skip.pointer is not None:
-            z += load_tile(behind.skip, at, g.dtype, plan)
-        g *= slope(z, plan.activation)
+        g *= slope(followed(behind, xhat, linear, at, plan), plan.activation)
     if stores and behind.dskip.pointer is not None:
         store_tile(behind.dskip, at, g, plan)
     return g

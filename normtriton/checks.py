@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager
 from numbers import Real
 from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.compiler import is_compiling
+from torch.jit._trace import TracerWarning
 from torch.overrides import _get_overloaded_args, has_torch_function_variadic
 
 from .autograd.function import has_kernels
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
@@ -34,6 +39,36 @@ def takes(x: Tensor, *others: Tensor | None) -> bool:
     if has_torch_function_variadic(x, *others) and overloaded(x, *others):
         return False
     return isinstance(x, torch.Tensor) and has_kernels(x)
+
+
+def check_tensor(function: str, name: str, t: Any, x: Tensor) -> None:
+    """Say what is wrong with a tensor of a call: x, or what is to go with x.
+
+    Raises:
+        TypeError: no tensor.
+        NotImplementedError: not strided; x of a dtype that is not floating point.
+        RuntimeError: another tensor of such a dtype, or on another device.
+    """
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(t).__name__}")
+    if t.is_nested or t.layout is not _STRIDED:
+        raise NotImplementedError(f"{function}(): {name} is {'nested' if t.is_nested else t.layout}, not strided")
+    if t.dtype not in DTYPES:
+        kind = NotImplementedError if t is x else RuntimeError
+        raise kind(f"{function}(): {name} is {t.dtype}, not one of float64, float32, float16 and bfloat16")
+    if t.device != x.device:
+        raise RuntimeError(
+            f"{function}(): expected all tensors to be on the same device, but input is on {x.device} and {name} "
+            f"on {t.device}"
+        )
+
+
+@contextmanager
+def quiet_about_sizes() -> Iterator[None]:
+    """While `torch.jit.trace` records, sizes are tensors, and it warns of every question about them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TracerWarning)
+        yield
 
 
 def check_memory(x: Tensor, *others: Tensor | None) -> None:

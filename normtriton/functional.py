@@ -35,7 +35,7 @@ from .autograd.call import Call
 from .autograd.function import normalize_unwatched, own, tracing_state, unwatched
 from .autograd.passes import refuse_shared_memory
 from .autograd.ways import normalize
-from .checks import Refused, check_memory, integer, number, overloaded, takes
+from .checks import Refused, check_memory, integer, number, overloaded, quiet_about_sizes, takes
 from .planning import norms
 from .planning.schedule import Problem
 from .surroundings import Around
@@ -136,11 +136,10 @@ def counting_batch_norm(
     if around:
         given = (running_mean, running_var, weight, bias, training, momentum, eps)
         statistics = (running_mean, running_var)
-        return surround(
-            "batch_norm",
-            input,
-            weight,
-            bias,
+        return _surrounded(
+            batch_norm,
+            (input, *given),
+            (weight, bias),
             around,
             lambda: (_plain_only(batch_norm_call(input, *given, batches), *statistics), _flat(weight), _flat(bias)),
             lambda u, w, b: counting_batch_norm(u, running_mean, running_var, w, b, training, momentum, eps, batches),
@@ -202,11 +201,10 @@ def instance_norm(
     """
     if around:
         given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-        return surround(
-            "instance_norm",
-            input,
-            weight,
-            bias,
+        return _surrounded(
+            instance_norm,
+            (input, *given),
+            (weight, bias),
             around,
             lambda: (
                 _plain_only(instance_norm_call(input, *given), running_mean, running_var),
@@ -264,11 +262,10 @@ def layer_norm(
     if dim is not None:
         return _over_dimensions(layer_norm, input, normalized_shape, weight, bias, eps, dim, around)
     if around:
-        return surround(
-            "layer_norm",
-            input,
-            weight,
-            bias,
+        return _surrounded(
+            layer_norm,
+            (input, normalized_shape, weight, bias, eps),
+            (weight, bias),
             around,
             lambda: (layer_norm_call(input, normalized_shape, weight, bias, eps), weight, bias),
             lambda u, w, b: layer_norm(u, normalized_shape, w, b, eps),
@@ -315,11 +312,10 @@ def group_norm(
     Source: Wu and He 2018, arXiv:1803.08494.
     """
     if around:
-        return surround(
-            "group_norm",
-            input,
-            weight,
-            bias,
+        return _surrounded(
+            group_norm,
+            (input, num_groups, weight, bias, eps),
+            (weight, bias),
             around,
             lambda: (group_norm_call(input, num_groups, weight, bias, eps), weight, bias),
             lambda u, w, b: group_norm(u, num_groups, w, b, eps),
@@ -370,11 +366,10 @@ def rms_norm(
     if dim is not None:
         return _over_dimensions(rms_norm, input, normalized_shape, weight, None, eps, dim, around)
     if around:
-        return surround(
-            "rms_norm",
-            input,
-            weight,
-            None,
+        return _surrounded(
+            rms_norm,
+            (input, normalized_shape, weight, eps),
+            (weight, None),
             around,
             lambda: (rms_norm_call(input, normalized_shape, weight, eps), weight, None),
             lambda u, w, _b: rms_norm(u, normalized_shape, w, eps),
@@ -393,6 +388,21 @@ def rms_norm(
     return _by_pytorch(rms_norm, input, normalized_shape, weight, eps)
 
 
+def _surrounded(
+    function: Callable[..., Tensor],
+    args: tuple[Any, ...],
+    parameters: tuple[Tensor | None, Tensor | None],
+    around: Mapping[str, Any],
+    call: Callable[[], tuple[Call, Tensor | None, Tensor | None]],
+    plain: Callable[..., Tensor],
+    spread: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A norm with what surrounds it; while `torch.fx` traces, record that it is to be called."""
+    if any(isinstance(arg, Proxy) for arg in (*args, *around.values())):
+        return handle_torch_function(function, (*args, *around.values()), *args, **around)
+    return surround(function.__name__, args[0], *parameters, around, call, plain, spread)
+
+
 def _over_dimensions(
     function: Callable[..., Tensor],
     x: Tensor,
@@ -405,10 +415,15 @@ def _over_dimensions(
 ) -> Tensor:
     """Layer or RMS norm of other dimensions than the last."""
     name, centered = function.__name__, function is layer_norm
-    if has_torch_function_variadic(x, weight, bias) and overloaded(x, weight, bias):
+    every = (x, weight, bias, *around.values())
+    if has_torch_function_variadic(*every) and overloaded(*every):
         given = (weight, bias, eps) if centered else (weight, eps)
-        return handle_torch_function(function, (x, weight, bias), x, normalized_shape, *given, dim=dim, **around)
-    words = named.of_dimensions(name, x, dim, normalized_shape, centered)
+        return handle_torch_function(function, every, x, normalized_shape, *given, dim=dim, **around)
+    if tracing_state() is None:
+        words = named.of_dimensions(name, x, dim, normalized_shape, centered)
+    else:
+        with quiet_about_sizes():
+            words = named.of_dimensions(name, x, dim, normalized_shape, centered)
     eps = own_eps(x) if eps is None else eps
     return named.run(name, x, words, weight, bias, eps, torch.float32 if amp.upcasts(x) else None, around)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.jit._trace import TracerWarning
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .autograd.call import Call
@@ -15,7 +13,7 @@ from .autograd.composed import composed
 from .autograd.derivatives import Axes
 from .autograd.function import has_kernels, normalize_unwatched, tracing_state, unwatched
 from .autograd.ways import normalize as normalize_watched
-from .checks import DTYPES, Refused, check_memory, integer, number, overloaded
+from .checks import Refused, check_memory, check_tensor, integer, number, overloaded, quiet_about_sizes
 from .planning.norms import described, names
 from .planning.schedule import Problem
 from .surroundings import run as surround
@@ -116,20 +114,8 @@ def _number(eps: Any, function: str) -> float:
 def _explain_refusal(function: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     """Raise what is wrong with the tensors of a call; nothing is, if one is a view that is negated when read."""
     for name, t in (("input", x), ("weight", weight), ("bias", bias)):
-        if t is None:
-            continue
-        if not isinstance(t, torch.Tensor):
-            raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(t).__name__}")
-        if t.is_nested or t.layout is not torch.strided:
-            raise NotImplementedError(f"{function}(): {name} is {'nested' if t.is_nested else t.layout}, not strided")
-        if t.dtype not in DTYPES:
-            kind = NotImplementedError if t is x else RuntimeError
-            raise kind(f"{function}(): {name} is {t.dtype}, not one of float64, float32, float16 and bfloat16")
-        if t.device != x.device:
-            raise RuntimeError(
-                f"{function}(): expected all tensors to be on the same device, but input is on {x.device} and {name} "
-                f"on {t.device}"
-            )
+        if t is not None:
+            check_tensor(function, name, t, x)
 
 
 def prepare(
@@ -162,19 +148,23 @@ def run(
 
     ``dtype`` is the result's; None for x's. ``around`` is what surrounds the norm.
     """
-    if around:
-        return _run_surrounded(function, x, words, weight, bias, eps, dtype, around)
     kernels, short = isinstance(x, torch.Tensor) and has_kernels(x), unwatched(x, weight, bias)
-    if not kernels and tracing_state() is not None:  # sizes are recorded, and every question about them is warned of
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TracerWarning)
-            call, weight, bias, _ = prepare(function, x, words, weight, bias, eps, short=False)
-            return composed(call.problem, x, weight, bias, None, None, call.eps).to(dtype or x.dtype)
+    if not kernels and tracing_state() is not None:
+        with quiet_about_sizes():
+            if around:
+                return _run_surrounded(function, x, words, weight, bias, eps, dtype, around, short=False)
+            return _composed(*prepare(function, x, words, weight, bias, eps, short=False)[:3], x, dtype)
+    if around:
+        return _run_surrounded(function, x, words, weight, bias, eps, dtype, around, short)
     call, weight, bias, fits = prepare(function, x, words, weight, bias, eps, short)
     if dtype is not None:
         call = call._replace(dtype=dtype)
     if kernels and fits:
         return (normalize_unwatched if short else normalize_watched)(x, weight, bias, call)
+    return _composed(call, weight, bias, x, dtype)
+
+
+def _composed(call: Call, weight: Tensor | None, bias: Tensor | None, x: Tensor, dtype: torch.dtype | None) -> Tensor:
     return composed(call.problem, x, weight, bias, None, None, call.eps).to(dtype or x.dtype)
 
 
@@ -187,8 +177,9 @@ def _run_surrounded(
     eps: float,
     dtype: torch.dtype | None,
     around: Mapping[str, Any],
+    short: bool,
 ) -> Tensor:
-    call, weight, bias, fits = prepare(function, x, words, weight, bias, eps, short=unwatched(x, weight, bias))
+    call, weight, bias, fits = prepare(function, x, words, weight, bias, eps, short)
     alone = words._replace(affine=None if words.affine is None else call.problem.norm.affine)
 
     def checked() -> tuple[Call, Tensor | None, Tensor | None]:
@@ -258,8 +249,8 @@ def normalize(
     Args:
         input: any shape and strides; the first dimension is taken for the batch: if ``over`` leaves it out, a sample's
             result does not depend on its batch.
-        axes: one word a dimension, as of einops: ``n`` names it, ``(g k)`` splits it into several, the last of which
-            lie together, ``*s`` stands for any number of dimensions.
+        axes: one word a dimension, as of einops: ``n`` names it, ``(g k)`` splits it, ``k`` changing faster, ``*s``
+            stands for any number of dimensions.
         over: names of the axes that share statistics.
         affine: names of the axes that the parameters vary along, in the order of their dimensions. Their sizes are
             taken to belong to the model and are compiled in.
@@ -282,11 +273,12 @@ def normalize(
         TypeError: an argument of another type; a size of an axis that is not there.
         NotImplementedError: input is not floating point, or not strided.
     """
-    if has_torch_function_variadic(input, weight, bias) and overloaded(input, weight, bias):
+    every = (input, weight, bias, residual, skip, gate)
+    if has_torch_function_variadic(*every) and overloaded(*every):
         options: dict[str, Any] = {"over": over, "affine": affine, "weight": weight, "bias": bias, "eps": eps}
         options |= {"center": center, "residual": residual, "skip": skip, "gate": gate, "activation": activation}
         options |= {"offset": offset, "round_first": round_first, "gate_first": gate_first, **sizes}
-        return handle_torch_function(normalize, (input, weight, bias), input, axes, **options)
+        return handle_torch_function(normalize, every, input, axes, **options)
     words = Words(axes, over, affine, center, tuple(sizes.items()))
     around: dict[str, Any] | None = None
     if activation or offset or round_first or not (residual is skip is gate is None):

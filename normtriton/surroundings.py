@@ -9,7 +9,7 @@ from torch.overrides import has_torch_function_variadic
 
 from .autograd.function import has_kernels, tracing_state, unwatched
 from .autograd.surrounded import NAMES, decomposed, surround
-from .checks import DTYPES, Refused, check_memory, number, overloaded
+from .checks import Refused, check_memory, check_tensor, number, overloaded, quiet_about_sizes
 from .planning.stages import ACTIVATIONS, Stages
 
 if TYPE_CHECKING:
@@ -74,16 +74,11 @@ def surroundings(function: str, x: Tensor, weight: Tensor | None, given: Mapping
     activation, offset = check_settings(function, given)
     tensors = {name: given[name] for name in NAMES if given.get(name) is not None}
     for name, t in tensors.items():
-        if not isinstance(t, torch.Tensor):
-            raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(t).__name__}")
+        check_tensor(function, name, t, x)
         if t.shape != x.shape:
             raise RuntimeError(
                 f"{function}(): {name} of shape {tuple(t.shape)} has not the shape of the input, {tuple(x.shape)}"
             )
-        if t.device != x.device:
-            raise RuntimeError(f"{function}(): {name} is on {t.device}, the input on {x.device}")
-        if t.dtype not in DTYPES:
-            raise RuntimeError(f"{function}(): {name} is {t.dtype}, not one of float64, float32, float16 and bfloat16")
     rounds = weight is not None and bool(given.get("round_first"))
     first = "gate" in tensors and bool(given.get("gate_first"))
     return Surroundings(tensors, Stages(activation, 0.0 if weight is None else offset, rounds, first))
@@ -111,7 +106,11 @@ def run(
     """
     if not isinstance(x, torch.Tensor):
         return plain(x, weight, bias)  # raises in its own words
-    tensors, stages = surroundings(function, x, weight, given)
+    if tracing_state() is None:
+        tensors, stages = surroundings(function, x, weight, given)
+    else:
+        with quiet_about_sizes():
+            tensors, stages = surroundings(function, x, weight, given)
     if _takes(x, weight, bias, tensors):
         try:
             checked, weight, bias = call()
@@ -128,7 +127,7 @@ def _takes(x: Tensor, weight: Tensor | None, bias: Tensor | None, tensors: Mappi
     every = (x, weight, bias, *map(tensors.get, NAMES))
     if has_torch_function_variadic(*every) and overloaded(*every):
         return False
-    if not has_kernels(x) or tracing_state() is not None or not unwatched(*every):
+    if not has_kernels(x) or not unwatched(*every):
         return False
     try:
         check_memory(x, *every[1:])

@@ -13,15 +13,19 @@ def fused(asm):
 
     PTX: "mul/add sequences with no rounding modifiers may be optimized to use fused-multiply-add" (PTX ISA, `add`);
     with one, such as .rn, they may not. In AMD's assembly each division has five of its own, a root in float64 seven.
-    Those of the library that computes erf are asked for; AMD's fuses as it likes. sm_80 adds bfloat16 as x * 1 + y.
+    The libraries that compute erf ask for theirs; AMD's asks for some by `fmuladd`, and has two in each exponential.
+    sm_80 adds bfloat16 as x * 1 + y: 0x3F80 is 1, twice in a register.
     """
     asked = lanes(r"\bcall [^@]*?(?:<(\d+) x \w+> )?@llvm\.(?:fma\.|nvvm\.fma\.rn\.[fd]\b)", asm["llir"])
     if "ptx" in asm:
         text = asm["ptx"]
         free = re.findall(r"\b(?:add|sub|mul)(?:\.ftz|\.sat)*\.(?:f|bf)(?:16|32|64)", text)
-        return lanes(r"\b(?:fma|mad)\.(?:\w+\.)*?f\d\d(?:x(2))?", text) - asked + len(free)
+        for one in re.findall(rf"mov\.b32 \s*(%r\d+), {0x3F803F80};", text):
+            text = re.sub(rf"fma\.rn\.bf16x2 \s*%r\d+, %r\d+, {one}, ", "", text)
+        return lanes(r"\b(?:fma|mad)\.(?:\w+\.)*?b?f\d\d(?:x(2))?", text) - asked + len(free)
     if "ocml_erf" in asm["llir"]:
-        return 0
+        called = r"\bcall [^@]*?(?:<(\d+) x \w+> )?@llvm\."
+        asked += lanes(called + r"fmuladd\.", asm["llir"]) + 2 * lanes(called + r"exp\.", asm["llir"])
     text = asm["amdgcn"].replace("v_pk_fma", "v_2_fma")
     own = 5 * text.count("v_div_fmas_f") + 7 * text.count("v_rsq_f64")
     return lanes(r"\bv_(?:(2)_)?(?:fma|mad|mac)(?:c|ak|mk)?_(?:legacy_)?f(?:16|32|64)", text) - own - asked

@@ -26,13 +26,12 @@ from normtriton.perf.count.codegen import (
     tensor_accesses,
 )
 from normtriton.perf.count.cubin import usage
-from normtriton.perf.count.launches import Recorded, launches_of
+from normtriton.perf.count.launches import Recorded, launches_of, planned
 from normtriton.perf.count.occupancy import resident_blocks
 
 from normtriton.explain import backward_direction, forward_direction
 from normtriton.planning import plan as planning
 from normtriton.planning.plan import UNTUNED, Tuning, Tunings
-from normtriton.planning.stages import Stages
 from normtriton.runtime.clusters import compiles
 from normtriton.runtime.compiling import standing_in
 
@@ -78,38 +77,34 @@ def on(target, clusters=True):
     return H100._replace(clusters=clusters and compiles(), compiler=compiler(target))
 
 
-#: What stands around norms of real shapes: (case, layout, tensors, settings).
-AROUND = {
-    "pre-norm": (Case("rms", (8192, 4096)), "contiguous", ("residual",), Stages(offset=1.0, round_first=True)),
-    "pre-norm-layer": (Case("layer", (8192, 768)), "contiguous", ("residual",), Stages()),
-    "gated": (Case("rms", (8192, 4096)), "contiguous", ("gate",), Stages("silu")),
-    "gelu": (Case("layer", (8192, 768)), "contiguous", (), Stages("gelu")),
-    "group-silu": (Case("group", (8, 320, 64, 64), 32), "contiguous", (), Stages("silu")),
-    "group-silu-last": (Case("group", (8, 320, 64, 64), 32), "channels_last", (), Stages("silu")),
-    "group-silu-large": (Case("group", (2, 512, 128, 128), 32), "contiguous", (), Stages("silu")),
-    "skip-relu": (Case("batch", (256, 64, 56, 56)), "contiguous", ("skip",), Stages("relu")),
-    "skip-relu-last": (Case("batch", (256, 64, 56, 56)), "channels_last", ("skip",), Stages("relu")),
-    "all": (Case("instance", (8, 64, 256, 256)), "contiguous", ("residual", "skip", "gate"), Stages("gelu_tanh")),
-}
+#: Norms of real shapes with what stands around them.
+AROUND = [
+    (Case("rms", (8192, 4096), around="llama"), "contiguous"),
+    (Case("layer", (8192, 768), around="residual"), "contiguous"),
+    (Case("rms", (8192, 4096), around="gate"), "contiguous"),
+    (Case("rms", (8192, 4096), around="gate-first"), "contiguous"),
+    (Case("layer", (8192, 768), around="gelu"), "contiguous"),
+    (Case("group", (8, 320, 64, 64), 32, "silu"), "contiguous"),
+    (Case("group", (8, 320, 64, 64), 32, "silu"), "channels_last"),
+    (Case("group", (2, 512, 128, 128), 32, "silu"), "contiguous"),
+    (Case("batch", (256, 64, 56, 56), around="skip-relu"), "contiguous"),
+    (Case("batch", (256, 64, 56, 56), around="skip-relu"), "channels_last"),
+    (Case("instance", (8, 64, 256, 256), around="all"), "contiguous"),
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "target"),
+    ("case", "dtype", "layout", "target"),
     [
-        pytest.param(name, dtype, target, marks=[SLOW] * ((i + j + k) % 3 > 0))
-        for i, name in enumerate(AROUND)
+        named(case, dtype, layout, target, slow=(i + j + k) % 3)
+        for i, (case, layout) in enumerate(AROUND)
         for j, dtype in enumerate(DTYPES)
         for k, target in enumerate(TARGETS)
     ],
 )
-def test_what_surrounds_a_norm(name, dtype, target):
-    """It fits beside the norm: nothing is spilled, accesses are as wide, and nothing is exchanged but what sums are."""
-    case, layout, tensors, stages = AROUND[name]
-    device = machine(target)[1]
-    call, x, weight, bias = make(case, DTYPES[dtype], FORMATS[layout])
-    call = call._replace(problem=call.problem._replace(stages=stages))
-    around = {which: torch.empty_like(x) for which in tensors}
-    launches = launches_of(call, x, weight, bias, device, around)
+def test_what_surrounds_a_norm(case, dtype, layout, target):
+    """It fits beside the norm: nothing is spilled, accesses are as wide, and nothing is fused that was not to be."""
+    launches = planned(case, DTYPES[dtype], FORMATS[layout], machine(target)[1]).launches
     for direction, recorded, kernel, code in read(launches, target):
         plan = recorded.launch.plan
         what = (direction, recorded.launch.kernel, plan, code)

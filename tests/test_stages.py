@@ -12,37 +12,39 @@ import torch.nn.functional as F  # noqa: N812
 from cases import SMALL
 from normtriton.perf.cases import checks
 from normtriton.perf.cases.branches import DEVICE
-from normtriton.perf.cases.checks import SURROUNDINGS, Check
+from normtriton.perf.cases.checks import Check
 from normtriton.perf.cases.oracle import ACTIVATIONS
+from normtriton.perf.cases.shapes import FORMS, Form
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import normtriton as nt
-from normtriton.planning import stages
+from normtriton.planning.stages import ACTIVATIONS as NAMES
+from normtriton.planning.stages import Stages
 from normtriton.runtime import launch
 
 CPU = torch.device("cpu")
 #: What models put around a norm, and where one finds it.
 COMBINATIONS = {
-    "pre-norm": (("residual",), {}),  # Llama, GPT, ViT
-    "llama": (("residual",), {"round_first": True}),
-    "gemma": ((), {"offset": 1.0}),
-    "gemma-residual": (("residual",), {"offset": 1.0, "round_first": True}),
-    "norm-act": ((), {"activation": "relu"}),  # ResNet's first two
-    "norm-skip-act": (("skip",), {"activation": "relu"}),  # ResNet's last
-    "norm-skip": (("skip",), {}),
-    "silu": ((), {"activation": "silu"}),  # diffusion U-Nets, EfficientNet
-    "gelu": ((), {"activation": "gelu"}),
-    "leaky": ((), {"activation": "leaky_relu"}),  # GANs, nnU-Net
-    "hardswish": ((), {"activation": "hardswish"}),  # MobileNet
-    "gated": (("gate",), {"activation": "silu"}),  # Mamba 2, after the norm
-    "gated-sigmoid": (("gate",), {"activation": "sigmoid"}),
-    "gated-alone": (("gate",), {}),
-    "gate-first": (("gate",), {"activation": "silu", "gate_first": True}),  # Mamba 2, before the norm
-    "gate-first-residual": (("residual", "gate"), {"activation": "sigmoid", "gate_first": True}),
-    "residual-act": (("residual",), {"activation": "tanh"}),
-    "all": (("residual", "skip", "gate"), {"activation": "gelu_tanh", "offset": 1.0}),
+    "pre-norm": Form(("residual",), Stages()),  # Llama, GPT, ViT
+    "llama": Form(("residual",), Stages(round_first=True)),
+    "gemma": Form((), Stages(offset=1.0)),
+    "gemma-residual": Form(("residual",), Stages(offset=1.0, round_first=True)),
+    "norm-act": Form((), Stages(activation="relu")),  # ResNet's first two
+    "norm-skip-act": Form(("skip",), Stages(activation="relu")),  # ResNet's last
+    "norm-skip": Form(("skip",), Stages()),
+    "silu": Form((), Stages(activation="silu")),  # diffusion U-Nets, EfficientNet
+    "gelu": Form((), Stages(activation="gelu")),
+    "leaky": Form((), Stages(activation="leaky_relu")),  # GANs, nnU-Net
+    "hardswish": Form((), Stages(activation="hardswish")),  # MobileNet
+    "gated": Form(("gate",), Stages(activation="silu")),  # Mamba 2, after the norm
+    "gated-sigmoid": Form(("gate",), Stages(activation="sigmoid")),
+    "gated-alone": Form(("gate",), Stages()),
+    "gate-first": Form(("gate",), Stages(activation="silu", gate_first=True)),  # Mamba 2, before the norm
+    "gate-first-residual": Form(("residual", "gate"), Stages(activation="sigmoid", gate_first=True)),
+    "residual-act": Form(("residual",), Stages(activation="tanh")),
+    "all": Form(("residual", "skip", "gate"), Stages(activation="gelu_tanh", offset=1.0)),
 }
 
 
@@ -67,7 +69,7 @@ def outcome(check):
 @pytest.mark.parametrize("check", list(combined()), ids=lambda check: check.name)
 def test_what_models_use(check, monkeypatch):
     """Result and all gradients, as the composition gives them in float64."""
-    monkeypatch.setitem(SURROUNDINGS, check.around, COMBINATIONS[check.around])
+    monkeypatch.setitem(FORMS, check.around, COMBINATIONS[check.around])
     assert not outcome(check)
 
 
@@ -84,10 +86,10 @@ def test_every_branch(check):
 
 
 def test_the_branches_are_all_there():
-    """Each strategy is reached, and each of `SURROUNDINGS`."""
+    """Each strategy is reached, and each of `FORMS`."""
     reached = {(check.branch.forward, check.branch.backward) for check in reaching()}
     assert {"resident", "streamed", "split", "clustered"} <= {strategy for pair in reached for strategy in pair}
-    assert len({check.around for check in reaching()}) >= len(SURROUNDINGS) // 2
+    assert {check.around for check in reaching()} == set(FORMS)
 
 
 SPECIAL = [
@@ -111,7 +113,7 @@ SPECIAL = [
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", stages.ACTIVATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_activations(name, dtype):
     """As PyTorch's functions, and their gradients, from tiny to infinite values and NaN."""
     # what a norm with weight 0 gives is its bias
@@ -322,6 +324,58 @@ def test_where_there_are_no_kernels():
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
 
 
+FUNCTIONS = {
+    "batch_norm": lambda x, **a: nt.batch_norm(x, None, None, None, None, True, **a),
+    "instance_norm": nt.instance_norm,
+    "layer_norm": lambda x, **a: nt.layer_norm(x, (5,), **a),
+    "layer_norm-dim": lambda x, **a: nt.layer_norm(x, (6,), dim=1, **a),
+    "rms_norm": lambda x, **a: nt.rms_norm(x, (5,), **a),
+    "group_norm": lambda x, **a: nt.group_norm(x, 3, **a),
+    "normalize": lambda x, **a: nt.normalize(x, "n c s", over="c", **a),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_tracers(name):
+    """`torch.fx` records the call and what surrounds it, `torch.jit.trace` PyTorch's operations; nothing is lost."""
+    x, r, s = (torch.randn(4, 6, 5) for _ in range(3))
+
+    def call(x, r, s):
+        return FUNCTIONS[name](x, residual=r, skip=s, activation="silu")
+
+    want = call(x, r, s)
+    graph = torch.fx.symbolic_trace(call)
+    (node,) = [node for node in graph.graph.nodes if node.op == "call_function"]
+    assert (
+        node.target is getattr(nt, name.partition("-")[0]) and {"residual", "skip", "activation"} <= node.kwargs.keys()
+    )
+    torch.testing.assert_close(graph(x, r, s), want, rtol=0, atol=0)
+    in_part = torch.fx.symbolic_trace(lambda s: FUNCTIONS[name](x, skip=s, activation="silu"))
+    torch.testing.assert_close(in_part(s), FUNCTIONS[name](x, skip=s, activation="silu"), rtol=0, atol=0)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        traced = torch.jit.trace(call, (x, r, s), check_trace=False)
+    own = [w for w in seen if w.category is torch.jit.TracerWarning and "normtriton" in w.filename]
+    assert not own  # PyTorch's own functions ask for sizes, too
+    torch.testing.assert_close(traced(x, r, s), want)
+
+
+@pytest.mark.parametrize("kind", ["zero", "negated", "expanded"])
+def test_gradients_that_are_not_what_their_memory_says(kind):
+    """Of both results: autograd hands on what has no memory, or is negated when read."""
+    x, r, w = (torch.randn(3, 8, requires_grad=True) for _ in range(3))
+    made = {
+        "zero": lambda: torch._efficientzerotensor((3, 8)),
+        "negated": lambda: torch._neg_view(torch.arange(24.0).reshape(3, 8)),
+        "expanded": lambda: torch.ones(()).expand(3, 8),
+    }[kind]
+    y, u = nt.layer_norm(x, (8,), residual=r, skip=w, activation="silu")
+    total = x + r
+    want = F.silu(F.layer_norm(total, (8,)) + w), total
+    got, right = (torch.autograd.grad(t, (x, r, w), (made(), made())) for t in ((y, u), want))
+    torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-4)
+
+
 X = torch.randn(4, 6, 5)
 
 
@@ -334,7 +388,7 @@ X = torch.randn(4, 6, 5)
         ({"skip": X[:1]}, RuntimeError, r"skip of shape \(1, 6, 5\) has not the shape of the input, \(4, 6, 5\)"),
         ({"gate": [1.0]}, TypeError, "argument 'gate' must be Tensor, not list"),
         ({"residual": X.int()}, RuntimeError, "residual is torch.int32, not one of float64"),
-        ({"residual": X.to("meta")}, RuntimeError, "residual is on meta, the input on cpu"),
+        ({"residual": X.to("meta")}, RuntimeError, "input is on cpu and residual on meta"),
     ],
 )
 def test_what_is_refused(around, error, said):
@@ -467,4 +521,4 @@ def test_explained():
 
 def test_names_of_activations():
     """The oracle knows each of them."""
-    assert {"", *stages.ACTIVATIONS} == set(ACTIVATIONS)
+    assert {"", *NAMES} == set(ACTIVATIONS)

@@ -311,7 +311,7 @@ class Pass(NamedTuple):
     def looked_up(self) -> Pass:
         """With the tuning that the device's table has, if there is one."""
         table = self.device.tuned
-        subject = self.about(" ".join(self.operands))
+        subject = self.about(" ".join(filter(None, (*self.operands, self.problem.stages.activation))))
         return self._replace(subject=subject, tuned=table.find(subject) if table else None)
 
     @property

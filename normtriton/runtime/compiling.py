@@ -16,6 +16,7 @@ from triton.runtime.jit import MockTensor
 from ..kernels.backward import normalize_backward
 from ..kernels.finalize import average_running, merge_moments, sum_parts, sum_twice
 from ..kernels.forward import normalize_forward
+from ..kernels.stages import Around, Behind
 from ..planning.plan import Code
 
 if TYPE_CHECKING:
@@ -86,33 +87,8 @@ class Running(NamedTuple):
     momentum: tuple[float, ...]  # as `exact_pair` makes it
 
 
-class Around(NamedTuple):
-    """Tensors around a norm, as the forward kernel takes them; what is not there is any other tensor."""
-
-    residual: Any
-    total: Any
-    skip: Any
-    gate: Any
-
-
-class Behind(NamedTuple):
-    """Tensors around a norm, as the backward kernel takes them; what is not there is any other tensor."""
-
-    bias: Any
-    skip: Any
-    gate: Any
-    before: Any
-    dtotal: Any
-    dskip: Any
-    dgate: Any
-    dresidual: Any
-
-
 def handed(kind: type[Around | Behind], tensors: Mapping[str, Any], otherwise: Any) -> Around | Behind | None:
-    """The tensors around a norm; None if there are none.
-
-    Whether one is there, a kernel tells by its strides: Triton 3.6 cannot compare tuples that hold a None.
-    """
+    """The tensors around a norm as a kernel takes them; None if there are none."""
     return kind(*(tensors.get(name, otherwise) for name in kind._fields)) if tensors else None
 
 

@@ -12,20 +12,10 @@ import torch
 import triton
 from triton.runtime import driver
 
+from ..kernels.stages import Around, Behind
 from ..planning.schedule import Problem, backward_schedule, forward_schedule
 from . import clusters, devices
-from .compiling import (
-    INTERPRETED,
-    KERNELS,
-    NVIDIA,
-    Around,
-    Behind,
-    Running,
-    constants,
-    handed,
-    options,
-    statistics_dtype,
-)
+from .compiling import INTERPRETED, KERNELS, NVIDIA, Running, constants, handed, options, statistics_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -168,6 +158,11 @@ def _kinds_around(kinds: Kinds, around: Mapping[str, Tensor]) -> Kinds:
     return (*kinds, *around, *(t.dtype for t in around.values()))
 
 
+def _in_memory(gradient: Tensor) -> Tensor:
+    """A gradient as its memory says: autograd may hand on one that has none, or is negated when read."""
+    return gradient.clone() if gradient._is_zerotensor() or gradient.is_neg() else gradient
+
+
 def _layouts(around: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """What a schedule is told of the tensors around a norm, backward with the bias last."""
     strides = tuple((name, t.stride()) for name, t in around.items() if name != "bias")
@@ -298,8 +293,10 @@ def backward(
     and dgate among them are written.
     """
     wants_dx, weight_dtype, bias_dtype = wants
-    if dy._is_zerotensor() or dy.is_neg():  # what autograd may hand on: no memory, or negated
-        dy = dy.clone()
+    if dy._is_zerotensor() or dy.is_neg():  # by name, since a call took 0.1 µs
+        dy = _in_memory(dy)
+    if around and "dtotal" in around:
+        around = {**around, "dtotal": _in_memory(around["dtotal"])}
     dx = torch.empty_like(x)
     if dx.numel() == 0:
         shape = problem.parameter_shape

@@ -18,6 +18,7 @@ from normtriton.runtime import clusters, compiling, devices
 from ..swapped import swapped
 from .branches import BRANCHES, CLUSTERED, CLUSTERS, DEVICE, LAYOUTS, REAL, SMALL, Branch, lay_out
 from .oracle import Operands, Textbook, call, differences, expected, gradients, named, surrounded
+from .shapes import FORMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,18 +28,6 @@ if TYPE_CHECKING:
     from normtriton.planning.plan import Device
 
     Results = dict[str, Tensor]
-
-
-#: What may surround a norm: the tensors, and the settings.
-SURROUNDINGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "residual": (("residual",), {"offset": 1.0, "round_first": True}),
-    "activation": ((), {"activation": "silu"}),
-    "skip": (("skip",), {"activation": "relu"}),
-    "gate": (("gate",), {"activation": "silu"}),
-    "gate-first": (("gate",), {"activation": "silu", "gate_first": True}),
-    "all": (("residual", "skip", "gate"), {"activation": "gelu_tanh", "offset": 1.0}),
-    "all-gate-first": (("residual", "skip", "gate"), {"activation": "sigmoid", "offset": 1.0, "gate_first": True}),
-}
 
 
 class Check(NamedTuple):
@@ -51,7 +40,7 @@ class Check(NamedTuple):
         device: what the call is planned for; None for the machine itself.
         parameters: dtype of weight, bias and running statistics.
         running: "updates" or "uses" running statistics, or "" without any.
-        around: one of `SURROUNDINGS`, or "".
+        around: one of `FORMS`, or "".
     """
 
     name: str
@@ -81,7 +70,7 @@ class Check(NamedTuple):
             mean, variance = random(*features) + 3, random(*features).square() + 0.5
             given = given._replace(running=(mean.to(own), variance.to(own)))
         if self.around:
-            names = SURROUNDINGS[self.around][0]
+            names = FORMS[self.around].tensors
             *around, dtotal = (lay_out(random(*branch.shape).to(dtype), branch.layout) for _ in range(len(names) + 1))
             given = given._replace(around=dict(zip(names, around, strict=True)), dtotal=dtotal)
         return given
@@ -94,10 +83,12 @@ class Check(NamedTuple):
             where = functions, branch.norm, branch.features(), branch.groups
             return call(*where, x, weight, given.bias, given.running, training=training, **around)
 
-        stages = SURROUNDINGS[self.around][1] if self.around else {}
-        if self.around and functions is Textbook:
+        if not self.around:
+            return norm(given.x, given.weight)
+        stages = FORMS[self.around].stages
+        if functions is Textbook:
             return surrounded(norm, given, getattr(torch, self.dtype), stages)  # type: ignore[no-any-return]  # or two
-        return norm(given.x, given.weight, **given.around, **stages)
+        return norm(given.x, given.weight, **given.around, **stages._asdict())
 
     def results(self, given: Operands) -> Results:
         """All results of normtriton's, planned for the check's device."""
@@ -169,14 +160,14 @@ def of_running(with_clusters: bool, dtypes: Iterable[str]) -> Iterator[Check]:
 
 
 def of_stages(with_clusters: bool, dtypes: Iterable[str]) -> Iterator[Check]:
-    """Every branch of the plan with something around it, each of `SURROUNDINGS` in turn; some with all of them."""
-    names = tuple(SURROUNDINGS)
+    """Every branch of the plan with something around it, each of `FORMS` in turn, among every second branch too."""
+    names = tuple(FORMS)
     for i, check in enumerate(of_branches(with_clusters, dtypes)):
-        around = names[i % len(names)]
+        around = names[(i // 2 + i % 2 * 5) % len(names)]
         yield check._replace(name=f"{around} around {check.name}", around=around)
     given = [check for check in of_running(with_clusters, dtypes) if check.running == "uses"]
     for i, check in enumerate(given):
-        around = names[i % len(names)]
+        around = names[i // 2 % len(names)]
         yield check._replace(name=f"{around} around what {check.name}", around=around)
 
 

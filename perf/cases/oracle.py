@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from normtriton.planning.stages import Stages
+
 #: Added to variances and mean squares.
 EPS = 1e-5
 #: Roundings to x's dtype that a result may have seen, and roundings of the arithmetic.
@@ -186,22 +188,22 @@ def _channel(x: Tensor) -> tuple[int, ...]:
     return (1, x.shape[1], *(1,) * (x.dim() - 2))
 
 
-def surrounded(norm: Callable[[Tensor, Any], Tensor], given: Operands, dtype: torch.dtype, stages: Any) -> Any:
+def surrounded(norm: Callable[[Tensor, Any], Tensor], given: Operands, dtype: torch.dtype, stages: Stages) -> Any:
     """A norm of (u, weight) with what surrounds it, by the formulas of `normtriton.normalize`.
 
     A sum with a residual is rounded to ``dtype``, as a library keeps it; its gradient is that of the sum.
     """
     u, around = given.x, given.around
-    act = ACTIVATIONS[stages.get("activation", "")]
-    if stages.get("gate_first"):
+    act = ACTIVATIONS[stages.activation]
+    if stages.gate_first:
         u = u * act(around["gate"])
     if "residual" in around:
         u = u + around["residual"]
         u = u + (u.detach().to(dtype).double() - u.detach())
-    weight = None if given.weight is None else given.weight + stages.get("offset", 0.0)
+    weight = None if given.weight is None else given.weight + stages.offset
     z = norm(u, weight)
     z = z + around["skip"] if "skip" in around else z
-    if not stages.get("gate_first"):
+    if not stages.gate_first:
         z = z * act(around["gate"]) if "gate" in around else act(z)
     return (z, u) if "residual" in around else z
 

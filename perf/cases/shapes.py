@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from normtriton import functional
-from normtriton.planning.stages import ALONE, Stages
+from normtriton.planning.stages import ACTIVATIONS, ALONE, Stages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,7 +46,7 @@ class Case(NamedTuple):
             ValueError: no such norm, a shape that it cannot have, groups that do not divide the channels, or nothing
                 that may surround a norm.
         """
-        match = re.fullmatch(r"([a-z]+?)(\d*)-(\d+(?:x\d+)+)(?:\+([a-z-]+))?", name)
+        match = re.fullmatch(r"([a-z]+?)(\d*)-(\d+(?:x\d+)+)(?:\+([a-z_-]+))?", name)
         if match is None or match[1] not in NORMS:
             raise ValueError(
                 f"{name!r} is not NORM-SHAPE, as layer-8192x4096 or group32-8x320x64x64: {', '.join(NORMS)}"
@@ -74,13 +74,15 @@ class Form(NamedTuple):
     stages: Stages = ALONE
 
 
-FORMS = {
+#: Each activation alone, and what models put around a norm.
+FORMS = {name: Form(stages=Stages(name)) for name in ACTIVATIONS} | {
     "residual": Form(("residual",)),
-    "silu": Form(stages=Stages("silu")),
-    "relu": Form(stages=Stages("relu")),
+    "llama": Form(("residual",), Stages(offset=1.0, round_first=True)),
     "skip-relu": Form(("skip",), Stages("relu")),
     "gate": Form(("gate",), Stages("silu")),
     "gate-first": Form(("gate",), Stages("silu", gate_first=True)),
+    "all": Form(("residual", "skip", "gate"), Stages("gelu_tanh", offset=1.0)),
+    "all-gate-first": Form(("residual", "skip", "gate"), Stages("sigmoid", offset=1.0, gate_first=True)),
 }
 
 NORMS = ("layer", "rms", "batch", "instance", "group")
