@@ -42,12 +42,10 @@ from .places import (
     unchanging_block,
 )
 from .stages import (
-    around_backward,
     factor,
     linear_of,
     load_factor,
     load_kept,
-    present,
     pull_back,
     store_input_gradient,
 )
@@ -63,7 +61,7 @@ class Operands(NamedTuple):
         saved: statistics, at ``group.stats``.
         sums: pointers to each group's two sums.
         dbias, dweight: pointers to parameter gradients, or to partial sums of them, at ``group.parts``.
-        behind: the tensors `Behind` it.
+        around, strides: pointers of the tensors `Behind` it, and where these lie.
     """
 
     dy: Any
@@ -74,7 +72,8 @@ class Operands(NamedTuple):
     sums: Any
     dbias: Any
     dweight: Any
-    behind: Any
+    around: Any
+    strides: Any
 
 
 @triton.jit
@@ -97,12 +96,12 @@ def load_both(given, statistics, at, plan: tl.constexpr, stores: tl.constexpr):
 
     The gradient of skip is the same: a walk that comes after the one that stored it reads it in the place of dy.
     """
-    if given.behind.dskip.pointer is not None and not stores:
-        g, xhat = load_normalized(given.behind.dskip, given, statistics, at, plan)
+    if given.strides.dskip is not None and not stores:
+        g, xhat = load_normalized(Operand(given.around.dskip, given.strides.dskip), given, statistics, at, plan)
     else:
         g, xhat = load_normalized(given.dy, given, statistics, at, plan)
         linear = linear_of(given, at, g.dtype, plan)
-        g = pull_back(given.behind, g, xhat, linear, at, plan, stores)
+        g = pull_back(g, xhat, linear, given, at, plan, stores)
     return g, xhat
 
 
@@ -200,7 +199,7 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
         where = group_entries(group.stats, block, plan)
         statistics = load_statistics(given.saved, where, dtype, plan)
         g, xhat = load_normalized(given.dy, given, statistics, at, plan)
-        g = pull_back(given.behind, g, xhat, linear, at, plan, True)
+        g = pull_back(g, xhat, linear, given, at, plan, True)
         if given.dweight is not None:
             dweight = tl.fma(g, xhat, dweight)
         if given.dbias is not None:
@@ -212,7 +211,7 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
             if plan.stage == "measure":
                 save_sums(given, where, sums)
             else:
-                store_input_gradient(given, at, derivative(g, xhat, sums, n, statistics.rstd, plan), plan)
+                store_input_gradient(derivative(g, xhat, sums, n, statistics.rstd, plan), given, at, plan)
     where = row_entries(tl.program_id(0).to(tl.int64) * (group.count >> 1), group.parts, own)
     if given.dweight is not None:
         store(given.dweight, where.offsets, tl.sum(dweight, 0), where.mask)
@@ -238,7 +237,7 @@ def resident(given, statistics, block, group, plan: tl.constexpr):
         g = weigh(given, g, w, at, plan)
         sum1, sum2 = weigh(given, sum1, w, alike, plan), weigh(given, sum2, w, alike, plan)
         sum1, sum2 = sum_tiles(sum1, sum2, plan)
-        store_input_gradient(given, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
+        store_input_gradient(derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), given, at, plan)
 
 
 @triton.jit
@@ -259,7 +258,7 @@ def resident_cells(given, statistics, block, group, plan: tl.constexpr):
             sum1, sum2 = sum1 * w, sum2 * w
         sum1, sum2 = sum_groups(sum1, sum2, plan)
         g = weigh(given, g, load_weight(given, block, g.dtype, plan), at, plan)
-        store_input_gradient(given, at, derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), plan)
+        store_input_gradient(derivative(g, xhat, Sums(sum1, sum2), n, statistics.rstd, plan), given, at, plan)
 
 
 @triton.jit
@@ -285,7 +284,7 @@ def sum_walked(given, statistics, w, block, group, plan: tl.constexpr):
         sum2 = tl.fma(g, xhat, sum2)
         if plan.constant and given.dx.pointer is not None:
             g = weigh(given, g, w, at, plan)
-            store_input_gradient(given, at, derivative(g, xhat, Sums(0.0, 0.0), 1.0, own.rstd, plan), plan)
+            store_input_gradient(derivative(g, xhat, Sums(0.0, 0.0), 1.0, own.rstd, plan), given, at, plan)
     return Sums(sum_tile(sum1, plan), sum_tile(sum2, plan))
 
 
@@ -299,7 +298,7 @@ def write_tiles(given, statistics, w, sums, group, plan: tl.constexpr):
         at = tile_at(last - 1 - i, block, group, plan)
         g, xhat = load_both(given, statistics, at, plan, plan.constant)  # nothing was summed before
         g = weigh(given, g, w, at, plan)
-        store_input_gradient(given, at, derivative(g, xhat, sums, n, statistics.rstd, plan), plan)
+        store_input_gradient(derivative(g, xhat, sums, n, statistics.rstd, plan), given, at, plan)
 
 
 @triton.jit
@@ -309,7 +308,7 @@ def streamed(given, statistics, block, group, plan: tl.constexpr):
     sums = sum_walked(given, statistics, w, block, group, plan)
     store_gradients(given, group_entries(group.parts, block, plan), sums, plan)
     if given.dx.pointer is not None:
-        if given.behind.dskip.pointer is not None:
+        if given.strides.dskip is not None:
             tl.debug_barrier()  # what a thread reads again, another may have stored
         if not plan.affine_reduced:
             sums = Sums(sums.dy * w, sums.dyx * w)
@@ -397,13 +396,17 @@ def normalize_backward(
     dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     given = Operands(
         Operand(dy, group.dy), Operand(x, group.x), Operand(dx, group.dx), Operand(weight, group.weight),
-        Saved(mean, rstd, None, running, eps), Sums(sum_dy, sum_dyx), dbias, dweight, around_backward(behind, group),
+        Saved(mean, rstd, None, running, eps), Sums(sum_dy, sum_dyx), dbias, dweight, behind, group,
     )  # fmt: skip
     if plan.accumulate and also_plan is not None:
-        rows = Operands(given.dy, given.x, given.dx, given.weight, given.saved, given.sums, None, None, given.behind)
+        rows = Operands(
+            given.dy, given.x, given.dx, given.weight, given.saved, given.sums, None, None, behind, group
+        )  # fmt: skip
+        if also.weight is None:  # columns need none but for what comes after it
+            weight = None
         columns = Operands(
-            Operand(dy, also.dy), Operand(x, also.x), Operand(None, also.dx), present(weight, also.weight),
-            given.saved, given.sums, dbias, dweight, around_backward(behind, also),
+            Operand(dy, also.dy), Operand(x, also.x), Operand(None, also.dx), Operand(weight, also.weight),
+            given.saved, given.sums, dbias, dweight, behind, also,
         )  # fmt: skip
         sweep_beside_columns(rows, columns, group, also, dtype, plan, also_plan)
     elif plan.accumulate:

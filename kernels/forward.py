@@ -8,7 +8,7 @@ import triton.language as tl
 from .cluster import first_of_cells
 from .memory import Operand, load_constant, load_parameter, rounded, store_tile
 from .places import Entries, group_entries, groups_of, num_elements, own_block, own_tiles, saved_here, tile_at
-from .stages import around_forward, factor, finish, load_factor, load_first_input, load_input, load_input_again
+from .stages import factor, finish, load_factor, load_first_input, load_input, load_input_again
 from .statistics import (
     Saved,
     load_statistics,
@@ -21,13 +21,14 @@ from .statistics import (
 
 
 class Operands(NamedTuple):
-    """The tensors of a forward pass, each an `Operand`; and those `Around` it."""
+    """The tensors of a forward pass, each an `Operand`; pointers of those `Around` it, and where these lie."""
 
     x: Any
     y: Any
     weight: Any
     bias: Any
     around: Any
+    strides: Any
 
 
 class Map(NamedTuple):
@@ -69,7 +70,7 @@ def write(given, x, statistics, linear, at, plan: tl.constexpr):
         if given.bias.pointer is not None:
             shift = load_parameter(given.bias, at, x.dtype, plan)
     y = x * scale if given.bias.pointer is None else tl.fma(x, scale, shift)
-    store_tile(given.y, at, finish(given.around, y, at, plan), plan)
+    store_tile(given.y, at, finish(y, given, at, plan), plan)
 
 
 @triton.jit
@@ -125,7 +126,7 @@ def normalize_forward(
     dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     given = Operands(
         Operand(x, group.x), Operand(y, group.y), Operand(weight, group.weight), Operand(bias, group.bias),
-        around_forward(around, group),
+        around, group,
     )  # fmt: skip
     saved = Saved(mean, rstd, parts, running, eps)
     block = own_block(group, plan)
@@ -142,7 +143,7 @@ def normalize_forward(
     elif plan.stage == "streamed":
         found = measure(given, origin, block, group, dtype, plan)
         statistics = save_statistics(saved, where, found, plan)
-        if given.around.total.pointer is not None:
+        if group.total is not None:
             tl.debug_barrier()  # what a thread reads again, another may have stored
         write_tiles(given, statistics, block, group, dtype, plan)
     elif plan.stage == "measure":
