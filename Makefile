@@ -18,7 +18,7 @@ TRITON := 3.9.0
 MATRIX := 3.6.0 3.7.1 3.8.0 3.9.0
 # of the interpreted tests, those that reach every branch of the plans once; of the compiled ones, a few shapes
 SMOKE := tests/test_norms.py -k branch_of_the_plan
-SMOKE_COMPILED := tests/test_compile.py -k "real and sm_90 and bfloat16 and (layer or 320)"
+SMOKE_COMPILED := tests/test_compile.py -k "(real or surrounds) and sm_90 and bfloat16 and (layer or 320)"
 
 .PHONY: demo results conformance test test-interpreted test-compiled test-emulated emulated test-matrix sweep smoke lint clean
 

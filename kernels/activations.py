@@ -1,4 +1,6 @@
-"""Activations and their derivatives, by name: values in, values out, in the dtype of the arithmetic.
+"""Activations and their derivatives: values in, values out, in the dtype of the arithmetic.
+
+A plan names one; Triton 3.6 takes no string as an argument of a function.
 
 NaN flows, and so do infinities, as in `torch.nn.functional`'s functions of these names.
 """
@@ -39,50 +41,50 @@ def nearly_normal(z):
 
 
 @triton.jit
-def activate(z, name: tl.constexpr):
-    """The activation of this name at z; z itself for ""."""
-    if name == "relu":
+def activate(z, plan: tl.constexpr):
+    """The plan's activation at z; z itself for ""."""
+    if plan.activation == "relu":
         z = tl.where(z <= 0.0, 0.0, z)
-    elif name == "leaky_relu":
+    elif plan.activation == "leaky_relu":
         z = tl.where(z > 0.0, z, z * 0.01)
-    elif name == "silu":
+    elif plan.activation == "silu":
         z = z / (1.0 + tl.exp(-z))
-    elif name == "sigmoid":
+    elif plan.activation == "sigmoid":
         z = logistic(z)
-    elif name == "tanh":
+    elif plan.activation == "tanh":
         z = hyperbolic_tangent(z)
-    elif name == "gelu":
+    elif plan.activation == "gelu":
         z = z * normal_cdf(z)
-    elif name == "gelu_tanh":
+    elif plan.activation == "gelu_tanh":
         z = z * nearly_normal(z)
-    elif name == "hardswish":
+    elif plan.activation == "hardswish":
         z = z * tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 6.0, z + 3.0)) / 6.0
     return z
 
 
 @triton.jit
-def slope(z, name: tl.constexpr):
-    """The derivative of the activation of this name at z."""
+def slope(z, plan: tl.constexpr):
+    """The derivative of the plan's activation at z."""
     one = tl.full(z.shape, 1.0, z.dtype)
-    if name == "relu":
+    if plan.activation == "relu":
         d = tl.where(z <= 0.0, 0.0, one)
-    elif name == "leaky_relu":
+    elif plan.activation == "leaky_relu":
         d = tl.where(z > 0.0, one, one * 0.01)
-    elif name == "silu":
+    elif plan.activation == "silu":
         s = logistic(z)
         d = s * (1.0 + z * (1.0 - s))
-    elif name == "sigmoid":
+    elif plan.activation == "sigmoid":
         s = logistic(z)
         d = s * (1.0 - s)
-    elif name == "tanh":
+    elif plan.activation == "tanh":
         t = hyperbolic_tangent(z)
         d = 1.0 - t * t
-    elif name == "gelu":
+    elif plan.activation == "gelu":
         d = tl.fma(z, tl.exp(-0.5 * z * z) * 0.3989422804014327, normal_cdf(z))
-    elif name == "gelu_tanh":
+    elif plan.activation == "gelu_tanh":
         s = nearly_normal(z)
         d = s + z * s * nearly_normal(-z) * (1.5957691216057308 * tl.fma(0.134145 * z, z, 1.0))
-    elif name == "hardswish":
+    elif plan.activation == "hardswish":
         d = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 1.0, z / 3.0 + 0.5))
     else:
         d = one

@@ -64,7 +64,7 @@ def gated(x, given, at, plan: tl.constexpr):
     """X * act(gate), of one tile, if that comes first."""
     if plan.gate_first:
         gate = load_tile(Operand(given.around.gate, given.strides.gate), at, x.dtype, plan)
-        x *= activate(gate, plan.activation)
+        x *= activate(gate, plan)
     return x
 
 
@@ -95,7 +95,7 @@ def load_first_input(given, block, dtype: tl.constexpr, plan: tl.constexpr):
     x = load_first(given.x, block, dtype, plan)
     if plan.gate_first:
         gate = load_first(Operand(given.around.gate, given.strides.gate), block, dtype, plan)
-        x *= activate(gate, plan.activation)
+        x *= activate(gate, plan)
     if given.strides.residual is not None:
         x += load_first(Operand(given.around.residual, given.strides.residual), block, dtype, plan)
         x = rounded(x, given.around.total.dtype.element_ty)
@@ -117,9 +117,9 @@ def finish(z, given, at, plan: tl.constexpr):
     if not plan.gate_first:
         if given.strides.gate is not None:
             gate = load_tile(Operand(given.around.gate, given.strides.gate), at, z.dtype, plan)
-            z *= activate(gate, plan.activation)
+            z *= activate(gate, plan)
         else:
-            z = activate(z, plan.activation)
+            z = activate(z, plan)
     return z
 
 
@@ -157,11 +157,11 @@ def pull_back(g, xhat, linear, given, at, plan: tl.constexpr, stores: tl.constex
             gate = load_tile(Operand(given.around.gate, given.strides.gate), at, g.dtype, plan)
             if stores and given.strides.dgate is not None:
                 z = add_skip(xhat * linear[0] + linear[1], given, at, plan)
-                dgate = g * z * slope(gate, plan.activation)
+                dgate = g * z * slope(gate, plan)
                 store_tile(Operand(given.around.dgate, given.strides.dgate), at, dgate, plan)
-            g *= activate(gate, plan.activation)
+            g *= activate(gate, plan)
         elif plan.activation != "":
-            g *= slope(add_skip(xhat * linear[0] + linear[1], given, at, plan), plan.activation)
+            g *= slope(add_skip(xhat * linear[0] + linear[1], given, at, plan), plan)
     if stores and given.strides.dskip is not None:
         store_tile(Operand(given.around.dskip, given.strides.dskip), at, g, plan)
     return g
@@ -190,7 +190,7 @@ def store_input_gradient(d, given, at, plan: tl.constexpr):
                 x = load_tile(Operand(given.around.before, given.strides.before), at, d.dtype, plan)
             else:
                 x = load_tile(given.x, at, d.dtype, plan)
-            dgate = d * x * slope(gate, plan.activation)
+            dgate = d * x * slope(gate, plan)
             store_tile(Operand(given.around.dgate, given.strides.dgate), at, dgate, plan)
-        d *= activate(gate, plan.activation)
+        d *= activate(gate, plan)
     store_tile(given.dx, at, d, plan)
