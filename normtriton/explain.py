@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from . import functional, named
+from .autograd.derivatives import Axes
 from .autograd.function import has_kernels
 from .checks import Refused
+from .modulation import modulated
 from .planning.plan import Device
 from .planning.schedule import Problem, backward_schedule, forward_schedule
 from .planning.stages import ALONE
@@ -66,7 +68,7 @@ class Explanation(NamedTuple):
         problem: the norm and the shape.
         forward, backward: either direction; the schedules are those a GPU would run, whatever the route.
         device: what they are planned for.
-        around: the tensors that surround the norm, by name.
+        around: the names of the tensors that surround the norm.
     """
 
     name: str
@@ -355,9 +357,16 @@ def explain(
     around = {k: v for k, v in around.items() if k not in _SURROUNDING or isinstance(v, torch.Tensor) or v}
     call, weight, bias = _checked(name, x, arguments)
     tensors: dict[str, Tensor] = {}
+    modulation: dict[str, Tensor] = {}
     if call is not None and around:
-        tensors, stages = surroundings(name, x, weight, around)
+        if name == "normalize":
+            around = named.along_axes(name, x, _words(name, x, arguments), around)
+        tensors, modulation, stages = surroundings(name, x, weight, around, Axes(call.problem).broadcast)
         call = call._replace(problem=call.problem._replace(stages=stages))
+        try:
+            call, weight, bias = modulated(call, weight, bias, modulation)
+        except Refused:
+            raise ValueError(f"nothing to explain: {_pytorchs(name)} and others take this call") from None
     if call is None:
         statistics = {
             k: t.clone() for k, t in arguments.items() if k.startswith("running") and isinstance(t, torch.Tensor)
@@ -379,5 +388,5 @@ def explain(
         forward_direction(call, x, weight, bias, device, around=tensors),
         backward_direction(call, x, weight, bias, device, around=tensors),
         device,
-        tuple(tensors),
+        (*tensors, *modulation),
     )

@@ -106,7 +106,7 @@ def batch_norm(
         training: normalize by the batch's own statistics.
         momentum: weight of the new statistics, any real number.
         eps: added to the variance, so in units of input squared. Positive in training, else not negative.
-        around: residual, skip, gate, activation and the like, as of `normtriton.normalize`.
+        around: residual, scale, skip, gate, activation and the like, as of `normtriton.normalize`.
     Returns:
         (N, C, *spatial), dtype and memory format of input.
     Raises:
@@ -190,7 +190,7 @@ def instance_norm(
         use_input_stats: normalize by each instance's own statistics.
         momentum: weight of the new statistics.
         eps: added to the variance, so in units of input squared.
-        around: residual, skip, gate, activation and the like, as of `normtriton.normalize`.
+        around: residual, scale, skip, gate, activation and the like, as of `normtriton.normalize`.
     Returns:
         (N, C, *spatial), dtype and memory format of input.
     Raises:
@@ -249,7 +249,7 @@ def layer_norm(
         weight, bias: normalized_shape or None, each on its own.
         eps: added to the variance, so in units of input squared.
         dim: a dimension, or several in the order of the weight's; None for the last ones.
-        around: residual, skip, gate, activation and the like, as of `normtriton.normalize`.
+        around: residual, scale, skip, gate, activation and the like, as of `normtriton.normalize`.
     Returns:
         The shape, dtype and memory format of input.
     Raises:
@@ -299,7 +299,7 @@ def group_norm(
         num_groups: divides C.
         weight, bias: (C,) or None.
         eps: added to the variance, so in units of input squared.
-        around: residual, skip, gate, activation and the like, as of `normtriton.normalize`.
+        around: residual, scale, skip, gate, activation and the like, as of `normtriton.normalize`.
     Returns:
         (N, C, *spatial), dtype and memory format of input.
     Raises:
@@ -352,7 +352,7 @@ def rms_norm(
         weight: normalized_shape or None.
         eps: added to the mean square; None is the machine epsilon of float32, for float64 input that of float64.
         dim: a dimension, or several in the order of the weight's; None for the last ones.
-        around: residual, skip, gate, activation and the like, as of `normtriton.normalize`.
+        around: residual, scale, skip, gate, activation and the like, as of `normtriton.normalize`.
     Returns:
         The shape, dtype and memory format of input.
     Raises:

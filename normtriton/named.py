@@ -14,6 +14,8 @@ from .autograd.derivatives import Axes
 from .autograd.function import has_kernels, normalize_unwatched, tracing_state, unwatched
 from .autograd.ways import normalize as normalize_watched
 from .checks import Refused, check_memory, check_tensor, integer, number, overloaded, quiet_about_sizes
+from .modulation import NAMES as MODULATION
+from .modulation import along
 from .planning.norms import described, names
 from .planning.schedule import Problem
 from .surroundings import run as surround
@@ -59,8 +61,15 @@ def _norm(words: Words) -> Norm:
     return described(*words[:4])
 
 
-def _read(words: Words, shape: torch.Size, weight: torch.Size | None, bias: torch.Size | None, eps: float) -> Reading:
-    """Check words, sizes and the parameters' shapes."""
+def _read(
+    words: Words,
+    shape: torch.Size,
+    weight: torch.Size | None,
+    bias: torch.Size | None,
+    eps: float,
+    called: tuple[str, str] = ("weight", "bias"),
+) -> Reading:
+    """Check words, sizes and the parameters' shapes; errors call the two so."""
     norm = _norm(words)
     known = names(norm.axes)
     for name, size in words.sizes:
@@ -91,7 +100,7 @@ def _read(words: Words, shape: torch.Size, weight: torch.Size | None, bias: torc
             f"{which} of axes {norm.axes!r} and input of shape {tuple(shape)}"
         )
 
-    return Reading(Call(problem, eps), (view("weight", weight), view("bias", bias)))
+    return Reading(Call(problem, eps), (view(called[0], weight), view(called[1], bias)))
 
 
 _cached_read = lru_cache(maxsize=4096)(_read)
@@ -168,6 +177,23 @@ def _composed(call: Call, weight: Tensor | None, bias: Tensor | None, x: Tensor,
     return composed(call.problem, x, weight, bias, None, None, call.eps).to(dtype or x.dtype)
 
 
+def along_axes(function: str, x: Tensor, words: Words, around: Mapping[str, Any]) -> dict[str, Any]:
+    """What surrounds a call; of each pair, of a tensor and its axes, the tensor as it broadcasts against x."""
+    found = dict(around)
+    for name in MODULATION:
+        given = around.get(name)
+        if isinstance(given, tuple):
+            if len(given) != 2 or not isinstance(given[1], str):
+                raise TypeError(f"{function}(): argument '{name}' must be a Tensor, or a pair of one and its axes")
+            t, listed = given
+            check_tensor(function, name, t, x)
+            call, (view, _) = _read(words._replace(affine=listed), x.shape, t.shape, None, 0.0, (name, ""))
+            laid = _laid(t, view, call)
+            assert laid is not None
+            found[name] = along(call.problem, laid)
+    return found
+
+
 def _run_surrounded(
     function: str,
     x: Tensor,
@@ -180,6 +206,7 @@ def _run_surrounded(
     short: bool,
 ) -> Tensor:
     call, weight, bias, fits = prepare(function, x, words, weight, bias, eps, short)
+    around = along_axes(function, x, words, around)
     alone = words._replace(affine=None if words.affine is None else call.problem.norm.affine)
 
     def checked() -> tuple[Call, Tensor | None, Tensor | None]:
@@ -210,6 +237,8 @@ def normalize(
     eps: float = 1e-5,
     center: bool = True,
     residual: Tensor | None = None,
+    scale: Tensor | tuple[Tensor, str] | None = None,
+    shift: Tensor | tuple[Tensor, str] | None = None,
     skip: Tensor | None = None,
     gate: Tensor | None = None,
     activation: str | None = None,
@@ -235,6 +264,7 @@ def normalize(
         u = x * activation(gate)                      # if gate_first
         u = u + residual
         z = normalized(u, offset + weight, bias)      # rounded to x's dtype before the weight, if round_first
+        z = z * (1 + scale) + shift
         z = z + skip
         y = activation(z), or z * activation(gate) if there is a gate that did not come first
 
@@ -259,6 +289,10 @@ def normalize(
         eps: added to the variance, so in units of input squared.
         center: False leaves the mean in, and takes the root mean square for the standard deviation.
         residual, skip, gate: tensors of the input's shape and of any dtype, in any strides, or None.
+        scale, shift: a modulation, as of adaLN and FiLM, of any dtype: a tensor that broadcasts against the input, or
+            that has the shape of weight and bias, or a pair of a tensor and the axes that it varies along, as
+            ``(s, "b d")``. They make another weight and another bias: beside a weight or a bias of the norm's own,
+            PyTorch's operations compute these first, in float32.
         activation: "relu", "leaky_relu" (0.01), "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hardswish" or None.
         offset: what the weight counts from: 1 for weights that are stored as their distance from 1.
         round_first: round to the input's dtype before multiplying by the weight, as Llama does.
@@ -273,16 +307,19 @@ def normalize(
         TypeError: an argument of another type; a size of an axis that is not there.
         NotImplementedError: input is not floating point, or not strided.
     """
-    every = (input, weight, bias, residual, skip, gate)
+    modulation = (t[0] if isinstance(t, tuple) and t else t for t in (scale, shift))
+    every = (input, weight, bias, residual, *modulation, skip, gate)
     if has_torch_function_variadic(*every) and overloaded(*every):
         options: dict[str, Any] = {"over": over, "affine": affine, "weight": weight, "bias": bias, "eps": eps}
-        options |= {"center": center, "residual": residual, "skip": skip, "gate": gate, "activation": activation}
+        options |= {"center": center, "residual": residual, "scale": scale, "shift": shift, "skip": skip, "gate": gate}
+        options["activation"] = activation
         options |= {"offset": offset, "round_first": round_first, "gate_first": gate_first, **sizes}
         return handle_torch_function(normalize, every, input, axes, **options)
     words = Words(axes, over, affine, center, tuple(sizes.items()))
     around: dict[str, Any] | None = None
-    if activation or offset or round_first or not (residual is skip is gate is None):
-        around = {"residual": residual, "skip": skip, "gate": gate, "activation": activation}
+    if activation or offset or round_first or not (residual is scale is shift is skip is gate is None):
+        around = {"residual": residual, "scale": scale, "shift": shift, "skip": skip, "gate": gate}
+        around["activation"] = activation
         around |= {"offset": offset, "round_first": round_first, "gate_first": gate_first}
     return run("normalize", input, words, weight, bias, eps, None, around)
 

@@ -10,6 +10,8 @@ from torch.overrides import has_torch_function_variadic
 from .autograd.function import has_kernels, tracing_state, unwatched
 from .autograd.surrounded import NAMES, decomposed, surround
 from .checks import Refused, check_memory, check_tensor, number, overloaded, quiet_about_sizes
+from .modulation import NAMES as MODULATION
+from .modulation import broadcastable, modulated
 from .planning.stages import ACTIVATIONS, Stages
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ class Around(TypedDict, total=False):
     residual: Tensor | None
     skip: Tensor | None
     gate: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
     activation: str | None
     offset: float
     round_first: bool
@@ -36,11 +40,13 @@ class Surroundings(NamedTuple):
     """What surrounds a call, checked.
 
     Attributes:
-        tensors: those that are there, by name.
+        tensors: those of x's shape that are there, by name.
+        modulation: scale and shift, as far as they are there, with a dimension for each of x's.
         stages: the settings.
     """
 
     tensors: dict[str, Tensor]
+    modulation: dict[str, Tensor]
     stages: Stages
 
 
@@ -60,8 +66,10 @@ def check_settings(function: str, given: Mapping[str, Any]) -> tuple[str, float]
         raise TypeError(f"{function}(): offset must be a number, not {type(offset).__name__}") from None
 
 
-def surroundings(function: str, x: Tensor, weight: Tensor | None, given: Mapping[str, Any]) -> Surroundings:
-    """Check what surrounds a call.
+def surroundings(
+    function: str, x: Tensor, weight: Tensor | None, given: Mapping[str, Any], spread: Callable[[Tensor], Tensor]
+) -> Surroundings:
+    """Check what surrounds a call; ``spread`` makes a parameter broadcast against x.
 
     Raises:
         TypeError: an argument that is not known, or of another type.
@@ -79,9 +87,14 @@ def surroundings(function: str, x: Tensor, weight: Tensor | None, given: Mapping
             raise RuntimeError(
                 f"{function}(): {name} of shape {tuple(t.shape)} has not the shape of the input, {tuple(x.shape)}"
             )
-    rounds = weight is not None and bool(given.get("round_first"))
+    modulation = {
+        name: broadcastable(function, name, given[name], x, spread)
+        for name in MODULATION
+        if given.get(name) is not None
+    }
+    rounds = (weight is not None or "scale" in modulation) and bool(given.get("round_first"))
     first = "gate" in tensors and bool(given.get("gate_first"))
-    return Surroundings(tensors, Stages(activation, 0.0 if weight is None else offset, rounds, first))
+    return Surroundings(tensors, modulation, Stages(activation, 0.0 if weight is None else offset, rounds, first))
 
 
 def run(
@@ -107,30 +120,33 @@ def run(
     if not isinstance(x, torch.Tensor):
         return plain(x, weight, bias)  # raises in its own words
     if tracing_state() is None:
-        tensors, stages = surroundings(function, x, weight, given)
+        around = surroundings(function, x, weight, given, spread)
     else:
         with quiet_about_sizes():
-            tensors, stages = surroundings(function, x, weight, given)
-    if _takes(x, weight, bias, tensors):
+            around = surroundings(function, x, weight, given, spread)
+    if _takes(x, weight, bias, around):
         try:
-            checked, weight, bias = call()
+            checked, w, b = call()
+            problem = checked.problem._replace(stages=around.stages)
+            checked, w, b = modulated(checked._replace(problem=problem), w, b, around.modulation)
         except Refused:
             pass
         else:
-            problem = checked.problem._replace(stages=stages)
-            return surround(checked._replace(problem=problem), x, weight, bias, tensors)  # type: ignore[return-value]
-    return decomposed(plain, spread, x, weight, bias, tensors, stages)  # type: ignore[return-value]  # two, as it says
+            return surround(checked, x, w, b, around.tensors)  # type: ignore[return-value]
+    everything = around.tensors | around.modulation
+    return decomposed(plain, spread, x, weight, bias, everything, around.stages)  # type: ignore[return-value]  # two, as it says
 
 
-def _takes(x: Tensor, weight: Tensor | None, bias: Tensor | None, tensors: Mapping[str, Tensor]) -> bool:
+def _takes(x: Tensor, weight: Tensor | None, bias: Tensor | None, around: Surroundings) -> bool:
     """Whether the kernels take a call: plain tensors, not of float64 beside others."""
+    tensors, modulation = around.tensors, tuple(map(around.modulation.get, MODULATION))
     every = (x, weight, bias, *map(tensors.get, NAMES))
-    if has_torch_function_variadic(*every) and overloaded(*every):
+    if has_torch_function_variadic(*every, *modulation) and overloaded(*every, *modulation):
         return False
-    if not has_kernels(x) or not unwatched(*every):
+    if not has_kernels(x) or not unwatched(*every) or not unwatched(*modulation):
         return False
     try:
-        check_memory(x, *every[1:])
+        check_memory(x, *every[1:], *modulation)
     except Refused:
         return False
     return len({t.dtype == torch.float64 for t in (x, *tensors.values())}) == 1

@@ -63,9 +63,13 @@ def decomposed(
         y = y if bias is None else y + spread(bias)
     else:
         y = plain(u, weight, bias)
+    dtype = y.dtype
+    y = y * (1.0 + around["scale"]) if "scale" in around else y
+    y = y + around["shift"] if "shift" in around else y
     y = y + around["skip"] if "skip" in around else y
     if not stages.gate_first:
         y = y * activate(around["gate"]) if "gate" in around else activate(y)
+    y = y.to(dtype)
     return (y, u) if "residual" in around else y
 
 

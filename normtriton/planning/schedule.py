@@ -621,7 +621,7 @@ def sum_gradients(problem: Problem, chunks: int, keys: tuple[Key, ...], rows: bo
 def constant_backward(one: Pass, parameters: bool) -> Schedule:
     """The statistics are given: dx is elementwise, and is written while the parameters' gradients are summed."""
     problem, cells = one.problem, one.problem.cells
-    group = one.group(problem.over, problem.dense(cells))
+    group = one.group(one.without(cells), problem.dense(cells))
     if not parameters:
         return Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
     chunks = planning.chunks_to_fill(group, one.tile(group), one.itemsize, one.device.sms, one.tuning)

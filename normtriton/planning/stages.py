@@ -4,6 +4,7 @@
     u = u + residual                          then (y, u) is the result
     x̂ = (u - mean(u)) * rstd(u)               rounded to x's dtype, if ``round_first``
     z = x̂ * (offset + weight) + bias
+    z = z * (1 + scale) + shift               the same with another weight and bias, see `normtriton.modulation`
     z = z + skip
     y = act(z), or with a gate z * act(gate), unless that came first
 
