@@ -22,7 +22,7 @@ from torch.fx import Proxy, Tracer
 
 from .autograd.composed import composed, measured
 from .autograd.derivatives import Axes
-from .autograd.operators import _rule
+from .autograd.operators import rule_from
 from .convert.replace import LIBRARY, restore
 from .modules import Leaf
 from .planning import norms
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def normalize(x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, *rest: Any) -> tuple[Tensor, ...]:
     """`normtriton.autograd.operators.normalize_op` in PyTorch's operators."""
     *words, constant, momentum, eps, dtype = rest
-    problem = _rule(x, *words).problem
+    problem = rule_from(x, *words).problem
     used = (mean, var) if constant else (None, None)
     common = x.dtype  # PyTorch's functions, and ONNX, take few mixtures
     for t in (weight, bias, *used):

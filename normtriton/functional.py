@@ -439,7 +439,7 @@ def _per_channel_view(x: Tensor, parameter: Tensor) -> Tensor:
 
 def _plain_only(call: Call, *statistics: Tensor | None) -> Call:
     """The call, unless something watches its running statistics."""
-    if not unwatched(*statistics):
+    if not is_compiling() and not unwatched(*statistics):
         raise Refused
     return call
 
@@ -478,7 +478,7 @@ def batch_norm_call(
     way: Way | None = None,
 ) -> Call:
     """Check `batch_norm`'s arguments; ``batches`` counts them."""
-    way = way or SHORT
+    way = way or _way()
     check_memory(x, weight, bias, running_mean, running_var)
     problem, channels, values = way.per_channel(norms.BATCH, x.shape)
     eps = eps if type(eps) is float else number(eps)
@@ -504,7 +504,7 @@ def instance_norm_call(
     way: Way | None = None,
 ) -> Call:
     """Check `instance_norm`'s arguments."""
-    way = way or SHORT
+    way = way or _way()
     check_memory(x, weight, bias, running_mean, running_var)
     if use_input_stats is True:
         problem, channels, values = way.per_channel(norms.INSTANCE, x.shape)
@@ -530,7 +530,7 @@ def layer_norm_call(
 ) -> Call:
     """Check `layer_norm`'s arguments."""
     check_memory(x, weight, bias)
-    return _row_call(way or SHORT, norms.LAYER, x, normalized_shape, weight, bias, eps)
+    return _row_call(way or _way(), norms.LAYER, x, normalized_shape, weight, bias, eps)
 
 
 def rms_norm_call(
@@ -539,7 +539,7 @@ def rms_norm_call(
     """Check `rms_norm`'s arguments."""
     check_memory(x, weight)
     eps = own_eps(x) if eps is None else eps
-    return _row_call(way or SHORT, norms.RMS, x, normalized_shape, weight, None, eps)
+    return _row_call(way or _way(), norms.RMS, x, normalized_shape, weight, None, eps)
 
 
 def group_norm_call(
@@ -550,7 +550,7 @@ def group_norm_call(
     num_groups = num_groups if type(num_groups) is int else integer(num_groups)
     eps = eps if type(eps) is float else number(eps)
     shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
-    return _with_dtype(x, (way or SHORT).group_problem_call(x.shape, num_groups, *shapes, eps))
+    return _with_dtype(x, (way or _way()).group_problem_call(x.shape, num_groups, *shapes, eps))
 
 
 def _group_problem_call(
@@ -679,6 +679,11 @@ SHORT = Way(
     lru_cache(maxsize=4096)(_group_problem_call),
 )
 LONG = Way(normalize, _per_channel, _row_problem_call, _group_problem_call)
+
+
+def _way() -> Way:
+    return LONG if is_compiling() else SHORT
+
 
 _function: Any
 for _function in (batch_norm, instance_norm, layer_norm, group_norm, rms_norm):

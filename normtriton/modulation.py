@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.compiler import is_compiling
 
 from .autograd.derivatives import Axes
 from .checks import Refused, check_tensor
@@ -67,7 +68,6 @@ def along(problem: Problem, parameter: Tensor) -> Tensor:
     return view.expand(sizes).reshape(merged)
 
 
-@lru_cache(maxsize=4096)
 def widened(problem: Problem, varies: tuple[bool, ...]) -> Problem:
     """The problem with parameters that vary along these dimensions too, each axis by a name of its own."""
     dims = name_axes(problem.norm.axes, problem.shape, dict(problem.sizes))
@@ -84,6 +84,9 @@ def widened(problem: Problem, varies: tuple[bool, ...]) -> Problem:
     sizes = tuple((name, size) for dim in named if len(dim) > 1 for name, _, size in dim)
     norm = described(axes, " ".join(over), " ".join(affine), problem.norm.centered)
     return problem._replace(norm=norm, sizes=sizes)
+
+
+_cached_widened = lru_cache(maxsize=4096)(widened)
 
 
 def _split(problem: Problem, t: Tensor) -> Tensor:
@@ -112,7 +115,9 @@ def modulated(
     scale, shift = map(modulation.get, NAMES)
     problem, stages = call.problem, call.problem.stages
     sizes = [[1 if t is None else t.shape[i] for t in (scale, shift)] for i in range(len(problem.shape))]
-    wide = widened(problem, tuple(any(size != 1 for size in pair) for pair in sizes))
+    wide = (widened if is_compiling() else _cached_widened)(
+        problem, tuple(any(size != 1 for size in pair) for pair in sizes)
+    )
     if call.statistics is not None and _channels(wide) != _channels(problem):
         raise Refused
     own = Axes(problem)

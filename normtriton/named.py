@@ -270,8 +270,8 @@ def normalize(
 
     The result is y, or (y, u) if there is a residual. u has the dtype that x + residual has, and is normalized as it
     was rounded to it. For the backward pass u (or x), the parameters, mean and rstd are kept, and of skip and gate what
-    a gradient needs. Compilers, transforms, derivatives of gradients, and float64 beside other dtypes take the plain
-    norm and PyTorch's operations.
+    a gradient needs. `torch.compile` sees one operator a direction. `torch.export`, transforms, derivatives of
+    gradients, and float64 beside other dtypes take the plain norm and PyTorch's operations.
 
     Where there are no kernels (a CPU tensor outside the interpreter, `torch.jit.trace`) PyTorch's operations compute
     it. Under autocast the result keeps the input's dtype.

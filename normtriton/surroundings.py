@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
+from torch.compiler import is_compiling, is_exporting
 from torch.overrides import has_torch_function_variadic
 
 from .autograd.function import has_kernels, tracing_state, unwatched
+from .autograd.sharded import is_sharded
 from .autograd.surrounded import NAMES, decomposed, surround
+from .autograd.surrounded_operators import surround as surround_traced
 from .checks import Refused, check_memory, check_tensor, number, overloaded, quiet_about_sizes
 from .modulation import NAMES as MODULATION
 from .modulation import broadcastable, modulated
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .autograd.call import Call
+
+
+_transforms = torch._C._are_functorch_transforms_active
 
 
 class Around(TypedDict, total=False):
@@ -132,7 +138,8 @@ def run(
         except Refused:
             pass
         else:
-            return surround(checked, x, w, b, around.tensors)  # type: ignore[return-value]
+            run = surround_traced if is_compiling() else surround
+            return run(checked, x, w, b, around.tensors)  # type: ignore[return-value]
     everything = around.tensors | around.modulation
     return decomposed(plain, spread, x, weight, bias, everything, around.stages)  # type: ignore[return-value]  # two, as it says
 
@@ -143,7 +150,12 @@ def _takes(x: Tensor, weight: Tensor | None, bias: Tensor | None, around: Surrou
     every = (x, weight, bias, *map(tensors.get, NAMES))
     if has_torch_function_variadic(*every, *modulation) and overloaded(*every, *modulation):
         return False
-    if not has_kernels(x) or not unwatched(*every) or not unwatched(*modulation):
+    if not has_kernels(x):
+        return False
+    if is_compiling():
+        if _transforms() or is_exporting() or any(map(is_sharded, (*every, *modulation))):
+            return False
+    elif not unwatched(*every) or not unwatched(*modulation):
         return False
     try:
         check_memory(x, *every[1:], *modulation)

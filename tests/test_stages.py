@@ -16,6 +16,8 @@ from normtriton.perf.cases.checks import Check
 from normtriton.perf.cases.oracle import ACTIVATIONS
 from normtriton.perf.cases.shapes import FORMS, Form
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -522,3 +524,98 @@ def test_explained():
 def test_names_of_activations():
     """The oracle knows each of them."""
     assert {"", *NAMES} == set(ACTIVATIONS)
+
+
+@pytest.fixture
+def traced():
+    """A compiler that runs what it was given, and the library's operators in what it was given, by graph."""
+    graphs = []
+
+    def note(graph, _inputs):
+        calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+        named = [str(target) for node in calls for target in (node.target, *node.args[:1])]
+        graphs.append([name.split(".")[1] for name in named if name.startswith("normtriton.")])
+        return make_boxed_func(graph.forward)
+
+    return graphs, aot_autograd(fw_compiler=note)
+
+
+def compiled(traced, function, *given):
+    """What a compiled function gives, gradients too."""
+    torch._dynamo.reset()
+    made = torch.compile(function, backend=traced[1], fullgraph=True)(*given)
+    made = made if isinstance(made, tuple) else (made,)
+    return made, torch.autograd.grad(made, given, [torch.ones_like(y) for y in made])
+
+
+def by_group(x, r, s, g, w, b):
+    return nt.group_norm(x, 2, w, b, residual=r, skip=s, gate=g, activation="silu", offset=1.0)
+
+
+def by_rows_gate_first(x, r, g, w):
+    return nt.rms_norm(x, (5,), w, residual=r, gate=g, activation="silu", gate_first=True)
+
+
+def by_named_axes(x, s, t):
+    return nt.normalize(x, "b t d", over="d", scale=(s, "b d"), shift=(t, "b d"), activation="gelu")
+
+
+def random(*sizes):
+    return [torch.randn(size, requires_grad=True) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("function", "sizes"),
+    [
+        (by_group, [(3, 4, 5)] * 4 + [4, 4]),
+        (by_rows_gate_first, [(3, 4, 5)] * 3 + [5]),
+        (by_named_axes, [(3, 4, 5), (3, 5), (3, 5)]),
+    ],
+)
+def test_one_operator(traced, function, sizes):
+    """`torch.compile` sees one operator a direction, and the results have the bits of a call."""
+    given = random(*sizes)
+    ys, gradients = compiled(traced, function, *given)
+    assert traced[0] == [["surround"], ["surround_backward"]]
+    want = function(*given)
+    want = want if isinstance(want, tuple) else (want,)
+    right = torch.autograd.grad(want, given, [torch.ones_like(y) for y in want])
+    torch.testing.assert_close((ys, gradients), (want, right), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_operator_with_running_statistics(traced, training):
+    """Which it updates in place, or uses, and it counts the batch."""
+    x, s = random((4, 6, 5), (4, 6, 5))
+    ours, plain = (nt.BatchNorm1d(6, activation="relu").train(training) for _ in range(2))
+    ys, gradients = compiled(traced, lambda x, s: ours(x, skip=s), x, s)
+    forward = "surround_and_update" if training else "surround"
+    assert [len(graph) for graph in traced[0]] == [1, 1] and traced[0][0] == [forward]
+    y = plain(x, skip=s)
+    right = torch.autograd.grad(y, (x, s), torch.ones_like(y))
+    torch.testing.assert_close((ys, gradients), ((y,), right), rtol=0, atol=0)
+    torch.testing.assert_close(dict(ours.named_buffers()), dict(plain.named_buffers()), rtol=0, atol=0)
+
+
+def test_a_compiled_transform():
+    """A batch of calls within a compiled function is decomposed."""
+    x = torch.randn(2, 3, 8)
+    call = vmap(lambda x: nt.layer_norm(x, (8,), skip=x, activation="silu"))
+    torch._dynamo.reset()
+    got = torch.compile(call, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(got, F.silu(F.layer_norm(x, (8,)) + x))
+
+
+@pytest.mark.parametrize("operator", ["surround", "surround_and_update"])
+def test_operators_are_as_they_say(operator):
+    """Schemas, shape rules and gradients, by PyTorch's own check."""
+    x, skip, r = random((4, 6, 5), (4, 6, 5), (4, 6, 5))
+    words = ("n c *s", "n s", "c", True, "", [])
+    stages = ("relu", 0.0, False, False)
+    tensors = (x, None, None, r, skip, None)
+    if operator == "surround":
+        args = (*tensors, None, None, *words, *stages, False, 0.0, 1e-5, None)
+    else:
+        args = (*tensors, torch.zeros(6), torch.ones(6), None, *words, *stages, 0.1, 1e-5, None)
+    op = getattr(torch.ops.normtriton, operator).default
+    torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))

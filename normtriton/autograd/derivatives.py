@@ -91,7 +91,7 @@ class Axes:
         self.sizes = list(axes.values())
         self.over = [i for i, key in enumerate(axes) if key in problem.over]
         self.shared = [i for i, key in enumerate(axes) if key not in affine]
-        self.count = prod(self.sizes[i] for i in self.over)
+        self.count = prod([self.sizes[i] for i in self.over])
 
     def split(self, t: Tensor) -> Tensor:
         """A tensor of full size, in the dtype of the statistics."""

@@ -29,13 +29,13 @@ from ..runtime.compiling import statistics_dtype
 from .derivatives import Passes, Rule, normalize_backward, normalize_jvp, pull_back_backward, pull_back_jvp, wanted
 from .passes import front, rule_of, run_normalize, run_pull_back, vmap_normalize, vmap_pull_back
 
-_LIBRARY = Library("normtriton", "DEF")
+LIBRARY = Library("normtriton", "DEF")
 _DEVICES = ("CUDA", "CPU") if compiling.INTERPRETED else ("CUDA",)
 _transforms = torch._C._are_functorch_transforms_active
 _is_fwd_grad_enabled = torch._C._is_fwd_grad_enabled
 
 
-def _rule(
+def rule_from(
     x: Tensor,
     axes: str,
     over: str,
@@ -53,20 +53,20 @@ def _rule(
     return Rule(problem, eps, **more)
 
 
-def _words(rule: Rule) -> tuple[Any, ...]:
+def words_of(problem: Problem) -> tuple[Any, ...]:
     """A problem as the operators take it."""
-    norm, sizes = rule.problem.norm, rule.problem.sizes
+    norm, sizes = problem.norm, problem.sizes
     return (*norm, " ".join(name for name, _ in sizes), [size for _, size in sizes])
 
 
-def _operator(function: Callable[..., Any], mutates: tuple[str, ...] = (), overload: str = "") -> Any:
+def operator(function: Callable[..., Any], mutates: tuple[str, ...] = (), overload: str = "") -> Any:
     """Define an operator by the function that is its kernel."""
     name = function.__name__.removesuffix("_op")
     full = f"{name}.{overload}" if overload else name
     schema = infer_schema(function, mutates_args=mutates)
-    _LIBRARY.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
     for device in _DEVICES:
-        _LIBRARY.impl(full, function, device)
+        LIBRARY.impl(full, function, device)
     return getattr(getattr(torch.ops.normtriton, name), overload or "default")
 
 
@@ -101,7 +101,7 @@ def normalize_op(
         dtype: of y; None for that of x.
     """
     words = (axes, over, affine, centered, names, sizes)
-    rule = _rule(x, *words, eps=eps, constant=constant, dtype=dtype, momentum=momentum)
+    rule = rule_from(x, *words, eps=eps, constant=constant, dtype=dtype, momentum=momentum)
     if constant or mean is None or var is None:
         return *run_normalize(x, weight, bias, mean, var, rule), x.new_empty(0), x.new_empty(0)
     new = mean.clone(), var.clone()
@@ -131,7 +131,9 @@ def normalize_and_update_op(
     its arguments', and refuse it, unless it is within an operator.
     """
     words = (axes, over, affine, centered, names, sizes)
-    return run_normalize(x, weight, bias, mean, var, _rule(x, *words, eps=eps, dtype=dtype, momentum=momentum), batches)
+    return run_normalize(
+        x, weight, bias, mean, var, rule_from(x, *words, eps=eps, dtype=dtype, momentum=momentum), batches
+    )
 
 
 def normalize_backward_op(
@@ -163,16 +165,16 @@ def normalize_backward_op(
         weight_dtype, bias_dtype: of the parameters' gradients; None if one is not wanted.
     """
     words, wants = (axes, over, affine, centered, names, sizes), (wants_dx, weight_dtype, bias_dtype)
-    return run_pull_back(dy, x, weight, mean, rstd, _rule(x, *words, eps=eps, constant=constant, wants=wants))
+    return run_pull_back(dy, x, weight, mean, rstd, rule_from(x, *words, eps=eps, constant=constant, wants=wants))
 
 
 _WRITTEN = ("mean", "var", "batches")
-_NORMALIZE = _operator(normalize_op)
-_UPDATE = _operator(normalize_and_update_op, _WRITTEN)
+_NORMALIZE = operator(normalize_op)
+_UPDATE = operator(normalize_and_update_op, _WRITTEN)
 #: The same for `torch.func.functionalize`, which needs to be told how to take a change in place out. A compiler does
 #: that by itself and puts it back in the end, unless it has been told: so this is another operator.
-_UPDATE_FUNCTIONALIZED = _operator(normalize_and_update_op, _WRITTEN, "functionalized")
-_BACKWARD = _operator(normalize_backward_op)
+_UPDATE_FUNCTIONALIZED = operator(normalize_and_update_op, _WRITTEN, "functionalized")
+_BACKWARD = operator(normalize_backward_op)
 
 
 def _empty_like_results(x: Tensor, rule: Rule) -> tuple[Tensor, ...]:
@@ -187,20 +189,20 @@ def _(x: Tensor, _weight: Any, _bias: Any, mean: Any, var: Any, *rest: Any) -> t
     *words, constant, _momentum, _eps, dtype = rest
     updated = not constant and mean is not None and var is not None
     new = (torch.empty_like(mean), torch.empty_like(var)) if updated else (x.new_empty(0), x.new_empty(0))
-    return *_empty_like_results(x, _rule(x, *words, constant=constant, dtype=dtype)), *new
+    return *_empty_like_results(x, rule_from(x, *words, constant=constant, dtype=dtype)), *new
 
 
 @register_fake(_UPDATE_FUNCTIONALIZED)
 @register_fake(_UPDATE)
 def _(x: Tensor, _weight: Any, _bias: Any, _mean: Any, _var: Any, _batches: Any, *rest: Any) -> tuple[Tensor, ...]:
     *words, _momentum, _eps, dtype = rest
-    return _empty_like_results(x, _rule(x, *words, dtype=dtype))
+    return _empty_like_results(x, rule_from(x, *words, dtype=dtype))
 
 
 @register_fake("normtriton::normalize_backward")
 def _(_dy: Tensor, x: Tensor, _weight: Any, _mean: Any, _rstd: Any, *rest: Any) -> tuple[Tensor, ...]:
     *words, _constant, _eps, wants_dx, weight_dtype, bias_dtype = rest
-    shape = _rule(x, *words).problem.parameter_shape
+    shape = rule_from(x, *words).problem.parameter_shape
     gradients = (x.new_empty(shape, dtype=t) if t else x.new_empty(0) for t in (weight_dtype, bias_dtype))
     return torch.empty_like(x) if wants_dx else x.new_empty(0), *gradients
 
@@ -217,15 +219,15 @@ def _normalize(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, rule: Rule, batches: Tensor | None = None
 ) -> Any:
     if mean is None or rule.constant:
-        own = (*_words(rule), rule.constant, rule.momentum, rule.eps, rule.dtype)
+        own = (*words_of(rule.problem), rule.constant, rule.momentum, rule.eps, rule.dtype)
         return torch.ops.normtriton.normalize(x, weight, bias, mean, var, *own)[:3]
     update = torch.ops.normtriton.normalize_and_update
     overload = update.functionalized if _functionalizes() else update.default
-    return overload(x, weight, bias, mean, var, batches, *_words(rule), rule.momentum, rule.eps, rule.dtype)
+    return overload(x, weight, bias, mean, var, batches, *words_of(rule.problem), rule.momentum, rule.eps, rule.dtype)
 
 
 def _pull_back(dy: Tensor, x: Tensor, weight: Any, mean: Any, rstd: Any, rule: Rule) -> Any:
-    own = (*_words(rule), rule.constant, rule.eps, *rule.wants)
+    own = (*words_of(rule.problem), rule.constant, rule.eps, *rule.wants)
     return torch.ops.normtriton.normalize_backward(dy, x, weight, mean, rstd, *own)
 
 
@@ -264,7 +266,7 @@ class _Normalize(_Derivatives):
             constant = False
         _y, own_mean, rstd, *new = output
         ctx.set_materialize_grads(False)
-        ctx.rule = _rule(x, *words, eps=eps, constant=constant, dtype=dtype)
+        ctx.rule = rule_from(x, *words, eps=eps, constant=constant, dtype=dtype)
         ctx.dtypes = (None if weight is None else weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(own_mean, *((rstd,) if constant else ()), *new)
         saved = (x, weight, *((mean, var) if constant else (own_mean, rstd)))
@@ -298,7 +300,7 @@ class _PullBack(_Derivatives):
         _level, dy, x, weight, mean, rstd, *words, constant, eps, wants_dx, weight_dtype, bias_dtype = inputs
         wants = (wants_dx, weight_dtype, bias_dtype)
         ctx.set_materialize_grads(False)
-        ctx.rule = _rule(x, *words, eps=eps, constant=constant, wants=wants)
+        ctx.rule = rule_from(x, *words, eps=eps, constant=constant, wants=wants)
         ctx.mark_non_differentiable(*(t for t, want in zip(output, wants, strict=True) if want in (False, None)))
         ctx.save_for_backward(dy, x, weight, mean, rstd)
         ctx.save_for_forward(dy, x, weight, mean, rstd)
@@ -335,7 +337,7 @@ def _register_derivatives(operator: Any, function: type[_Derivatives]) -> None:
         with enable_single_level_autograd_function():
             return apply(_Level(operator, keys, torch.is_grad_enabled(), _is_fwd_grad_enabled()), *args)
 
-    _LIBRARY.impl(operator, autograd, "Autograd", with_keyset=True)
+    LIBRARY.impl(operator, autograd, "Autograd", with_keyset=True)
 
 
 _register_derivatives(_NORMALIZE, _Normalize)
@@ -347,7 +349,7 @@ _register_derivatives(_BACKWARD, _PullBack)
 @register_vmap("normtriton::normalize")
 def _(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     x, weight, bias, mean, var, *words, constant, momentum, eps, dtype = args
-    rule = _rule(x, *words, eps=eps, constant=constant, dtype=dtype, momentum=momentum)
+    rule = rule_from(x, *words, eps=eps, constant=constant, dtype=dtype, momentum=momentum)
     if constant or mean is None:
         new = [x.new_empty((info.batch_size, 0)) for _ in range(2)]
     else:
@@ -362,7 +364,7 @@ def _update_of_a_batch(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     x, weight, bias, mean, var, batches, *words, momentum, eps, dtype = args
     if batches is not None:
         batches.add_(1)
-    rule = _rule(x, *words, eps=eps, dtype=dtype, momentum=momentum)
+    rule = rule_from(x, *words, eps=eps, dtype=dtype, momentum=momentum)
     return vmap_normalize(_normalize, info.batch_size, in_dims, x, weight, bias, mean, var, rule)
 
 
@@ -373,7 +375,7 @@ for _update in (_UPDATE, _UPDATE_FUNCTIONALIZED):
 @register_vmap("normtriton::normalize_backward")
 def _(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     dy, x, weight, mean, rstd, *words, constant, eps, wants_dx, weight_dtype, bias_dtype = args
-    rule = _rule(x, *words, eps=eps, constant=constant, wants=(wants_dx, weight_dtype, bias_dtype))
+    rule = rule_from(x, *words, eps=eps, constant=constant, wants=(wants_dx, weight_dtype, bias_dtype))
     return vmap_pull_back(_pull_back, info.batch_size, in_dims, dy, x, weight, mean, rstd, rule)
 
 
@@ -401,7 +403,7 @@ def _functionalized(*args: Any) -> Any:
     return tuple(map(torch._to_functional_tensor, results))
 
 
-_LIBRARY.impl(_UPDATE_FUNCTIONALIZED, _functionalized, "Functionalize")
+LIBRARY.impl(_UPDATE_FUNCTIONALIZED, _functionalized, "Functionalize")
 
 
 def counts_batches() -> bool:
@@ -417,7 +419,7 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Any) 
         return PASSES.normalize(x, weight, bias, mean, var, rule, *batches)[0]
     assert not batches  # `counts_batches`
     # an exported program holds changes in place of buffers at its end, as PyTorch's operations
-    own = (*_words(rule), False, rule.momentum, rule.eps, rule.dtype)
+    own = (*words_of(rule.problem), False, rule.momentum, rule.eps, rule.dtype)
     y, _mean, _rstd, *new = torch.ops.normtriton.normalize(x, weight, bias, mean, var, *own)
     mean.copy_(new[0])
     var.copy_(new[1])

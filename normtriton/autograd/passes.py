@@ -85,7 +85,7 @@ def _addresses(t: Tensor) -> list[int]:
     return [start * t.itemsize for start in found]
 
 
-def _statistics(
+def as_launched(
     mean: Tensor | None, var: Tensor | None, rule: Rule, batches: Tensor | None = None
 ) -> Statistics | None:
     """As the launcher takes them; in memory of their own where the caller's is no vector."""
@@ -121,7 +121,7 @@ def run_normalize(
     updated = (mean, var) if mean is not None and var is not None and not rule.constant and x.numel() else None
     if updated:
         refuse_shared_memory(*updated)
-    statistics = _statistics(mean, var, rule, batches)
+    statistics = as_launched(mean, var, rule, batches)
     with on_device(x):
         y, *own = launch.forward(problem, x, weight, bias, rule.eps, statistics, rule.constant, rule.dtype)
     if updated and updated[0].dim() > 1:
@@ -140,7 +140,7 @@ def run_pull_back(
     """Launch the backward pass of plain tensors; (dx, dweight, dbias), what is not wanted empty."""
     statistics = None
     if rule.constant:
-        statistics, mean, rstd = _statistics(mean, rstd, rule), None, None
+        statistics, mean, rstd = as_launched(mean, rstd, rule), None, None
     elif not rule.problem.norm.centered:
         mean = None
     with on_device(x):

@@ -1,12 +1,13 @@
 """A norm with what surrounds it, in one pass over memory forward and one backward.
 
-Plain tensors alone come here. Whatever traces, transforms or replaces tensors, and derivatives of gradients, are
-decomposed into the plain norm and PyTorch's own operations (`decomposed`): exact, at their cost.
+Plain tensors come here, and by `normtriton.autograd.surrounded_operators` what `torch.compile` traces. Whatever else
+watches or replaces tensors, and derivatives of gradients, are decomposed into the plain norm and PyTorch's own
+operations (`decomposed`): exact, at their cost.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
@@ -17,7 +18,7 @@ from .derivatives import Axes
 from .function import normalize, own, unwatched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -73,6 +74,71 @@ def decomposed(
     return (y, u) if "residual" in around else y
 
 
+class Wanted(NamedTuple):
+    """The gradients that a backward pass is to write: whether, or in which dtypes."""
+
+    dx: bool
+    weight_dtype: torch.dtype | None
+    bias_dtype: torch.dtype | None
+    skip_dtype: torch.dtype | None
+    dgate: bool
+    dresidual: bool
+
+
+class Passes(NamedTuple):
+    """The two passes of a norm and what surrounds it.
+
+    Attributes:
+        forward: of (call, x, weight, bias, what surrounds it by name), giving (y, what was normalized, mean, rstd).
+        backward: of (call, dy, dtotal, what was kept, `Wanted`), giving (dx, dweight, dbias, dskip, dgate, dresidual);
+            None for what is not wanted. Kept are what was normalized, weight, bias, mean and rstd or the statistics
+            that were given, skip, gate, and x before a gate.
+    """
+
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]
+    backward: Callable[..., tuple[Tensor | None, ...]]
+
+
+def run_forward(
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, given: Mapping[str, Tensor | None]
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Launch the forward pass of plain tensors."""
+    problem, eps, statistics, use_running, dtype = call
+    around = {name: t for name, t in given.items() if t is not None}
+    total = x
+    if "residual" in around:
+        kind = torch.promote_types(x.dtype, around["residual"].dtype)
+        total = around["total"] = torch.empty_like(x, dtype=kind)
+    y, mean, rstd = launch.forward(problem, x, weight, bias, eps, statistics, use_running, dtype, None, around)
+    return y, total, mean, rstd
+
+
+def run_backward(
+    call: Call, dy: Tensor, dtotal: Tensor | None, kept: Sequence[Any], wants: Wanted
+) -> tuple[Tensor | None, ...]:
+    """Launch the backward pass of plain tensors."""
+    total, weight, bias, mean, rstd, skip, gate, before = kept
+    problem, eps, statistics, use_running, _dtype = call
+    if use_running:
+        assert statistics is not None
+        statistics, mean, rstd = (mean, rstd, *statistics[2:]), None, None
+    else:
+        statistics = None
+    given = {"skip": skip, "gate": gate, "before": before, "dtotal": dtotal, "bias": bias}
+    around = {name: t for name, t in given.items() if t is not None}
+    if wants.skip_dtype is not None:
+        around["dskip"] = torch.empty_like(total, dtype=wants.skip_dtype)
+    if wants.dgate:
+        around["dgate"] = torch.empty_like(total, dtype=gate.dtype)
+    if wants.dresidual:
+        around["dresidual"] = torch.empty_like(total)
+    gradients = launch.backward(problem, dy, total, weight, mean, rstd, statistics, eps, wants[:3], None, around)
+    return *gradients, *(around.get(name) for name in ("dskip", "dgate", "dresidual"))
+
+
+KERNELS = Passes(run_forward, run_backward)
+
+
 class Surrounded(torch.autograd.Function):
     """Keeps what was normalized, the parameters, mean and rstd, and of the tensors around it those a gradient needs."""
 
@@ -80,6 +146,7 @@ class Surrounded(torch.autograd.Function):
     def forward(
         ctx: Any,
         call: Call,
+        passes: Passes,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -88,17 +155,17 @@ class Surrounded(torch.autograd.Function):
         gate: Tensor | None,
     ) -> Any:
         given = {"residual": residual, "skip": skip, "gate": gate}
-        y, total, mean, rstd = _forward(call, x, weight, bias, given)
+        y, total, mean, rstd = passes.forward(call, x, weight, bias, given)
         stages = call.problem.stages
         again = stages.computes_again(gate is not None)
         if call.use_running:
             assert call.statistics is not None
             mean, rstd, *_ = call.statistics
         ctx.set_materialize_grads(False)
-        ctx.again, ctx.call = again, call
+        ctx.again, ctx.call, ctx.passes = again, call, passes
         ctx.dtypes = [None if t is None else t.dtype for t in (x, weight, bias, residual, skip)]
         needs = ctx.needs_input_grad
-        if residual is not None and not (needs[1] or needs[4] or (stages.gate_first and needs[6])):
+        if residual is not None and not (needs[2] or needs[5] or (stages.gate_first and needs[7])):
             ctx.mark_non_differentiable(total)
         before = x if stages.gate_first and residual is not None else None
         kept = (bias if again else None, mean, rstd, skip if again else None)
@@ -107,18 +174,19 @@ class Surrounded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dtotal: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[1:]
+        needs = ctx.needs_input_grad[2:]
         if dy is None and dtotal is not None and ctx.call.problem.stages.gate_first:
             dy = torch.zeros_like(dtotal)
         if dy is None:
             found: tuple[Tensor | None, ...] = (dtotal, None, None, None, None, dtotal)
-        elif torch.is_grad_enabled() or not unwatched(dy, dtotal):
+        elif torch.is_grad_enabled() or (ctx.passes is KERNELS and not unwatched(dy, dtotal)):
             found = _backward_decomposed(ctx, dy, dtotal, needs)
         else:
             found = _backward(ctx, dy, dtotal, needs)
         dx, dweight, dbias, dskip, dgate, dresidual = found
         x_dtype, _, _, residual_dtype, skip_dtype = ctx.dtypes
         return (
+            None,
             None,
             _cast(dx, x_dtype, needs[0]),
             dweight,
@@ -136,42 +204,22 @@ def _cast(gradient: Tensor | None, dtype: torch.dtype | None, wanted: bool) -> T
     return gradient if gradient.dtype == dtype else gradient.to(dtype)
 
 
-def _forward(
-    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, given: Mapping[str, Tensor | None]
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(y, what was normalized, mean, rstd)."""
-    problem, eps, statistics, use_running, dtype = call
-    around = {name: t for name, t in given.items() if t is not None}
-    total = x
-    if "residual" in around:
-        kind = torch.promote_types(x.dtype, around["residual"].dtype)
-        total = around["total"] = torch.empty_like(x, dtype=kind)
-    y, mean, rstd = launch.forward(problem, x, weight, bias, eps, statistics, use_running, dtype, None, around)
-    return y, total, mean, rstd
-
-
 def _backward(ctx: Any, dy: Tensor, dtotal: Tensor | None, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """(dx, dweight, dbias, dskip, dgate, dresidual) by the kernels."""
-    total, weight, bias, mean, rstd, skip, gate, before = ctx.saved_tensors
-    problem, eps, statistics, use_running, _dtype = ctx.call
-    if use_running:
-        statistics, mean, rstd = (mean, rstd, *statistics[2:]), None, None
-    else:
-        statistics = None
-    _, weight_dtype, bias_dtype, _, skip_dtype = ctx.dtypes
-    given = {"skip": skip, "gate": gate, "before": before, "dtotal": dtotal, "bias": bias}
-    around = {name: t for name, t in given.items() if t is not None}
-    if ctx.again and needs[4]:
-        around["dskip"] = torch.empty_like(total, dtype=skip_dtype)
-    if gate is not None and needs[5]:
-        around["dgate"] = torch.empty_like(total, dtype=gate.dtype)
-    if before is not None and needs[3]:
-        around["dresidual"] = torch.empty_like(total)
-    first = problem.stages.gate_first and needs[5]
-    wants = (needs[0] or needs[3] or first, weight_dtype if needs[1] else None, bias_dtype if needs[2] else None)
-    gradients = launch.backward(problem, dy, total, weight, mean, rstd, statistics, eps, wants, None, around)
-    dx = gradients[0]
-    return *gradients, around.get("dskip", dy), around.get("dgate"), around.get("dresidual", dx)
+    """(dx, dweight, dbias, dskip, dgate, dresidual) by the kernels; what is the same as another is that one."""
+    first, (_, weight_dtype, bias_dtype, _, skip_dtype) = ctx.call.problem.stages.gate_first, ctx.dtypes
+    kept = ctx.saved_tensors
+    before = kept[-1]
+    wants = Wanted(
+        needs[0] or needs[3] or (first and needs[5]),
+        weight_dtype if needs[1] else None,
+        bias_dtype if needs[2] else None,
+        skip_dtype if ctx.again and needs[4] else None,
+        needs[5],
+        before is not None and needs[3],
+    )
+    dx, dweight, dbias, dskip, dgate, dresidual = ctx.passes.backward(ctx.call, dy, dtotal, kept, wants)
+    dskip = dy if wants.skip_dtype is None else dskip
+    return dx, dweight, dbias, dskip, dgate, dresidual if wants.dresidual else dx
 
 
 def _backward_decomposed(
@@ -217,15 +265,20 @@ def _backward_decomposed(
     return *gradients, dresidual
 
 
-_apply: Callable[..., Any] = super(torch.autograd.Function, Surrounded).apply
+#: `Surrounded.apply` without its own look for transforms, of which there are none.
+apply: Callable[..., Any] = super(torch.autograd.Function, Surrounded).apply
 
 
 def surround(
-    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, around: Mapping[str, Tensor]
+    call: Call,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    around: Mapping[str, Tensor],
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Normalize plain tensors with what surrounds the norm, as ``call`` says; (y, u) if there is a residual."""
     x, others = own(x), [None if t is None else own(t) for t in (weight, bias, *map(around.get, NAMES))]
     if devices.elsewhere(x):
         with torch.cuda.device(x.get_device()):
-            return _apply(call, x, *others)  # type: ignore[no-any-return]  # autograd has no types
-    return _apply(call, x, *others)  # type: ignore[no-any-return]
+            return apply(call, KERNELS, x, *others)  # type: ignore[no-any-return]  # autograd has no types
+    return apply(call, KERNELS, x, *others)  # type: ignore[no-any-return]

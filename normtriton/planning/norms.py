@@ -117,6 +117,8 @@ class NamedAxis(NamedTuple):
 def name_axes(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> list[list[NamedAxis]]:
     """Split ``shape`` into named axes, a list for every dimension.
 
+    (Products are of lists: compilers trace it, and know no others.)
+
     Args:
         pattern: one word a dimension, see the module's docstring.
         shape: the tensor's shape.
@@ -148,9 +150,9 @@ def name_axes(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> l
         missing = [name for name in token if name not in sizes]
         if len(missing) > 1:
             raise ValueError(f"axes {pattern!r}: the sizes of {' and '.join(map(repr, missing[1:]))} are missing")
-        known = prod(sizes[name] for name in token if name in sizes)
+        known = prod([sizes[name] for name in token if name in sizes])
         extents = {name: sizes[name] if name in sizes else size // known if known else 0 for name in token}
-        if prod(extents.values()) != size or any(extent < 0 for extent in extents.values()):
+        if prod([*extents.values()]) != size or any(extent < 0 for extent in extents.values()):
             given = ", ".join(f"{name}={sizes[name]}" for name in token if name in sizes)
             where = f"dimension {len(dims)} of shape {tuple(shape)}"
             raise RuntimeError(f"axes {pattern!r} with {given} do not fit {where}")

@@ -61,7 +61,7 @@ class Problem(NamedTuple):
         for word in words(self.norm.affine):
             star = word[0].startswith("*")
             shape += [size for (name, _), size in sizes.items() if name == word[0][1:]] if star else []
-            shape += [] if star else [prod(sizes[name, 0] for name in word)]
+            shape += [] if star else [prod([sizes[name, 0] for name in word])]
         return tuple(shape)
 
     def parameter(self, strides: type_strides) -> dict[Key, int]:
@@ -97,7 +97,7 @@ class Problem(NamedTuple):
     @property
     def num_groups(self) -> int:
         """How many groups there are."""
-        return prod(self.axes[key] for key in self.kept)
+        return prod([self.axes[key] for key in self.kept])
 
     def dense(self, keys: tuple[Key, ...]) -> dict[Key, int]:
         """Row-major strides of a buffer with these axes."""
@@ -112,7 +112,7 @@ class Problem(NamedTuple):
             Axis(size, key in over, key in self.affine, {name: s.get(key, 0) for name, s in present.items()})
             for key, size in self.axes.items()
         ]
-        return build(axes, tensors=tensors, leader=leader, count=prod(self.axes[key] for key in self.over))
+        return build(axes, tensors=tensors, leader=leader, count=prod([self.axes[key] for key in self.over]))
 
 
 SPLIT: Key = ("split", 0)
