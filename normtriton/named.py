@@ -307,8 +307,8 @@ def normalize(
         TypeError: an argument of another type; a size of an axis that is not there.
         NotImplementedError: input is not floating point, or not strided.
     """
-    modulation = (t[0] if isinstance(t, tuple) and t else t for t in (scale, shift))
-    every = (input, weight, bias, residual, *modulation, skip, gate)
+    alone = scale[0] if type(scale) is tuple and scale else scale, shift[0] if type(shift) is tuple and shift else shift
+    every = (input, weight, bias, residual, *alone, skip, gate)
     if has_torch_function_variadic(*every) and overloaded(*every):
         options: dict[str, Any] = {"over": over, "affine": affine, "weight": weight, "bias": bias, "eps": eps}
         options |= {"center": center, "residual": residual, "scale": scale, "shift": shift, "skip": skip, "gate": gate}
