@@ -46,6 +46,8 @@ from .stages import (
     linear_of,
     load_factor,
     load_kept,
+    masked,
+    number_of,
     pull_back,
     store_input_gradient,
 )
@@ -87,7 +89,7 @@ def load_normalized(dy, given, statistics, at, plan: tl.constexpr):
     x = load_kept(given, at, dtype, plan)
     if plan.centered:
         x -= statistics.mean
-    return widen(g, dtype), x * statistics.rstd
+    return widen(g, dtype), masked(x * statistics.rstd, given, at, plan)
 
 
 @triton.jit
@@ -198,6 +200,9 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
         at = tile_at(block.chunk, block, group, plan)
         where = group_entries(group.stats, block, plan)
         statistics = load_statistics(given.saved, where, dtype, plan)
+        elements = n
+        if plan.masked:
+            elements = number_of(given, where, group, dtype, plan)
         g, xhat = load_normalized(given.dy, given, statistics, at, plan)
         g = pull_back(g, xhat, linear, given, at, plan, True)
         if given.dweight is not None:
@@ -211,7 +216,7 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
             if plan.stage == "measure":
                 save_sums(given, where, sums)
             else:
-                store_input_gradient(derivative(g, xhat, sums, n, statistics.rstd, plan), given, at, plan)
+                store_input_gradient(derivative(g, xhat, sums, elements, statistics.rstd, plan), given, at, plan)
     where = row_entries(tl.program_id(0).to(tl.int64) * (group.count >> 1), group.parts, own)
     if given.dweight is not None:
         store(given.dweight, where.offsets, tl.sum(dweight, 0), where.mask)
@@ -222,7 +227,7 @@ def sweep(given, group, dtype: tl.constexpr, plan: tl.constexpr):
 @triton.jit
 def resident(given, statistics, block, group, plan: tl.constexpr):
     """Stage "resident": the tile is the whole group, and its sums are those of the parameters, weighted those of dx."""
-    n = num_elements(group, statistics.rstd.dtype)
+    n = number_of(given, group_entries(group.stats, block, plan), group, statistics.rstd.dtype, plan)
     at = tile_at(0, block, group, plan)
     g, xhat = load_both(given, statistics, at, plan, True)
     alike = along_parameters(at, plan)
@@ -246,7 +251,7 @@ def resident_cells(given, statistics, block, group, plan: tl.constexpr):
 
     Each cell's are partial gradients of its parameters; weighted and summed over a group's, they are what dx needs.
     """
-    n = num_elements(group, statistics.rstd.dtype)
+    n = number_of(given, group_entries(group.stats, block, plan), group, statistics.rstd.dtype, plan)
     at = tile_at(0, block, group, plan)
     g, xhat = load_both(given, statistics, at, plan, True)
     sum1, sum2 = sum_cells(g, g * xhat, plan)
@@ -292,7 +297,7 @@ def sum_walked(given, statistics, w, block, group, plan: tl.constexpr):
 def write_tiles(given, statistics, w, sums, group, plan: tl.constexpr):
     """Dx of the tiles that this program walks, from the last to the first."""
     block = own_block(group, plan)
-    n = num_elements(group, statistics.rstd.dtype)
+    n = number_of(given, group_entries(group.stats, block, plan), group, statistics.rstd.dtype, plan)
     first, last = own_tiles(block, group, plan)
     for i in tl.range(last - first):
         at = tile_at(last - 1 - i, block, group, plan)
@@ -396,7 +401,7 @@ def normalize_backward(
     dtype: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     given = Operands(
         Operand(dy, group.dy), Operand(x, group.x), Operand(dx, group.dx), Operand(weight, group.weight),
-        Saved(mean, rstd, None, running, eps), Sums(sum_dy, sum_dyx), dbias, dweight, behind, group,
+        Saved(mean, rstd, None, running, eps, None), Sums(sum_dy, sum_dyx), dbias, dweight, behind, group,
     )  # fmt: skip
     if plan.accumulate and also_plan is not None:
         rows = Operands(

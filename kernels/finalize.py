@@ -24,7 +24,7 @@ from .sums import Sums, sum_tile
 
 
 @triton.jit
-def merge_moments(parts, mean, rstd, correction, running, eps, group, plan: tl.constexpr):
+def merge_moments(parts, mean, rstd, correction, running, eps, count, group, plan: tl.constexpr):
     """Merge (count, mean, correction, squares) of every part into each group's statistics.
 
     Args:
@@ -32,13 +32,14 @@ def merge_moments(parts, mean, rstd, correction, running, eps, group, plan: tl.c
         mean, rstd: results, at ``group.stats``; ``mean`` is None if it is fixed at zero.
         correction: what the rounded mean misses of the exact one, at ``group.stats``.
         running, eps: as in `normalize_forward`.
+        count: how many elements of each group took part, at ``group.stats``; None if all do.
 
     Grid: (blocks of groups, 1).
     """
     block = own_block(group, plan)
     where = group_entries(group.stats, block, plan)
     found = merge_parts(parts, block, group, plan)
-    save_statistics(Saved(mean, rstd, None, running, eps), where, found, plan)
+    save_statistics(Saved(mean, rstd, None, running, eps, count), where, found, plan)
     if mean is not None:
         store(correction, where.offsets, found.correction, where.mask)
 

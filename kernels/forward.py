@@ -14,7 +14,7 @@ from .statistics import (
     load_statistics,
     measure,
     merge_parts,
-    moments,
+    moments_of,
     save_parts,
     save_statistics,
 )
@@ -128,15 +128,15 @@ def normalize_forward(
         Operand(x, group.x), Operand(y, group.y), Operand(weight, group.weight), Operand(bias, group.bias),
         around, group,
     )  # fmt: skip
-    saved = Saved(mean, rstd, parts, running, eps)
+    saved = Saved(mean, rstd, parts, running, eps, around.count if plan.masked else None)
     block = own_block(group, plan)
     where = group_entries(group.stats, block, plan)
-    origin = load_first_input(given, block, dtype, plan) if eps is None else None
+    origin = load_first_input(given, block, dtype, plan) if eps is None and not plan.masked else None
 
     if plan.stage == "resident":
         at = tile_at(0, block, group, plan)
         tile = load_input(given, at, dtype, plan)
-        found = moments(tile, at.mask, num_elements(group, dtype), origin, plan)
+        found = moments_of(given, tile, at, num_elements(group, dtype), origin, plan)
         statistics = save_statistics(saved, first_of_cells(where, block, plan), found, plan)
         linear = load_map(given, statistics.rstd, block, plan)
         write(given, tile, statistics, linear, at, plan)

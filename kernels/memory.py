@@ -11,7 +11,7 @@ import triton.language as tl
 
 from . import INTERPRETED
 from .cluster import by_rows, for_each_block, from_rows, in_first_block
-from .places import Entries, cell_offsets, distance, first_elements, tensor_offsets
+from .places import Entries, cell_offsets, distance, first_elements, spread_offsets, tensor_offsets
 
 
 class Operand(NamedTuple):
@@ -84,6 +84,18 @@ def load_raw(operand, at, plan: tl.constexpr):
 def load_tile(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
     """A tile of a tensor of full size in the dtype of the arithmetic."""
     return widen(load_raw(operand, at, plan), dtype)
+
+
+@triton.jit
+def load_spread(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
+    """A tile of a tensor that broadcasts against those of full size."""
+    return load(operand.pointer, spread_offsets(operand.strides, at, plan), at.mask, dtype)
+
+
+@triton.jit
+def load_truth(operand, at, plan: tl.constexpr):
+    """The same of truth values, a byte each; false outside the mask."""
+    return tl.load(operand.pointer + spread_offsets(operand.strides, at, plan), mask=at.mask, other=0) != 0
 
 
 @triton.jit

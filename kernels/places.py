@@ -353,6 +353,13 @@ def cell_offsets(strides, at, plan: tl.constexpr):
 
 
 @triton.jit
+def spread_offsets(strides, at, plan: tl.constexpr):
+    """Offsets of a tensor that broadcasts against those of full size: (block_kept, block_r1, block_r2)."""
+    offsets = group_offsets(strides, at, plan) + distance(at.walk, strides.walk)
+    return offsets + (at.r1 * strides.r1)[None, :, None] + (at.r2 * strides.r2)[None, None, :]
+
+
+@triton.jit
 def group_entries(strides, block, plan: tl.constexpr):
     """The entry of each of a block's groups: (block_kept, 1, 1)."""
     return Entries(group_offsets(strides, block, plan), block.exists[:, None, None])

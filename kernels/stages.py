@@ -4,10 +4,12 @@ Of a norm alone these functions load, return or store what they are given. Each 
 here and nowhere else; `normtriton.planning.stages` says in which order they stand.
 
     u = x * act(gate)                    if ``gate_first``
+    u = u * x_scale
     u = u + residual                     stored, in the dtype of ``total``, and normalized as it was stored
     z = x̂ * (offset + weight) + bias
     z = z + skip
     y = act(z), or with a gate z * act(gate), unless that came first
+    y = 0 where a mask is false
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +18,18 @@ import triton
 import triton.language as tl
 
 from .activations import activate, slope
-from .memory import Operand, load_first, load_parameter, load_tile, rounded, store_tile
+from .memory import (
+    Operand,
+    load,
+    load_first,
+    load_parameter,
+    load_spread,
+    load_tile,
+    load_truth,
+    rounded,
+    store_tile,
+)
+from .places import first_elements, num_elements
 
 
 class Around(NamedTuple):
@@ -30,12 +43,18 @@ class Around(NamedTuple):
         total: where the sum goes.
         skip: added after the linear map.
         gate: what it gives is multiplied with it, or x is.
+        x_scale: x is multiplied with it.
+        mask: truth values; where it is false an element takes no part.
+        count: how many elements of each group take part, at ``group.stats``: written, backward read.
     """
 
     residual: Any
     total: Any
     skip: Any
     gate: Any
+    x_scale: Any
+    mask: Any
+    count: Any
 
 
 class Behind(NamedTuple):
@@ -43,8 +62,8 @@ class Behind(NamedTuple):
 
     Attributes:
         bias: which the input of the activation is computed with.
-        skip, gate: as they were.
-        before: x, where it was multiplied with a gate and a residual was added to it.
+        skip, gate, x_scale, mask, count: as they were.
+        before: x, where it was multiplied with something and a residual was added to it.
         dtotal: the gradient of the sum that was returned.
         dskip, dgate, dresidual: gradients.
     """
@@ -57,21 +76,56 @@ class Behind(NamedTuple):
     dskip: Any
     dgate: Any
     dresidual: Any
+    x_scale: Any
+    mask: Any
+    count: Any
 
 
 @triton.jit
-def gated(x, given, at, plan: tl.constexpr):
-    """X * act(gate), of one tile, if that comes first."""
+def multiplied(x, given, at, plan: tl.constexpr):
+    """X * act(gate), if that comes first, * x_scale, of one tile."""
     if plan.gate_first:
         gate = load_tile(Operand(given.around.gate, given.strides.gate), at, x.dtype, plan)
         x *= activate(gate, plan)
+    return scaled(x, given, at, plan)
+
+
+@triton.jit
+def scaled(x, given, at, plan: tl.constexpr):
+    """X * x_scale, of one tile, if there is one."""
+    if given.strides.x_scale is not None:
+        x *= load_spread(Operand(given.around.x_scale, given.strides.x_scale), at, x.dtype, plan)
     return x
+
+
+@triton.jit
+def taking_part(given, at, plan: tl.constexpr):
+    """Which elements of a tile take part, with a mask around the norm."""
+    return load_truth(Operand(given.around.mask, given.strides.mask), at, plan)
+
+
+@triton.jit
+def masked(values, given, at, plan: tl.constexpr):
+    """Values of one tile; 0 where a mask is false, whatever they were."""
+    if plan.masked:
+        values = tl.where(taking_part(given, at, plan), values, 0.0)
+    return values
+
+
+@triton.jit
+def number_of(given, where, group, dtype: tl.constexpr, plan: tl.constexpr):
+    """How many elements each group's sums are of, backward: at least one."""
+    if plan.masked and not plan.constant:
+        number = load(given.around.count, where.offsets, where.mask, dtype, 1.0)
+    else:
+        number = num_elements(group, dtype)
+    return number
 
 
 @triton.jit
 def load_input(given, at, dtype: tl.constexpr, plan: tl.constexpr):
     """What is normalized, of one tile; a sum is stored on the way."""
-    x = gated(load_tile(given.x, at, dtype, plan), given, at, plan)
+    x = multiplied(load_tile(given.x, at, dtype, plan), given, at, plan)
     if given.strides.residual is not None:
         residual = load_tile(Operand(given.around.residual, given.strides.residual), at, dtype, plan)
         x = rounded(x + residual, given.around.total.dtype.element_ty)
@@ -85,7 +139,7 @@ def load_input_again(given, at, dtype: tl.constexpr, plan: tl.constexpr):
     if given.strides.total is not None:
         x = load_tile(Operand(given.around.total, given.strides.total), at, dtype, plan)
     else:
-        x = gated(load_tile(given.x, at, dtype, plan), given, at, plan)
+        x = multiplied(load_tile(given.x, at, dtype, plan), given, at, plan)
     return x
 
 
@@ -96,6 +150,7 @@ def load_first_input(given, block, dtype: tl.constexpr, plan: tl.constexpr):
     if plan.gate_first:
         gate = load_first(Operand(given.around.gate, given.strides.gate), block, dtype, plan)
         x *= activate(gate, plan)
+    x = scaled(x, given, first_elements(block), plan)
     if given.strides.residual is not None:
         x += load_first(Operand(given.around.residual, given.strides.residual), block, dtype, plan)
         x = rounded(x, given.around.total.dtype.element_ty)
@@ -120,7 +175,7 @@ def finish(z, given, at, plan: tl.constexpr):
             z *= activate(gate, plan)
         else:
             z = activate(z, plan)
-    return z
+    return masked(z, given, at, plan)
 
 
 @triton.jit
@@ -157,11 +212,12 @@ def pull_back(g, xhat, linear, given, at, plan: tl.constexpr, stores: tl.constex
             gate = load_tile(Operand(given.around.gate, given.strides.gate), at, g.dtype, plan)
             if stores and given.strides.dgate is not None:
                 z = add_skip(xhat * linear[0] + linear[1], given, at, plan)
-                dgate = g * z * slope(gate, plan)
+                dgate = masked(g * z * slope(gate, plan), given, at, plan)
                 store_tile(Operand(given.around.dgate, given.strides.dgate), at, dgate, plan)
             g *= activate(gate, plan)
         elif plan.activation != "":
             g *= slope(add_skip(xhat * linear[0] + linear[1], given, at, plan), plan)
+    g = masked(g, given, at, plan)
     if stores and given.strides.dskip is not None:
         store_tile(Operand(given.around.dskip, given.strides.dskip), at, g, plan)
     return g
@@ -169,21 +225,23 @@ def pull_back(g, xhat, linear, given, at, plan: tl.constexpr, stores: tl.constex
 
 @triton.jit
 def load_kept(given, at, dtype: tl.constexpr, plan: tl.constexpr):
-    """What was normalized, of one tile, in the backward pass: it was kept, or is x and a gate."""
+    """What was normalized, of one tile, in the backward pass: it was kept, or is x and what it was multiplied with."""
     x = load_tile(given.x, at, dtype, plan)
     if given.strides.before is None:
-        x = gated(x, given, at, plan)
+        x = multiplied(x, given, at, plan)
     return x
 
 
 @triton.jit
 def store_input_gradient(d, given, at, plan: tl.constexpr):
-    """Dx of one tile: what comes through the norm, and what comes from the sum that was returned; through a gate."""
+    """Dx of one tile: what comes through the norm, and what comes from the sum that was returned; multiplied as x."""
+    d = masked(d, given, at, plan)
     if given.strides.dtotal is not None:
         d += load_tile(Operand(given.around.dtotal, given.strides.dtotal), at, d.dtype, plan)
+    if given.strides.dresidual is not None:
+        store_tile(Operand(given.around.dresidual, given.strides.dresidual), at, d, plan)
+    d = scaled(d, given, at, plan)
     if plan.gate_first:
-        if given.strides.dresidual is not None:
-            store_tile(Operand(given.around.dresidual, given.strides.dresidual), at, d, plan)
         gate = load_tile(Operand(given.around.gate, given.strides.gate), at, d.dtype, plan)
         if given.strides.dgate is not None:
             if given.strides.before is not None:
@@ -191,6 +249,8 @@ def store_input_gradient(d, given, at, plan: tl.constexpr):
             else:
                 x = load_tile(given.x, at, d.dtype, plan)
             dgate = d * x * slope(gate, plan)
+            if given.strides.before is None:
+                dgate = masked(dgate, given, at, plan)
             store_tile(Operand(given.around.dgate, given.strides.dgate), at, dgate, plan)
         d *= activate(gate, plan)
     store_tile(given.dx, at, d, plan)

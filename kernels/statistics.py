@@ -8,7 +8,7 @@ import triton.language as tl
 from .cluster import for_each_block
 from .memory import Operand, count_up, load, load_first, store, store_entries, stored_once
 from .places import num_cells, num_tiles, own_tiles, tensor_offsets, tile_at
-from .stages import load_input
+from .stages import load_input, taking_part
 from .sums import sum_tile, sum_tiles, with_products
 
 
@@ -43,6 +43,7 @@ class Saved(NamedTuple):
         correction: what the rounded mean misses of the exact one.
         running: `Running` statistics: to be updated, or with ``plan.constant`` used in place of the others.
         eps: added to the variance, see `exact`; None for 0 in a norm that makes 0 of a constant group.
+        count: how many elements of a group took part, at least 1; with ``plan.masked``.
     """
 
     mean: Any
@@ -50,6 +51,7 @@ class Saved(NamedTuple):
     correction: Any
     running: Any
     eps: Any
+    count: Any
 
 
 class Run(NamedTuple):
@@ -92,6 +94,25 @@ def moments(x, mask, count, origin, plan: tl.constexpr):
         mean = tl.zeros_like(squares)
         found = Moments(count, mean, mean, squares)
     return found
+
+
+@triton.jit
+def moments_of(given, x, at, count, origin, plan: tl.constexpr):
+    """`moments` of a tile of which there are ``count`` elements a group; with a mask, of those that take part."""
+    if plan.masked:
+        there = taking_part(given, at, plan)
+        count = sum_tile(there.to(x.dtype), plan)
+        found = moments(tl.where(there, x, 0.0), there, at_least_one(count), origin, plan)
+        found = Moments(count, found.mean, found.correction, found.squares)
+    else:
+        found = moments(x, at.mask, count, origin, plan)
+    return found
+
+
+@triton.jit
+def at_least_one(count):
+    """How many, to divide by: of none 1."""
+    return tl.where(count == 0.0, 1.0, count)
 
 
 @triton.jit
@@ -140,12 +161,14 @@ def load_part(parts, plane, offsets, mask, pivot):
 @triton.jit
 def join(found, pivot, plan: tl.constexpr):
     """The `Moments` of each group from those of its parts, (block_kept, r1, r2), with means relative to ``pivot``."""
-    total = sum_tile(found.count, plan)
-    total = tl.where(total == 0.0, 1.0, total)  # of no group
+    count = sum_tile(found.count, plan)
+    total = at_least_one(count)  # of no group
     correction = sum_tile(found.correction * found.count, plan) / total
     deviation = found.correction - correction
     squares = sum_tile(found.squares + deviation * deviation * found.count, plan)
     mean = pivot + correction
+    if plan.masked:
+        total = count
     return Moments(total, mean, (pivot - mean) + correction, squares)
 
 
@@ -159,13 +182,45 @@ def merge_parts(parts, block, group, plan: tl.constexpr):
     """
     dtype: tl.constexpr = parts.dtype.element_ty
     plane = num_cells(group, plan) * (group.count >> 1)
-    pivot = load_first(Operand(parts + plane, group.parts), block, dtype, plan)
     zeros = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+    if plan.masked:
+        pivot = near_mean(parts, plane, zeros, block, group, plan)
+    else:
+        pivot = load_first(Operand(parts + plane, group.parts), block, dtype, plan)
     found = Moments(zeros, zeros, zeros, zeros)
     for i in tl.range(num_tiles(group, plan)):
         at = tile_at(i, block, group, plan)
         found = combine(found, load_part(parts, plane, tensor_offsets(group.parts, at, plan), at.mask, pivot))
     return join(found, pivot, plan)
+
+
+@triton.jit
+def near_mean(parts, plane, zeros, block, group, plan: tl.constexpr):
+    """About the mean of each of a block's groups, whose first part may be of no elements: (block_kept, 1, 1)."""
+    sums, counts = zeros, zeros
+    for i in tl.range(num_tiles(group, plan)):
+        at = tile_at(i, block, group, plan)
+        offsets = tensor_offsets(group.parts, at, plan)
+        count = load(parts, offsets, at.mask, zeros.dtype)
+        counts += count
+        sums = tl.fma(load(parts + plane, offsets, at.mask, zeros.dtype), count, sums)
+    return sum_tile(sums, plan) / at_least_one(sum_tile(counts, plan))
+
+
+@triton.jit
+def measure_masked(given, block, group, dtype: tl.constexpr, plan: tl.constexpr):
+    """`measure` of the elements that take part: tile by tile, since the first ones may have none."""
+    first, last = own_tiles(block, group, plan)
+    nothing = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
+    found = Moments(nothing, nothing, nothing, nothing)
+    for i in tl.range(first, last):
+        at = tile_at(i, block, group, plan)
+        part = moments_of(given, load_input(given, at, dtype, plan), at, 0.0, None, plan)
+        beside = (part.mean - found.mean) + part.correction
+        added = combine(found, Moments(part.count, found.mean, beside, part.squares))
+        mean, correction = two_sum(added.mean, added.correction)
+        found = Moments(added.count, mean, correction, added.squares)
+    return found
 
 
 @triton.jit
@@ -200,6 +255,16 @@ def measure_run(given, pivot, run, group, dtype: tl.constexpr, plan: tl.constexp
 
 @triton.jit
 def measure(given, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
+    """`Moments` of each group over the tiles that this program walks."""
+    if plan.masked:
+        found = measure_masked(given, block, group, dtype, plan)
+    else:
+        found = measure_all(given, origin, block, group, dtype, plan)
+    return found
+
+
+@triton.jit
+def measure_all(given, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`Moments` of each group over the tiles that this program walks.
 
     The first tile by itself, then runs of 8, each measured from the mean of all before it and summed across threads
@@ -236,21 +301,30 @@ def save_parts(parts, where, found, group, plan: tl.constexpr):
 def update_running(running, where, mean, variance, count, plan: tl.constexpr):
     """Blend a group's mean and unbiased variance into the running ones; without momentum, write them as they are.
 
-    ``count`` is the number of elements behind the variance, or None if the variance is unbiased already.
+    ``count`` is the number of elements behind the variance, or None if the variance is unbiased already. A group of
+    which none take part leaves them as they are.
     """
     dtype: tl.constexpr = mean.dtype
     where = stored_once(where, plan)
     mean, variance = for_each_block(mean, plan), for_each_block(variance, plan)
     mean_at, var_at = where.offsets * running.mean_stride, where.offsets * running.var_stride
-    unbiased = variance if count is None else variance * (count / (count - 1.0))
+    unbiased = variance
+    there = where.mask
+    if plan.masked:
+        count = for_each_block(count, plan)
+        there = there & (count > 0.0)
+        unbiased = variance * (count / at_least_one(count - 1.0))
+    elif count is not None:
+        unbiased = variance * (count / (count - 1.0))
     if len(running.momentum) > 0:
         m = exact(running.momentum, dtype)
         old_mean = load(running.mean, mean_at, where.mask, dtype)
         old_var = load(running.var, var_at, where.mask, dtype)
         mean = old_mean * (1.0 - m) + mean * m
         unbiased = old_var * (1.0 - m) + unbiased * m
-    store(running.mean, mean_at, mean, where.mask)
-    store(running.var, var_at, unbiased, where.mask)
+        tl.debug_barrier()  # threads that hold a copy of an entry have read it before the one that stores does
+    store(running.mean, mean_at, mean, there)
+    store(running.var, var_at, unbiased, there)
     if len(running.batches) > 0:  # one program counts
         count_up(running.batches[0], (tl.program_id(0) == 0) & (tl.program_id(1) == 0))
 
@@ -258,7 +332,11 @@ def update_running(running, where, mean, variance, count, plan: tl.constexpr):
 @triton.jit
 def save_statistics(saved, where, found, plan: tl.constexpr):
     """Store each group's mean and 1 / sqrt(variance + eps), (block_kept, 1, 1), and return them."""
-    mean, variance = found.mean + found.correction, found.squares / found.count
+    count = found.count
+    if plan.masked:
+        count = at_least_one(count)
+        store_entries(saved.count, where, count, plan)
+    mean, variance = found.mean + found.correction, found.squares / count
     if saved.eps is None:
         rstd = tl.where(variance == 0.0, 0.0, 1.0 / tl.sqrt(tl.where(variance == 0.0, 1.0, variance)))
     else:

@@ -13,11 +13,12 @@ import torch
 from . import functional, named
 from .autograd.derivatives import Axes
 from .autograd.function import has_kernels
+from .autograd.surrounded import expanded
 from .checks import Refused
 from .modulation import modulated
 from .planning.plan import Device
 from .planning.schedule import Problem, backward_schedule, forward_schedule
-from .planning.stages import ALONE
+from .planning.stages import ALONE, SPREAD
 from .runtime import clusters as switch
 from .runtime import compiling, devices
 from .runtime.switch import whole_number, yes_or_no
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from .planning.schedule import Launch, Schedule
 
 #: The names of what surrounds a norm.
-_SURROUNDING = tuple(Around.__annotations__)
+_SURROUNDING = (*Around.__annotations__, "lengths")
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 _CHECKS: dict[str, Callable[..., Call]] = {
     "batch_norm": functional.batch_norm_call,
@@ -101,6 +102,7 @@ class Explanation(NamedTuple):
         ]
         stages = self.problem.stages
         settings = [f"{name} {value}" for name, value in stages._asdict().items() if value != getattr(ALONE, name)]
+        settings = [setting for setting in settings if not setting.startswith("masked")]  # the mask is named
         if self.around or settings:
             lines.insert(1, f"in the same pass: {', '.join((*self.around, *settings))}")
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
@@ -164,7 +166,7 @@ def forward_direction(
     beside = around_forward(x, around)
     mode = "" if call.statistics is None else "use" if call.use_running else "update"
     strides = [None if p is None else p.stride() for p in (weight, bias)]
-    dtypes, layouts = dtypes_of(x, weight), tuple((name, t.stride()) for name, t in beside.items())
+    dtypes, layouts = dtypes_of(x, weight), layouts_of(x, beside)
     schedule = forward_schedule(call.problem, x.stride(), y.stride(), *strides, dtypes, device, mode, layouts)
     parameters = sum(p.numel() * p.itemsize for p in (weight, bias) if p is not None)
     if call.statistics is not None:
@@ -199,6 +201,11 @@ def around_forward(x: Tensor, around: Mapping[str, Tensor]) -> dict[str, Tensor]
     return beside
 
 
+def layouts_of(x: Tensor, beside: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """What the planner is told of the tensors around x."""
+    return tuple((name, t.stride()) for name, t in expanded(x, beside).items())
+
+
 def computes_again(call: Call, around: Mapping[str, Tensor]) -> bool:
     """Whether a backward pass computes again what an activation or a gate was applied to."""
     return call.problem.stages.computes_again("gate" in around)
@@ -212,11 +219,14 @@ def around_backward(call: Call, x: Tensor, around: Mapping[str, Tensor]) -> dict
         if name in around:
             beside[name] = around[name]
             beside[f"d{name}"] = torch.empty_like(x, dtype=around[name].dtype, device="meta")
+    multiplies = first or "x_scale" in around
     if "residual" in around:
         beside["dtotal"] = torch.empty_like(x, device="meta")
-        if first:
-            beside["before"], beside["dresidual"] = x, torch.empty_like(x, device="meta")
-    return beside
+        if multiplies:
+            beside["before"] = x
+    if "x_scale" in around or (first and "residual" in around):
+        beside["dresidual"] = torch.empty_like(x, device="meta")
+    return beside | {name: around[name] for name in SPREAD if name in around}
 
 
 def dtypes_of(x: Tensor, weight: Tensor | None) -> tuple[torch.dtype, torch.dtype | None]:
@@ -255,7 +265,7 @@ def backward_direction(
         bool(parameters),
         True,
         call.use_running,
-        tuple((name, t.stride()) for name, t in beside.items()),
+        layouts_of(x, beside),
         bias.stride() if bias is not None and computes_again(call, around) else None,
     )
     size = statistics_size(x)
@@ -277,6 +287,8 @@ def backward_direction(
         moved += sums * schedule.parts * size  # summed once more, for the parameters
     if schedule.columns or schedule.main.also:
         moved += 2 * tensor + stats
+    if "x_scale" in around:  # its gradient takes a walk of its own
+        moved += 2 * tensor + (whole({"gate": around["gate"]}) if call.problem.stages.gate_first else 0)
     return Direction(schedule, moved, compulsory)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from .modulation import NAMES as MODULATION
 from .modulation import along
 from .planning.norms import described, names
 from .planning.schedule import Problem
+from .planning.stages import SPREAD
 from .surroundings import run as surround
 
 if TYPE_CHECKING:
@@ -180,18 +182,56 @@ def _composed(call: Call, weight: Tensor | None, bias: Tensor | None, x: Tensor,
 def along_axes(function: str, x: Tensor, words: Words, around: Mapping[str, Any]) -> dict[str, Any]:
     """What surrounds a call; of each pair, of a tensor and its axes, the tensor as it broadcasts against x."""
     found = dict(around)
-    for name in MODULATION:
+    for name in (*MODULATION, *SPREAD):
         given = around.get(name)
         if isinstance(given, tuple):
-            if len(given) != 2 or not isinstance(given[1], str):
-                raise TypeError(f"{function}(): argument '{name}' must be a Tensor, or a pair of one and its axes")
-            t, listed = given
-            check_tensor(function, name, t, x)
-            call, (view, _) = _read(words._replace(affine=listed), x.shape, t.shape, None, 0.0, (name, ""))
-            laid = _laid(t, view, call)
-            assert laid is not None
-            found[name] = along(call.problem, laid)
+            t, listed = _pair(function, name, given)
+            if name != "mask":
+                check_tensor(function, name, t, x)
+            found[name] = _along(words, x, name, t, listed)
+    given = found.pop("lengths", None)
+    if given is not None:
+        if found.get("mask") is not None:
+            raise ValueError(f"{function}(): mask and lengths say the same, give one of them")
+        found["mask"] = _first(function, words, x, given)
     return found
+
+
+def _pair(function: str, name: str, given: Any) -> tuple[Tensor, str]:
+    if len(given) != 2 or not isinstance(given[0], torch.Tensor) or not isinstance(given[1], str):
+        raise TypeError(f"{function}(): argument '{name}' must be a Tensor, or a pair of one and its axes")
+    return given[0], given[1]
+
+
+def _along(words: Words, x: Tensor, name: str, t: Tensor, listed: str) -> Tensor:
+    """A tensor that varies along the listed axes, as it broadcasts against x."""
+    call, (view, _) = _read(words._replace(affine=listed), x.shape, t.shape, None, 0.0, (name, ""))
+    laid = _laid(t, view, call)
+    assert laid is not None
+    return along(call.problem, laid)
+
+
+def _first(function: str, words: Words, x: Tensor, given: Any) -> Tensor:
+    """The mask of so many first elements along an axis, the last one listed.
+
+    Raises:
+        TypeError: it is no pair of integers and axes.
+        ValueError, RuntimeError: axes that there are not, or of other sizes.
+    """
+    if not isinstance(given, tuple):
+        raise TypeError(f"{function}(): argument 'lengths' must be a pair of a Tensor and its axes")
+    lengths, listed = _pair(function, "lengths", given)
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"{function}(): lengths must be integers, not {lengths.dtype}")
+    if lengths.device != x.device:
+        raise RuntimeError(f"{function}(): lengths is on {lengths.device}, the input on {x.device}")
+    *_, last = listed.split() or [""]
+    problem = Problem(_norm(words._replace(affine=last or None)), tuple(x.shape), words.sizes)
+    size = prod(problem.parameter_shape)
+    if not last:
+        raise ValueError(f"{function}(): lengths needs the axis that they are lengths of, of {problem.norm.axes!r}")
+    there = torch.arange(size, device=x.device) < lengths.unsqueeze(-1)
+    return _along(words, x, "lengths", there, listed)
 
 
 def _run_surrounded(
@@ -239,6 +279,9 @@ def normalize(
     residual: Tensor | None = None,
     scale: Tensor | tuple[Tensor, str] | None = None,
     shift: Tensor | tuple[Tensor, str] | None = None,
+    x_scale: Tensor | tuple[Tensor, str] | None = None,
+    mask: Tensor | tuple[Tensor, str] | None = None,
+    lengths: tuple[Tensor, str] | None = None,
     skip: Tensor | None = None,
     gate: Tensor | None = None,
     activation: str | None = None,
@@ -262,16 +305,21 @@ def normalize(
     written as ``normalized(u, weight, bias)``, and every step left out that is not asked for:
 
         u = x * activation(gate)                      # if gate_first
+        u = u * x_scale
         u = u + residual
         z = normalized(u, offset + weight, bias)      # rounded to x's dtype before the weight, if round_first
         z = z * (1 + scale) + shift
         z = z + skip
         y = activation(z), or z * activation(gate) if there is a gate that did not come first
+        y = where(mask, y, 0)                         # and statistics are of the elements where mask is True
 
     The result is y, or (y, u) if there is a residual. u has the dtype that x + residual has, and is normalized as it
-    was rounded to it. For the backward pass u (or x), the parameters, mean and rstd are kept, and of skip and gate what
-    a gradient needs. `torch.compile` sees one operator a direction. `torch.export`, transforms, derivatives of
-    gradients, and float64 beside other dtypes take the plain norm and PyTorch's operations.
+    was rounded to it. What a mask leaves out may hold anything, NaN too: it passes no gradient, but for u's. A group
+    with nothing left gives zeros, and leaves running statistics as they are.
+
+    For the backward pass u (or x), the parameters, mean and rstd are kept, and of skip and gate what a gradient needs.
+    `torch.compile` sees one operator a direction. `torch.export`, transforms, derivatives of gradients, and float64
+    beside other dtypes take the plain norm and PyTorch's operations.
 
     Where there are no kernels (a CPU tensor outside the interpreter, `torch.jit.trace`) PyTorch's operations compute
     it. Under autocast the result keeps the input's dtype.
@@ -293,6 +341,11 @@ def normalize(
             that has the shape of weight and bias, or a pair of a tensor and the axes that it varies along, as
             ``(s, "b d")``. They make another weight and another bias: beside a weight or a bias of the norm's own,
             PyTorch's operations compute these first, in float32.
+        x_scale: what x is multiplied with before a residual is added, as layer scale: given as ``scale`` is. Its
+            gradient takes one launch more.
+        mask: torch.bool, given as ``scale`` is: False for elements that take no part.
+        lengths: in the place of a mask, integers and their axes, of which the last is the one that they are lengths
+            of: with ``(l, "b t")`` the first ``l[b]`` of t take part.
         activation: "relu", "leaky_relu" (0.01), "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hardswish" or None.
         offset: what the weight counts from: 1 for weights that are stored as their distance from 1.
         round_first: round to the input's dtype before multiplying by the weight, as Llama does.
@@ -308,18 +361,27 @@ def normalize(
         NotImplementedError: input is not floating point, or not strided.
     """
     alone = scale[0] if type(scale) is tuple and scale else scale, shift[0] if type(shift) is tuple and shift else shift
-    every = (input, weight, bias, residual, *alone, skip, gate)
+    beside = (
+        x_scale[0] if type(x_scale) is tuple and x_scale else x_scale,
+        mask[0] if type(mask) is tuple and mask else mask,
+    )
+    every = (input, weight, bias, residual, *alone, *beside, skip, gate)
     if has_torch_function_variadic(*every) and overloaded(*every):
         options: dict[str, Any] = {"over": over, "affine": affine, "weight": weight, "bias": bias, "eps": eps}
         options |= {"center": center, "residual": residual, "scale": scale, "shift": shift, "skip": skip, "gate": gate}
-        options["activation"] = activation
+        options |= {"activation": activation, "x_scale": x_scale, "mask": mask, "lengths": lengths}
         options |= {"offset": offset, "round_first": round_first, "gate_first": gate_first, **sizes}
         return handle_torch_function(normalize, every, input, axes, **options)
     words = Words(axes, over, affine, center, tuple(sizes.items()))
     around: dict[str, Any] | None = None
-    if activation or offset or round_first or not (residual is scale is shift is skip is gate is None):
+    if (
+        activation
+        or offset
+        or round_first
+        or not (residual is scale is shift is skip is gate is x_scale is mask is lengths is None)
+    ):
         around = {"residual": residual, "scale": scale, "shift": shift, "skip": skip, "gate": gate}
-        around["activation"] = activation
+        around |= {"activation": activation, "x_scale": x_scale, "mask": mask, "lengths": lengths}
         around |= {"offset": offset, "round_first": round_first, "gate_first": gate_first}
     return run("normalize", input, words, weight, bias, eps, None, around)
 

@@ -8,14 +8,15 @@ import torch
 from torch.compiler import is_compiling, is_exporting
 from torch.overrides import has_torch_function_variadic
 
+from .autograd.composed import blend
 from .autograd.function import has_kernels, tracing_state, unwatched
 from .autograd.sharded import is_sharded
-from .autograd.surrounded import NAMES, decomposed, surround
+from .autograd.surrounded import NAMES, decomposed, norm_of, surround
 from .autograd.surrounded_operators import surround as surround_traced
 from .checks import Refused, check_memory, check_tensor, number, overloaded, quiet_about_sizes
 from .modulation import NAMES as MODULATION
 from .modulation import broadcastable, modulated
-from .planning.stages import ACTIVATIONS, Stages
+from .planning.stages import ACTIVATIONS, SPREAD, Stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,11 +32,13 @@ _transforms = torch._C._are_functorch_transforms_active
 class Around(TypedDict, total=False):
     """What every function and module takes by keyword, see `normtriton.normalize`."""
 
+    x_scale: Tensor | None
     residual: Tensor | None
     skip: Tensor | None
     gate: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
+    mask: Tensor | None
     activation: str | None
     offset: float
     round_first: bool
@@ -46,7 +49,8 @@ class Surroundings(NamedTuple):
     """What surrounds a call, checked.
 
     Attributes:
-        tensors: those of x's shape that are there, by name.
+        tensors: those that the kernels take, as far as they are there, by name: of x's shape, or with a dimension for
+            each of x's.
         modulation: scale and shift, as far as they are there, with a dimension for each of x's.
         stages: the settings.
     """
@@ -87,7 +91,13 @@ def surroundings(
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
     activation, offset = check_settings(function, given)
     tensors = {name: given[name] for name in NAMES if given.get(name) is not None}
+    if "x_scale" in tensors:
+        tensors["x_scale"] = broadcastable(function, "x_scale", tensors["x_scale"], x, spread)
+    if "mask" in tensors:
+        tensors["mask"] = _check_mask(function, tensors["mask"], x)
     for name, t in tensors.items():
+        if name in SPREAD:
+            continue
         check_tensor(function, name, t, x)
         if t.shape != x.shape:
             raise RuntimeError(
@@ -100,7 +110,29 @@ def surroundings(
     }
     rounds = (weight is not None or "scale" in modulation) and bool(given.get("round_first"))
     first = "gate" in tensors and bool(given.get("gate_first"))
-    return Surroundings(tensors, modulation, Stages(activation, 0.0 if weight is None else offset, rounds, first))
+    stages = Stages(activation, 0.0 if weight is None else offset, rounds, first, "mask" in tensors)
+    return Surroundings(tensors, modulation, stages)
+
+
+def _check_mask(function: str, mask: Any, x: Tensor) -> Tensor:
+    """A mask with a dimension for each of x's.
+
+    Raises:
+        TypeError: it is no tensor of truth values.
+        RuntimeError: it does not broadcast against x, or is on another device.
+    """
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise TypeError(f"{function}(): mask must be a Tensor of torch.bool, not {kind}")
+    if mask.device != x.device:
+        raise RuntimeError(f"{function}(): mask is on {mask.device}, the input on {x.device}")
+    view = mask.reshape([1] * (x.dim() - mask.dim()) + [*mask.shape])
+    if view.dim() != x.dim() or any(a not in (1, b) for a, b in zip(view.shape, x.shape, strict=True)):
+        raise RuntimeError(
+            f"{function}(): mask of shape {tuple(mask.shape)} does not broadcast against the input of shape "
+            f"{tuple(x.shape)}"
+        )
+    return view
 
 
 def run(
@@ -133,6 +165,7 @@ def run(
     if _takes(x, weight, bias, around):
         try:
             checked, w, b = call()
+            _check_averages(function, checked, around.stages)
             problem = checked.problem._replace(stages=around.stages)
             checked, w, b = modulated(checked._replace(problem=problem), w, b, around.modulation)
         except Refused:
@@ -141,24 +174,68 @@ def run(
             run = surround_traced if is_compiling() else surround
             return run(checked, x, w, b, around.tensors)  # type: ignore[return-value]
     everything = around.tensors | around.modulation
+    if "mask" in everything:
+        plain = _masked(function, call, everything["mask"])
     return decomposed(plain, spread, x, weight, bias, everything, around.stages)  # type: ignore[return-value]  # two, as it says
+
+
+def _check_averages(function: str, call: Call, stages: Stages) -> None:
+    """Refuse to update running statistics with averages of groups that a mask may leave nothing of.
+
+    Raises:
+        NotImplementedError: they would be.
+    """
+    if stages.masked and call.statistics is not None and not call.use_running:
+        problem = call.problem
+        if any(key not in problem.affine for key in problem.kept):
+            raise NotImplementedError(f"{function}(): running statistics are not updated by groups with a mask")
+
+
+def _masked(
+    function: str, call: Callable[[], tuple[Call, Tensor | None, Tensor | None]], mask: Tensor
+) -> Callable[..., Tensor]:
+    """The norm alone of what a mask lets through, in PyTorch's operations.
+
+    Raises:
+        NotImplementedError: what takes the call is PyTorch's own function, which knows no mask.
+    """
+    try:
+        checked, _, _ = call()
+    except Refused:
+        raise NotImplementedError(f"{function}(): a mask beside what PyTorch's own function takes alone") from None
+    _check_averages(function, checked, Stages(masked=True))
+    norm = norm_of(checked, mask)
+    if checked.statistics is None or checked.use_running:
+        return norm
+    mean, var, _, _, batches, momentum = checked.statistics
+
+    def updating(u: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        blend(checked.problem, u, mask, mean, var, momentum)
+        for count in batches:
+            count.add_(1)
+        return norm(u, weight, bias)
+
+    return updating
 
 
 def _takes(x: Tensor, weight: Tensor | None, bias: Tensor | None, around: Surroundings) -> bool:
     """Whether the kernels take a call: plain tensors, not of float64 beside others."""
-    tensors, modulation = around.tensors, tuple(map(around.modulation.get, MODULATION))
-    every = (x, weight, bias, *map(tensors.get, NAMES))
-    if has_torch_function_variadic(*every, *modulation) and overloaded(*every, *modulation):
+    tensors = around.tensors
+    whole = (weight, bias, tensors.get("residual"), tensors.get("skip"), tensors.get("gate"))
+    x_scale, mask = tensors.get("x_scale"), tensors.get("mask")
+    scale, shift = map(around.modulation.get, MODULATION)
+    every = (x, *whole, scale, shift, x_scale)
+    if has_torch_function_variadic(*every, mask) and overloaded(*every, mask):
         return False
     if not has_kernels(x):
         return False
     if is_compiling():
-        if _transforms() or is_exporting() or any(map(is_sharded, (*every, *modulation))):
+        if _transforms() or is_exporting() or any(map(is_sharded, every)):
             return False
-    elif not unwatched(*every) or not unwatched(*modulation):
+    elif not unwatched(x, *whole) or not unwatched(scale, shift, x_scale, mask):
         return False
     try:
-        check_memory(x, *every[1:], *modulation)
+        check_memory(x, *every[1:])
     except Refused:
         return False
-    return len({t.dtype == torch.float64 for t in (x, *tensors.values())}) == 1
+    return len({t.dtype == torch.float64 for t in (x, *tensors.values()) if t.dtype != torch.bool}) == 1

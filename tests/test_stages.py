@@ -611,8 +611,9 @@ def test_operators_are_as_they_say(operator):
     """Schemas, shape rules and gradients, by PyTorch's own check."""
     x, skip, r = random((4, 6, 5), (4, 6, 5), (4, 6, 5))
     words = ("n c *s", "n s", "c", True, "", [])
-    stages = ("relu", 0.0, False, False)
-    tensors = (x, None, None, r, skip, None)
+    stages = ("relu", 0.0, False, False, True)
+    x_scale, mask = random((1, 6, 1))[0], torch.rand(4, 1, 5) > 0.3
+    tensors = (x, None, None, r, skip, None, x_scale, mask)
     if operator == "surround":
         args = (*tensors, None, None, *words, *stages, False, 0.0, 1e-5, None)
     else:

@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     from ..planning.schedule import Problem
 
 
-def measured(axes: Axes, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the variance of each group, with a dimension for each axis."""
+def measured(axes: Axes, x: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The mean and the variance of each group, of the elements that are ``there``; with a dimension for each axis."""
     view = axes.split(x)
-    mean = axes.mean(view)
-    mean = mean if axes.problem.norm.centered else torch.zeros_like(mean)
-    return mean, axes.mean((view - mean).square())
+    if there is None:
+        average = axes.mean
+    else:
+        count = there.to(view.dtype).sum(axes.over, keepdim=True).clamp(min=1.0)
+
+        def average(t: Tensor) -> Tensor:
+            return torch.where(there, t, 0.0).sum(axes.over, keepdim=True) / count
+
+    mean = average(view) if axes.problem.norm.centered else axes.mean(torch.zeros_like(view))
+    return mean, average((view - mean).square())
 
 
 def composed(
@@ -30,11 +37,32 @@ def composed(
     mean: Tensor | None,
     var: Tensor | None,
     eps: float,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """X normalized, by given statistics if there are any; in the dtype of the arithmetic."""
+    """X normalized, by given statistics if there are any; in the dtype of the arithmetic.
+
+    With a mask, which broadcasts against x, statistics are of the elements where it is true; 0 takes the others' place.
+    """
     axes = Axes(problem)
-    own = measured(axes, x) if mean is None or var is None else (axes.spread(mean), axes.spread(var))
+    there = None if mask is None else axes.truth(mask)
+    if there is not None:  # what takes no part may be NaN, whose gradient would be NaN too
+        x = torch.where(there, x.reshape(axes.sizes), 0.0).reshape(x.shape)
+    own = measured(axes, x, there) if mean is None or var is None else (axes.spread(mean), axes.spread(var))
     y = (axes.split(x) - own[0]) * (own[1] + eps).rsqrt()
     y = y if weight is None else y * axes.spread(weight)
     y = y if bias is None else y + axes.spread(bias)
-    return y.reshape(x.shape)
+    return (y if there is None else torch.where(there, y, 0.0)).reshape(x.shape)
+
+
+def blend(problem: Problem, x: Tensor, mask: Tensor, mean: Tensor, var: Tensor, momentum: float) -> None:
+    """Update running statistics by those of the elements where a mask is true; by none of a group without any."""
+    axes = Axes(problem)
+    there = axes.truth(mask)
+    with torch.no_grad():
+        x = torch.where(there, x.reshape(axes.sizes), 0.0).reshape(x.shape)
+        count = there.sum(axes.over, keepdim=True)
+        own = measured(axes, x, there)
+        unbiased = own[1] * (count / (count - 1).clamp(min=1))
+        for running, new in ((mean, own[0]), (var, unbiased)):
+            blended = (1.0 - momentum) * axes.spread(running) + momentum * new
+            running.copy_(torch.where(count > 0, blended, axes.spread(running)).reshape(running.shape))

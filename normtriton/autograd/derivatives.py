@@ -105,6 +105,10 @@ class Axes:
         """A parameter, as it broadcasts against x."""
         return self.spread(parameter).expand(self.sizes).reshape(self.problem.shape)
 
+    def truth(self, mask: Tensor) -> Tensor:
+        """A mask that broadcasts against x."""
+        return mask.expand(self.problem.shape).reshape(self.sizes)
+
     def groups(self, statistic: Tensor) -> Tensor:
         """One number a group."""
         return statistic.reshape([1 if i in self.over else size for i, size in enumerate(self.sizes)])

@@ -8,7 +8,7 @@ They have shape rules and a gradient. Transforms, and derivatives of gradients, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence  # noqa: TC003  read at run time: schemas follow from annotations
+from collections.abc import Iterator, Sequence  # noqa: TC003  read at run time: schemas follow from annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,20 +49,20 @@ def _told(call: Call) -> tuple[Any, ...]:
     return *words_of(call.problem), *call.problem.stages, call.use_running, momentum, call.eps
 
 
-def _sizes(call: Call) -> tuple[int, int]:
-    """How many numbers mean and rstd hold."""
-    groups = 0 if call.use_running else call.problem.num_groups
-    return groups if call.problem.norm.centered else 0, groups
+def _own(call: Call, x: Tensor) -> Iterator[Tensor]:
+    """Room for each group's mean, rstd and number of elements, as far as they are kept."""
+    groups, problem = 0 if call.use_running else call.problem.num_groups, call.problem
+    for there in (problem.norm.centered, True, problem.stages.masked):
+        yield x.new_empty(groups if there else 0, dtype=statistics_dtype(x))
 
 
 def _forward(
     call: Call, x: Tensor, weight: Any, bias: Any, around: Mapping[str, Any]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     with on_device(x):
         y, total, *own = run_forward(call, x, weight, bias, around)
-    kind = statistics_dtype(x)
-    mean, rstd = (x.new_empty(n, dtype=kind) if t is None else t for t, n in zip(own, _sizes(call), strict=True))
-    return y, x.new_empty(0) if around["residual"] is None else total, mean, rstd
+    found = (nothing if t is None else t for t, nothing in zip(own, _own(call, x), strict=True))
+    return y, x.new_empty(0) if around["residual"] is None else total, *found  # type: ignore[return-value]  # five
 
 
 def surround_op(
@@ -72,6 +72,8 @@ def surround_op(
     residual: Tensor | None,
     skip: Tensor | None,
     gate: Tensor | None,
+    x_scale: Tensor | None,
+    mask: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
     axes: str,
@@ -84,22 +86,23 @@ def surround_op(
     offset: float,
     round_first: bool,
     gate_first: bool,
+    masked: bool,
     constant: bool,
     momentum: float,
     eps: float,
     dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y, u, mean, rstd); u is empty without a residual.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(y, u, mean, rstd, count); u is empty without a residual, count without a mask.
 
     Args:
-        x, weight, bias, residual, skip, gate: see `normtriton.normalize`.
+        x, weight, bias, residual, skip, gate, x_scale, mask: see `normtriton.normalize`.
         mean, var: statistics that are given, used if ``constant``.
         axes, over, affine, centered, names, sizes, constant, momentum, eps, dtype: as of ``normtriton::normalize``.
-        activation, offset, round_first, gate_first: see `normtriton.planning.stages.Stages`.
+        activation, offset, round_first, gate_first, masked: see `normtriton.planning.stages.Stages`.
     """
-    words, stages = (axes, over, affine, centered, names, sizes), (activation, offset, round_first, gate_first)
+    words, stages = (axes, over, affine, centered, names, sizes), (activation, offset, round_first, gate_first, masked)
     call = _call(x, words, stages, (mean, var, None), constant, momentum, eps, dtype)
-    return _forward(call, x, weight, bias, {"residual": residual, "skip": skip, "gate": gate})
+    return _forward(call, x, weight, bias, dict(zip(NAMES, (residual, skip, gate, x_scale, mask), strict=True)))
 
 
 def surround_and_update_op(
@@ -109,6 +112,8 @@ def surround_and_update_op(
     residual: Tensor | None,
     skip: Tensor | None,
     gate: Tensor | None,
+    x_scale: Tensor | None,
+    mask: Tensor | None,
     mean: Tensor,
     var: Tensor,
     batches: Tensor | None,
@@ -122,14 +127,15 @@ def surround_and_update_op(
     offset: float,
     round_first: bool,
     gate_first: bool,
+    masked: bool,
     momentum: float,
     eps: float,
     dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`surround_op`; running statistics are updated in place, and ``batches`` grows by one."""
-    words, stages = (axes, over, affine, centered, names, sizes), (activation, offset, round_first, gate_first)
+    words, stages = (axes, over, affine, centered, names, sizes), (activation, offset, round_first, gate_first, masked)
     call = _call(x, words, stages, (mean, var, batches), False, momentum, eps, dtype)
-    return _forward(call, x, weight, bias, {"residual": residual, "skip": skip, "gate": gate})
+    return _forward(call, x, weight, bias, dict(zip(NAMES, (residual, skip, gate, x_scale, mask), strict=True)))
 
 
 def surround_backward_op(
@@ -143,6 +149,9 @@ def surround_backward_op(
     skip: Tensor | None,
     gate: Tensor | None,
     before: Tensor | None,
+    x_scale: Tensor | None,
+    mask: Tensor | None,
+    count: Tensor | None,
     axes: str,
     over: str,
     affine: str,
@@ -153,6 +162,7 @@ def surround_backward_op(
     offset: float,
     round_first: bool,
     gate_first: bool,
+    masked: bool,
     constant: bool,
     momentum: float,
     eps: float,
@@ -162,27 +172,29 @@ def surround_backward_op(
     skip_dtype: torch.dtype | None,
     wants_dgate: bool,
     wants_dresidual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dx, dweight, dbias, dskip, dgate, dresidual); what is not wanted is empty.
+    x_scale_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dx, dweight, dbias, dskip, dgate, dresidual, dx_scale); what is not wanted is empty.
 
     Args:
         dy, dtotal: gradients of y, and of u if it was returned.
         total: what was normalized.
-        weight, bias, mean, rstd, skip, gate, before: what was kept, see `normtriton.autograd.surrounded.Passes`.
+        weight, bias, mean, rstd, skip, gate, before, x_scale, mask, count: what was kept, see
+            `normtriton.autograd.surrounded.Passes`.
         axes to eps: as the forward pass had them.
-        wants_dx to wants_dresidual: the fields of `normtriton.autograd.surrounded.Wanted`.
+        wants_dx to x_scale_dtype: the fields of `normtriton.autograd.surrounded.Wanted`.
     """
-    words, stages = (axes, over, affine, centered, names, sizes), (activation, offset, round_first, gate_first)
+    words, stages = (axes, over, affine, centered, names, sizes), (activation, offset, round_first, gate_first, masked)
     given = (mean, rstd, None) if constant else (None, None, None)
     call = _call(total, words, stages, given, constant, momentum, eps)
     if constant:
         assert call.statistics is not None
         mean, rstd, *_ = call.statistics
-    wants = Wanted(wants_dx, weight_dtype, bias_dtype, skip_dtype, wants_dgate, wants_dresidual)
-    kept = (total, weight, bias, mean, rstd, skip, gate, before)
+    wants = Wanted(wants_dx, weight_dtype, bias_dtype, skip_dtype, wants_dgate, wants_dresidual, x_scale_dtype)
+    kept = (total, weight, bias, mean, rstd, skip, gate, before, x_scale, mask, count)
     with on_device(total):
         found = run_backward(call, dy, dtotal, kept, wants)
-    return tuple(  # type: ignore[return-value]  # six
+    return tuple(  # type: ignore[return-value]  # seven
         total.new_empty(0) if t is None or want in (False, None) else t for t, want in zip(found, wants, strict=True)
     )
 
@@ -197,26 +209,25 @@ def _results(call: Call, x: Tensor, residual: Tensor | None) -> tuple[Tensor, ..
     total = x.new_empty(0)
     if residual is not None:
         total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, residual.dtype))
-    own = (x.new_empty(n, dtype=statistics_dtype(x)) for n in _sizes(call))
-    return torch.empty_like(x, dtype=call.dtype or x.dtype), total, *own
+    return torch.empty_like(x, dtype=call.dtype or x.dtype), total, *_own(call, x)
 
 
 @register_fake(_SURROUND)
 def _(x: Tensor, _weight: Any, _bias: Any, residual: Any, *rest: Any) -> tuple[Tensor, ...]:
     *_, constant, _momentum, eps, dtype = rest
-    return _results(_call(x, rest[4:10], rest[10:14], (None, None, None), constant, 0.0, eps, dtype), x, residual)
+    return _results(_call(x, rest[6:12], rest[12:17], (None, None, None), constant, 0.0, eps, dtype), x, residual)
 
 
 @register_fake(_UPDATE)
 def _(x: Tensor, _weight: Any, _bias: Any, residual: Any, *rest: Any) -> tuple[Tensor, ...]:
     *_, _momentum, eps, dtype = rest
-    return _results(_call(x, rest[5:11], rest[11:15], (None, None, None), False, 0.0, eps, dtype), x, residual)
+    return _results(_call(x, rest[7:13], rest[13:18], (None, None, None), False, 0.0, eps, dtype), x, residual)
 
 
 @register_fake(_BACKWARD)
 def _(*args: Any) -> tuple[Tensor, ...]:
-    total, gate, wants = args[2], args[8], Wanted(*args[23:])
-    shape = rule_from(total, *args[10:16]).problem.parameter_shape
+    total, gate, x_scale, wants = args[2], args[8], args[10], Wanted(*args[27:])
+    shape = rule_from(total, *args[13:19]).problem.parameter_shape
     nothing = total.new_empty(0)
     return (
         torch.empty_like(total) if wants.dx else nothing,
@@ -224,24 +235,25 @@ def _(*args: Any) -> tuple[Tensor, ...]:
         total.new_empty(0) if wants.skip_dtype is None else torch.empty_like(total, dtype=wants.skip_dtype),
         torch.empty_like(total, dtype=gate.dtype) if wants.dgate else total.new_empty(0),
         torch.empty_like(total) if wants.dresidual else total.new_empty(0),
+        total.new_empty(0) if wants.x_scale_dtype is None else total.new_empty(x_scale.shape, dtype=x_scale.dtype),
     )
 
 
 def _forward_operator(
     call: Call, x: Tensor, weight: Any, bias: Any, around: Mapping[str, Any]
-) -> tuple[Tensor, Tensor, Any, Any]:
+) -> tuple[Tensor, Tensor, Any, Any, Any]:
     """The forward operator, past its gradient."""
     told, tensors = _told(call), (x, weight, bias, *map(around.get, NAMES))
     with torch._C._AutoDispatchBelowAutograd():
         if call.statistics is None or call.use_running:
             given = (None, None) if call.statistics is None else call.statistics[:2]
-            y, total, mean, rstd = _SURROUND(*tensors, *given, *told, call.dtype)
+            y, total, mean, rstd, count = _SURROUND(*tensors, *given, *told, call.dtype)
         else:
             given = (*call.statistics[:2], *(call.statistics[4] or (None,)))
             *words, _constant, momentum, eps = told
-            y, total, mean, rstd = _UPDATE(*tensors, *given, *words, momentum, eps, call.dtype)
+            y, total, mean, rstd, count = _UPDATE(*tensors, *given, *words, momentum, eps, call.dtype)
     centered = call.problem.norm.centered
-    return y, x if around["residual"] is None else total, mean if centered else None, rstd
+    return y, x if around["residual"] is None else total, mean if centered else None, rstd, count
 
 
 def _backward_operator(
@@ -258,22 +270,21 @@ def _differentiated(op: Any, updates: bool) -> Any:
     """A forward operator with its gradient. Where a gradient is wanted mean and rstd are kept for it, not returned."""
 
     def autograd(*args: Any) -> Any:
-        x, weight, bias, *tensors = args[:6]
-        if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in args[:6]):
+        x, weight, bias, *tensors = args[:8]
+        if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in args[:8]):
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args)
-        batches = args[8] if updates else None
-        *told, eps, dtype = args[9 if updates else 8 :]
+        batches = args[10] if updates else None
+        *told, eps, dtype = args[11 if updates else 10 :]
         if updates:
             *told, momentum = told
             constant = False
         else:
             *told, constant, momentum = told
-        call = _call(x, told[:6], told[6:], (*args[6:8], batches), constant, momentum, eps, dtype)
+        call = _call(x, told[:6], told[6:], (*args[8:10], batches), constant, momentum, eps, dtype)
         results = apply(call, OPERATORS, x, weight, bias, *tensors)
         y, total = results if tensors[0] is not None else (results, x.new_empty(0))
-        nothing = (x.new_empty(n, dtype=statistics_dtype(x)) for n in _sizes(call))
-        return y, total, *nothing
+        return y, total, *_own(call, x)
 
     return autograd
 

@@ -247,7 +247,7 @@ class Plan:
         block_groups: groups whose cells a resident tile holds and joins, padded to a power of two; 0 if it joins none.
         depth: rounds of the loop of a sweep, or of a walk that measures, that are under way at once.
         per_sample: whether a sweep's parameters vary along the outer axes, which then have programs of their own.
-        activation, offset, round_first, gate_first: see `normtriton.planning.stages.Stages`.
+        activation, offset, round_first, gate_first, masked: see `normtriton.planning.stages.Stages`.
     """
 
     stage: str
@@ -280,6 +280,7 @@ class Plan:
     offset: float = 0.0
     round_first: bool = False
     gate_first: bool = False
+    masked: bool = False
 
 
 class Code(NamedTuple):
@@ -672,6 +673,7 @@ def make_plan(
         offset=stages.offset,
         round_first=stages.round_first,
         gate_first=stages.gate_first,
+        masked=stages.masked,
         **flags,
     )
 

@@ -24,7 +24,7 @@ from . import plan as planning
 from .grouping import Axis, Grouping, build, contiguous, spread
 from .norms import Norm, name_axes, words
 from .plan import KNOBS, UNTUNED, Device, Plan, Subject, Tile, Tuning, Tunings, make_plan
-from .stages import ALONE, WRITTEN, Stages
+from .stages import ALONE, SPREAD, WRITTEN, Stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -224,7 +224,7 @@ def finalizer(kernel: str, group: Grouping, num_warps: int = planning.LOOP_WARPS
 
     Tiles and access widths follow neither the number of parts nor that of groups, so that few kernels serve them all.
     Where programs of another launch do this work, of fewer warps than most, their tiles are smaller. (Compiled: tiles
-    of four warps in one spilled 224 bytes a thread in float64.) Of the ``stages`` what weights parts is needed.
+    of four warps in one spilled 224 bytes a thread in float64.) Of the ``stages`` those `of_parts` count.
     """
     columns = group.vector_axis == "kept"
     kept = 32 if columns else 1
@@ -233,8 +233,13 @@ def finalizer(kernel: str, group: Grouping, num_warps: int = planning.LOOP_WARPS
     r2 = min(long if group.r2 > 1 else 1, room // kept)
     r1 = min(64 if group.r1 > 1 else 1, max(room // (kept * r2), 1))
     tile = Tile(kept, r1, r2, planning.warps(kept * r1 * r2, 2, most=8))
-    plan = make_plan(group, tile, "merge", merge_access(group), stages=ALONE._replace(offset=stages.offset))
+    plan = make_plan(group, tile, "merge", merge_access(group), stages=of_parts(stages))
     return Launch(kernel, group, plan, (tile.blocks(group), 1), tile.num_warps)
+
+
+def of_parts(stages: Stages | Plan) -> Stages:
+    """What is needed where parts are merged: what weights them, and whether some are of no elements."""
+    return ALONE._replace(offset=stages.offset, masked=stages.masked)
 
 
 def merge_access(group: Grouping) -> int:
@@ -258,7 +263,7 @@ def riding(apply: Launch, merge: Launch) -> Launch | None:
     """
     group = merge.group
     tile = planning.riding_tile(apply.group, apply.plan.block_kept, group)
-    stages = ALONE._replace(offset=merge.plan.offset)
+    stages = of_parts(merge.plan)
     return tile and apply._replace(into=(group, make_plan(group, tile, "merge", merge_access(group), stages=stages)))
 
 
@@ -291,6 +296,7 @@ class Pass(NamedTuple):
         constant: whether the statistics are given.
         operands: what takes part besides the tensors of full size, or is wanted.
         passed: tiles that were passed over, since their code would spill; filled on the way.
+        spread: strides of what broadcasts against the tensors.
         subject: what a tuning is for; None where there may be none.
         tuned: what the device's table has for the subject, or None.
     """
@@ -305,6 +311,7 @@ class Pass(NamedTuple):
     constant: bool
     operands: tuple[str, ...]
     passed: list[str]
+    spread: dict[str, dict[Key, int]]
     subject: Subject | None = None
     tuned: Tuning | None = None
 
@@ -358,7 +365,7 @@ class Pass(NamedTuple):
     def group(self, over: tuple[Key, ...], parts: dict[Key, int] | None = None) -> Grouping:
         """The `Grouping` that reduces these axes, with these strides of partial results."""
         operands: dict[str, dict[Key, int] | None] = {**self.tensors}
-        operands |= {"weight": self.weight, "bias": self.bias, "stats": self.stats, "parts": parts}
+        operands |= self.spread | {"weight": self.weight, "bias": self.bias, "stats": self.stats, "parts": parts}
         return self.problem.grouping([*self.tensors][-1], over, tuple(self.tensors), operands)
 
     def tile(self, group: Grouping) -> Tile:
@@ -477,6 +484,13 @@ class Pass(NamedTuple):
         return prod(self.problem.axes[key] for key in keys)
 
 
+def apart(problem: Problem, around: Around) -> tuple[dict[str, dict[Key, int]], dict[str, dict[Key, int]]]:
+    """Strides of what surrounds a norm: of what broadcasts against x, and of the tensors of its size."""
+    named = {name: problem.tensor(strides) for name, strides in around}
+    spread = {name: named.pop(name) for name in SPREAD if name in named}
+    return spread, named
+
+
 @lru_cache(maxsize=4096)
 def forward_schedule(
     problem: Problem,
@@ -494,11 +508,12 @@ def forward_schedule(
     ``running`` says what becomes of running statistics: "use" them as constants, "update" them, or neither. ``around``
     are the tensors that surround the norm.
     """
-    tensors = {name: problem.tensor(strides) for name, strides in (("x", x), *around, ("y", y))}
+    spread, beside = apart(problem, around)
+    tensors = {"x": problem.tensor(x), **beside, "y": problem.tensor(y)}
     w, b = (None if p is None else problem.parameter(p) for p in (weight, bias))
     surrounding = [name for name, _ in around]
     operands = tuple(filter(None, ("weight" if w else "", "bias" if b else "", running, *surrounding)))
-    one = Pass(problem, "forward", tensors, w, b, dtypes, device, running == "use", operands, []).looked_up()
+    one = Pass(problem, "forward", tensors, w, b, dtypes, device, running == "use", operands, [], spread).looked_up()
     group = one.group(problem.over)
     if one.constant:
         schedule = Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
@@ -540,7 +555,8 @@ def split_forward(one: Pass, scattered: bool) -> Schedule:
         reason = f"neighbours in memory belong to different groups: cells of {measured.reduced} elements are merged"
     else:
         reason = f"{count} elements a group are walked by {chunks} programs"
-    merge = finalizer("merge_moments", merging(problem, chunks, problem.kept, keys, {"stats": one.stats}))
+    merged = merging(problem, chunks, problem.kept, keys, {"stats": one.stats})
+    merge = finalizer("merge_moments", merged, stages=problem.stages)
     apply = one.apply(one.group(over), chunks)
     rides = riding(apply, merge)
     return Schedule(
@@ -590,11 +606,12 @@ def backward_schedule(
     pass used the running statistics. ``around`` are the tensors that surround the norm; ``bias`` is needed where what
     comes after it is computed again.
     """
-    tensors = {name: problem.tensor(strides) for name, strides in (("x", x), ("dy", dy), *around, ("dx", dx))}
+    spread, beside = apart(problem, around)
+    tensors = {"x": problem.tensor(x), "dy": problem.tensor(dy), **beside, "dx": problem.tensor(dx)}
     w, b = (None if p is None else problem.parameter(p) for p in (weight, bias))
     wanted = {"weight": w, "bias": b, "gradients": parameters, "dx": wants_dx, "use": constant}
     operands = (*(name for name, there in wanted.items() if there), *(name for name, _ in around))
-    one = Pass(problem, "backward", tensors, w, b, dtypes, device, constant, operands, []).looked_up()
+    one = Pass(problem, "backward", tensors, w, b, dtypes, device, constant, operands, [], spread).looked_up()
     # No group sums for a parameter on its own: gather over many groups, while they all have the same parameters. Where
     # they do not (group norm without space), every element is a cell, and its partial gradient goes through memory.
     if constant:
@@ -643,7 +660,7 @@ def parameter_columns(one: Pass, num_warps: int = 0) -> Launch | None:
     problem = one.problem
     over = tuple(key for key in problem.axes if key not in problem.affine)
     tensors = {name: strides for name, strides in one.tensors.items() if name not in WRITTEN}
-    operands: dict[str, dict[Key, int] | None] = {**tensors, "stats": one.stats}
+    operands: dict[str, dict[Key, int] | None] = {**tensors, **one.spread, "stats": one.stats}
     operands["parts"] = problem.parameter(contiguous(problem.parameter_shape))
     if problem.stages.computes_again("gate" in tensors):  # what comes after the linear map is computed again
         operands |= {"weight": one.weight, "bias": one.bias}

@@ -1,12 +1,14 @@
 """What surrounds a norm, in the same pass over memory: which tensors, in which order, and their settings.
 
     u = x * act(gate)                         if ``gate_first``
+    u = u * x_scale
     u = u + residual                          then (y, u) is the result
     x̂ = (u - mean(u)) * rstd(u)               rounded to x's dtype, if ``round_first``
     z = x̂ * (offset + weight) + bias
     z = z * (1 + scale) + shift               the same with another weight and bias, see `normtriton.modulation`
     z = z + skip
     y = act(z), or with a gate z * act(gate), unless that came first
+    y = 0 where a mask is false               statistics are of the elements where it is true
 
 `normtriton.kernels.stages` computes them.
 """
@@ -27,12 +29,14 @@ class Stages(NamedTuple):
         offset: what the weight counts from: it multiplies by ``offset + weight``.
         round_first: whether x̂ is rounded to x's dtype before it is multiplied by the weight.
         gate_first: whether there is a gate that x is multiplied with.
+        masked: whether there is a mask.
     """
 
     activation: str = ""
     offset: float = 0.0
     round_first: bool = False
     gate_first: bool = False
+    masked: bool = False
 
     def computes_again(self, gate: bool) -> bool:
         """Whether a backward pass computes again what an activation, or a ``gate`` if there is one, was applied to."""
@@ -44,5 +48,8 @@ ALONE = Stages()
 #: What a backward pass writes, or is given for what it writes alone.
 WRITTEN = ("dtotal", "dskip", "dgate", "dresidual")
 
-#: The tensors of x's shape around a norm, and their strides in elements.
+#: What broadcasts against x.
+SPREAD = ("x_scale", "mask")
+
+#: The tensors around a norm, in x's shape, and their strides in elements; of those in `SPREAD` some are 0.
 Around: TypeAlias = "tuple[tuple[str, tuple[int, ...]], ...]"

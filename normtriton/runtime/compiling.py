@@ -57,7 +57,7 @@ NVIDIA = torch.version.hip is None
 #: The fields of a `Grouping` that hold an operand's strides.
 OPERANDS = (
     "x", "y", "dy", "dx", "weight", "bias", "stats", "parts",
-    "residual", "total", "skip", "gate", "before", "dtotal", "dskip", "dgate", "dresidual",
+    "residual", "total", "skip", "gate", "before", "dtotal", "dskip", "dgate", "dresidual", "x_scale", "mask",
 )  # fmt: skip
 
 KERNELS = {
@@ -172,6 +172,8 @@ def standing_in(launch: Launch, dtypes: Dtypes, operands: tuple[str, ...]) -> tu
     weight, bias = (MockTensor(dtypes[1] or dtypes[0]) if name in operands else None for name in ("weight", "bias"))
     mean, eps = own if launch.plan.centered else None, (1e-5, 0.0)
     there = {name: bias if name == "bias" else x for name in operands if name in {*Around._fields, *Behind._fields}}
+    if "mask" in there:
+        there |= {"mask": MockTensor(torch.uint8), "count": own}
     if launch.kernel == "forward":
         there.pop("bias", None)
         running = Running(own, own, 1, 1, (MockTensor(torch.int64),), (0.1, 0.0)) if "update" in operands else None

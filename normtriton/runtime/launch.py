@@ -165,7 +165,7 @@ def _in_memory(gradient: Tensor) -> Tensor:
 
 def _layouts(around: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """What a schedule is told of the tensors around a norm, backward with the bias last."""
-    strides = tuple((name, t.stride()) for name, t in around.items() if name != "bias")
+    strides = tuple((name, t.stride()) for name, t in around.items() if name not in ("bias", "count"))
     return (strides, around["bias"].stride()) if "bias" in around else (strides,)
 
 
@@ -212,7 +212,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(y, mean, rstd); mean is None if it is fixed at zero, both are if the running statistics are used.
 
-    ``dtype`` is y's, None for x's. ``around`` are the tensors that surround the norm; a total among them is written.
+    ``dtype`` is y's, None for x's. ``around`` are the tensors that surround the norm, those that broadcast against x
+    expanded to its shape; a total and a count among them are written.
     """
     y = torch.empty_like(x) if dtype is None else torch.empty_like(x, dtype=dtype)
     if y.numel() == 0:
@@ -265,7 +266,8 @@ def forward(
         _run(schedule.main, kinds, x, None, None, None, None, None, None, parts, pair, beside)
         if schedule.merge:
             correction = x.new_empty(groups, dtype=own) if mean is not None else None
-            _run(schedule.merge, kinds, parts, mean, rstd, correction, target, pair)
+            count = around.get("count") if around else None
+            _run(schedule.merge, kinds, parts, mean, rstd, correction, target, pair, count)
             _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, None, correction, pair, beside)
         else:
             _run(schedule.apply, kinds, x, y, weight, bias, mean, rstd, target, parts, pair, beside)

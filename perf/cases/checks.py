@@ -17,7 +17,7 @@ from normtriton.runtime import clusters, compiling, devices
 
 from ..swapped import swapped
 from .branches import BRANCHES, CLUSTERED, CLUSTERS, DEVICE, LAYOUTS, REAL, SMALL, Branch, lay_out
-from .oracle import Operands, Textbook, call, differences, expected, gradients, named, surrounded
+from .oracle import Operands, Textbook, call, differences, expected, gradients, named, of_those_that, surrounded
 from .shapes import FORMS
 
 if TYPE_CHECKING:
@@ -70,9 +70,16 @@ class Check(NamedTuple):
             mean, variance = random(*features) + 3, random(*features).square() + 0.5
             given = given._replace(running=(mean.to(own), variance.to(own)))
         if self.around:
-            names = FORMS[self.around].tensors
-            *around, dtotal = (lay_out(random(*branch.shape).to(dtype), branch.layout) for _ in range(len(names) + 1))
-            given = given._replace(around=dict(zip(names, around, strict=True)), dtotal=dtotal)
+            names, rows = FORMS[self.around].tensors, branch.norm in ("layer", "rms", "adaptive")
+            around = {name: lay_out(random(*branch.shape).to(dtype), branch.layout) for name in (*names, "dtotal")}
+            dtotal = around.pop("dtotal")
+            if "x_scale" in around:
+                around["x_scale"] = random(*beside_channels(branch.shape, rows)).to(dtype)
+            if "mask" in around:
+                mask = random(*branch.shape if rows else (branch.shape[0], 1, *branch.shape[2:])) > -0.5
+                mask[0] = False  # of a group none, or the first ones not
+                around["mask"] = mask
+            given = given._replace(around=around, dtotal=dtotal)
         return given
 
     def run(self, functions: Any, given: Operands) -> Tensor:
@@ -86,9 +93,12 @@ class Check(NamedTuple):
         if not self.around:
             return norm(given.x, given.weight)
         stages = FORMS[self.around].stages
-        if functions is Textbook:
+        if functions is Textbook and "mask" in given.around:
+            functions = of_those_that(given.around["mask"], branch.shape)
+        if isinstance(functions, type):
             return surrounded(norm, given, getattr(torch, self.dtype), stages)  # type: ignore[no-any-return]  # or two
-        return norm(given.x, given.weight, **given.around, **stages._asdict())
+        settings = {name: value for name, value in stages._asdict().items() if name != "masked"}
+        return norm(given.x, given.weight, **given.around, **settings)
 
     def results(self, given: Operands) -> Results:
         """All results of normtriton's, planned for the check's device."""
@@ -99,6 +109,11 @@ class Check(NamedTuple):
     def wanted(self, given: Operands) -> Results:
         """All results in float64."""
         return expected(partial(self.run, Textbook), given)
+
+
+def beside_channels(shape: Sequence[int], rows: bool) -> tuple[int, ...]:
+    """The shape of one number for each channel, which broadcasts; of ``rows`` they are the last dimension."""
+    return (shape[-1],) if rows else (shape[1], *(1,) * (len(shape) - 2))
 
 
 def wrong(runs: Sequence[Results], want: Mapping[str, Tensor], given: Operands) -> list[str]:

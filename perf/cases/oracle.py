@@ -26,7 +26,7 @@ class Operands(NamedTuple):
         x, dy: of the call's shape; x wants a gradient, as weight and bias do.
         weight, bias: None where the norm has none.
         running: mean and variance, to be updated.
-        around: tensors of x's shape that surround the norm, by name; they want gradients.
+        around: tensors that surround the norm, by name; but for a mask they want gradients.
         dtotal: the gradient of the sum with a residual.
     """
 
@@ -42,14 +42,14 @@ class Operands(NamedTuple):
     def inputs(self) -> dict[str, Tensor]:
         """What wants a gradient, by the gradient's name."""
         named = {"dx": self.x, "dweight": self.weight, "dbias": self.bias}
-        named |= {f"d{name}": tensor for name, tensor in self.around.items()}
+        named |= {f"d{name}": tensor for name, tensor in self.around.items() if name != "mask"}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def fresh(self) -> Operands:
         """The same, with running statistics, and where gradients go, of its own."""
         x, weight, bias = (None if t is None else t.detach().requires_grad_() for t in self[:3])
         mean, variance = (None if r is None else r.clone() for r in self.running)
-        around = {name: t.detach().requires_grad_() for name, t in self.around.items()}
+        around = {name: t.detach().requires_grad_(name != "mask") for name, t in self.around.items()}
         assert x is not None
         return self._replace(x=x, weight=weight, bias=bias, running=(mean, variance), around=around)
 
@@ -61,7 +61,7 @@ class Operands(NamedTuple):
 
         x, weight, bias, dy = map(widen, self[:4])
         mean, variance = map(widen, self.running)
-        around = {name: t.detach().double().contiguous() for name, t in self.around.items()}
+        around = {name: t if name == "mask" else t.detach().double().contiguous() for name, t in self.around.items()}
         assert x is not None
         assert dy is not None
         return Operands(x, weight, bias, dy, (mean, variance), around, widen(self.dtotal)).fresh()
@@ -110,20 +110,29 @@ class Textbook:
     """
 
     @classmethod
+    def _mean(cls, x: Tensor, dims: Any) -> Tensor:
+        return x.mean(dims, keepdim=True)
+
+    @classmethod
+    def _count(cls, x: Tensor, dims: Any) -> Any:
+        """How many elements a mean is of."""
+        return x.numel() // x.sum(dims).numel()
+
+    @classmethod
     def layer_norm(
         cls, x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float, dim: int | None = None
     ) -> Tensor:
         """Over the last dimensions, or another."""
         if dim is not None:
-            return cls._apply(x - x.mean(dim, keepdim=True), (dim,), _channel(x), weight, bias, eps)
+            return cls._apply(x - cls._mean(x, dim), (dim,), _channel(x), weight, bias, eps)
         dims = tuple(range(-len(shape), 0))
-        return cls._apply(x - x.mean(dims, keepdim=True), dims, shape, weight, bias, eps)
+        return cls._apply(x - cls._mean(x, dims), dims, shape, weight, bias, eps)
 
     @classmethod
     def normalize(cls, x: Tensor, axes: str, *, over: str, affine: str, weight: Any, bias: Any, eps: float) -> Tensor:
         """Layer norm of (b, t, d) with parameters for each b."""
         assert (axes, over, affine) == ("b t d", "d", "b d")
-        return cls._apply(x - x.mean(-1, keepdim=True), (-1,), (x.shape[0], 1, -1), weight, bias, eps)
+        return cls._apply(x - cls._mean(x, -1), (-1,), (x.shape[0], 1, -1), weight, bias, eps)
 
     @classmethod
     def rms_norm(cls, x: Tensor, shape: Sequence[int], weight: Any, eps: float) -> Tensor:
@@ -134,8 +143,8 @@ class Textbook:
     def group_norm(cls, x: Tensor, groups: int, weight: Any, bias: Any, eps: float) -> Tensor:
         """Over the channels of a group, and space."""
         parts = x.reshape(x.shape[0], groups, -1)
-        deviation = parts - parts.mean(2, keepdim=True)
-        variance = deviation.square().mean(2, keepdim=True)
+        deviation = parts - cls._mean(parts, 2)
+        variance = cls._mean(deviation.square(), 2)
         return cls._scale((deviation / (variance + eps).sqrt()).reshape(x.shape), _channel(x), weight, bias)
 
     @classmethod
@@ -161,11 +170,11 @@ class Textbook:
         if not training:
             deviation = (x - mean.reshape(_channel(x))) / (variance.reshape(_channel(x)) + eps).sqrt()
             return cls._scale(deviation, _channel(x), weight, bias)
-        own = x.mean(dims, keepdim=True)
+        own = cls._mean(x, dims)
         if mean is not None:
             with torch.no_grad():
-                count = x.numel() // own.numel()
-                unbiased = (x - own).square().sum(dims, keepdim=True) / (count - 1)
+                count = cls._count(x, dims)
+                unbiased = cls._mean((x - own).square(), dims) * (count / (count - 1))
                 for running, new in ((mean, own), (variance, unbiased)):
                     running.mul_(1 - momentum).add_(momentum * new.transpose(0, 1).reshape(x.shape[1], -1).mean(1))
         return cls._apply(x - own, dims, _channel(x), weight, bias, eps)
@@ -174,13 +183,29 @@ class Textbook:
     def _apply(
         cls, deviation: Tensor, dims: tuple[int, ...], shape: Sequence[int], weight: Any, bias: Any, eps: float
     ) -> Tensor:
-        variance = deviation.square().mean(dims, keepdim=True)
+        variance = cls._mean(deviation.square(), dims)
         return cls._scale(deviation / (variance + eps).sqrt(), shape, weight, bias)
 
     @staticmethod
     def _scale(xhat: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None) -> Tensor:
         y = xhat if weight is None else xhat * weight.reshape(shape)
         return y if bias is None else y + bias.reshape(shape)
+
+
+def of_those_that(mask: Tensor, shape: Sequence[int]) -> type[Textbook]:
+    """`Textbook` for x of this shape, with statistics of the elements where a mask is true."""
+
+    class Masked(Textbook):
+        @classmethod
+        def _mean(cls, x: Tensor, dims: Any) -> Tensor:
+            there = mask.expand(*shape).reshape(x.shape)
+            return torch.where(there, x, 0.0).sum(dims, keepdim=True) / cls._count(x, dims).clamp(min=1)
+
+        @classmethod
+        def _count(cls, x: Tensor, dims: Any) -> Tensor:
+            return mask.expand(*shape).reshape(x.shape).sum(dims, keepdim=True)
+
+    return Masked
 
 
 def _channel(x: Tensor) -> tuple[int, ...]:
@@ -197,6 +222,7 @@ def surrounded(norm: Callable[[Tensor, Any], Tensor], given: Operands, dtype: to
     act = ACTIVATIONS[stages.activation]
     if stages.gate_first:
         u = u * act(around["gate"])
+    u = u * around["x_scale"] if "x_scale" in around else u
     if "residual" in around:
         u = u + around["residual"]
         u = u + (u.detach().to(dtype).double() - u.detach())
@@ -205,6 +231,7 @@ def surrounded(norm: Callable[[Tensor, Any], Tensor], given: Operands, dtype: to
     z = z + around["skip"] if "skip" in around else z
     if not stages.gate_first:
         z = z * act(around["gate"]) if "gate" in around else act(z)
+    z = torch.where(around["mask"], z, 0.0) if "mask" in around else z
     return (z, u) if "residual" in around else z
 
 
@@ -276,7 +303,7 @@ def differences(got: Mapping[str, Tensor], want: Mapping[str, Tensor], given: Op
         if value.shape != right.shape:
             raise ValueError(f"{result} has shape {tuple(value.shape)}, not {tuple(right.shape)}")
         scale = rms(right)
-        if result in ("dweight", "dbias"):
+        if result in ("dweight", "dbias", "dx_scale"):
             scale = max(scale, (given.x.numel() / right.numel()) ** 0.5 * rms(given.dy))
         kinds = [torch.finfo(kind) for kind in (dtype, value.dtype)]
         unit = ROUNDINGS * max(kind.eps for kind in kinds) + ARITHMETIC * arithmetic

@@ -64,11 +64,20 @@ class Case(NamedTuple):
 
     def tensors(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """What surrounds the norm of x, by name, without numbers."""
-        return {name: torch.empty_like(x) for name in FORMS[self.around].tensors} if self.around else {}
+        names = FORMS[self.around].tensors if self.around else ()
+        tensors = {name: torch.empty_like(x) for name in names}
+        channels = [1] * x.dim()
+        channels[-1 if self.norm in ("layer", "rms") else 1] = self.shape[-1 if self.norm in ("layer", "rms") else 1]
+        if "x_scale" in names:
+            tensors["x_scale"] = x.new_empty(channels)
+        if "mask" in names:  # of tokens, or of positions
+            whole = (self.shape[0], 1, *self.shape[2:]) if self.norm not in ("layer", "rms") else self.shape
+            tensors["mask"] = x.new_empty(whole, dtype=torch.bool)
+        return tensors
 
 
 class Form(NamedTuple):
-    """What surrounds a norm: tensors of x's shape, and settings."""
+    """What surrounds a norm: tensors, by name, and settings."""
 
     tensors: tuple[str, ...] = ()
     stages: Stages = ALONE
@@ -82,6 +91,10 @@ FORMS = {name: Form(stages=Stages(name)) for name in ACTIVATIONS} | {
     "gate": Form(("gate",), Stages("silu")),
     "gate-first": Form(("gate",), Stages("silu", gate_first=True)),
     "all": Form(("residual", "skip", "gate"), Stages("gelu_tanh", offset=1.0)),
+    "x-scale": Form(("x_scale", "residual")),
+    "mask": Form(("mask",), Stages("silu", masked=True)),
+    "all-mask": Form(("residual", "skip", "gate", "x_scale", "mask"), Stages("gelu", offset=1.0, masked=True)),
+    "x-scale-alone": Form(("x_scale", "gate"), Stages("silu", gate_first=True)),
     "all-gate-first": Form(("residual", "skip", "gate"), Stages("sigmoid", offset=1.0, gate_first=True)),
 }
 

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from normtriton.explain import (
-    NOTHING,
-    around_backward,
-    around_forward,
-    backward_direction,
-    computes_again,
-    forward_direction,
-)
+from normtriton.autograd.surrounded import NAMES, Wanted, run_backward, run_forward
+from normtriton.explain import NOTHING, backward_direction, computes_again, forward_direction
 from normtriton.runtime import devices, launch
 
 from ..cases.shapes import make
@@ -68,20 +62,32 @@ def launches_of(
 
     Tensors may be on the meta device.
     """
-    problem, beside = call.problem, around_forward(x, around)
+    given = dict.fromkeys(NAMES) | dict(around)
     with recording(device) as forward:
-        given = (problem, x, weight, bias, call.eps, call.statistics, call.use_running)
-        _y, mean, rstd = launch.forward(*given, around=beside)
-    behind = around_backward(call, x, around)
-    if bias is not None and computes_again(call, around):
-        behind["bias"] = bias
-    x = beside.get("total", x)
-    running = call.statistics if call.use_running else None
-    dtypes = [None if p is None else p.dtype for p in (weight, bias)]
+        _y, total, mean, rstd, count = run_forward(call, x, weight, bias, given)
+    stages, again = call.problem.stages, computes_again(call, around)
+    multiplies = stages.gate_first or "x_scale" in around
+    if call.use_running:
+        assert call.statistics is not None
+        mean, rstd, *_ = call.statistics
+    skip = given["skip"] if again else None
+    before = x if multiplies and "residual" in around else None
+    kept = (total, weight, bias if again else None, mean, rstd, skip, given["gate"], before)
+    beside = (given["x_scale"], given["mask"], count)
+    dtypes = {name: None if t is None else t.dtype for name, t in {**given, "weight": weight, "bias": bias}.items()}
+    first = stages.gate_first
+    wants = Wanted(
+        True,
+        dtypes["weight"],
+        dtypes["bias"],
+        dtypes["skip"] if again else None,
+        given["gate"] is not None,
+        "x_scale" in around or (first and "residual" in around),
+        dtypes["x_scale"],
+    )
     with recording(device) as backward:
-        dy = torch.empty_like(x)
-        wants = (True, dtypes[0], dtypes[1])
-        launch.backward(problem, dy, x, weight, mean, rstd, running, call.eps, wants, around=behind)
+        dy = torch.empty_like(total)
+        run_backward(call, dy, torch.empty_like(total) if "residual" in around else None, (*kept, *beside), wants)
     return {"forward": forward, "backward": backward}
 
 

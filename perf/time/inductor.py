@@ -38,6 +38,8 @@ from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from normtriton.planning.stages import SPREAD
+
 from ..cases.shapes import DIRECTIONS, FORMS
 from ..count import rivals
 from ..count.codegen import pretending
@@ -186,6 +188,8 @@ def surrounded(pass_: Any, around: str, primals: list[Any], tangents: list[Any])
     """A norm with what surrounds it, written out as autograd runs it; the last primals are the tensors around it."""
     ops: Any = torch.ops.aten
     names, stages = FORMS[around]
+    if {*names} & {*SPREAD}:
+        raise ValueError(f"{around}: what torch.compile makes of it is not written out here")
     count = len(primals) - len(names)
     primals, beside = primals[:count], dict(zip(names, primals[count:], strict=True))
     x = primals[0]
