@@ -8,7 +8,7 @@ import triton.language as tl
 from .cluster import first_of_cells
 from .memory import Operand, load_constant, load_parameter, rounded, store_tile
 from .places import Entries, group_entries, groups_of, num_elements, own_block, own_tiles, saved_here, tile_at
-from .stages import factor, finish, load_factor, load_first_input, load_input, load_input_again
+from .stages import coded, factor, finish, load_factor, load_first_input, load_input, load_input_again
 from .statistics import (
     Saved,
     load_statistics,
@@ -51,7 +51,7 @@ def load_map(given, rstd, block, plan: tl.constexpr):
 
 
 @triton.jit
-def write(given, x, statistics, linear, at, plan: tl.constexpr):
+def write(given, x, statistics, linear, block, at, plan: tl.constexpr):
     """Y = (x - mean) * rstd * weight + bias, for one tile, and what follows; ``linear`` is what `load_map` made.
 
     Where a cluster shares rows `load_map` leaves the parameters to it: a product of rstd and a weight in half precision
@@ -70,7 +70,7 @@ def write(given, x, statistics, linear, at, plan: tl.constexpr):
         if given.bias.pointer is not None:
             shift = load_parameter(given.bias, at, x.dtype, plan)
     y = x * scale if given.bias.pointer is None else tl.fma(x, scale, shift)
-    store_tile(given.y, at, finish(y, given, at, plan), plan)
+    store_tile(given.y, at, coded(finish(y, given, at, plan), given, block, at, plan), plan)
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def write_tiles(given, statistics, block, group, dtype: tl.constexpr, plan: tl.c
             x = load_input(given, at, dtype, plan)
         else:
             x = load_input_again(given, at, dtype, plan)
-        write(given, x, statistics, linear, at, plan)
+        write(given, x, statistics, linear, block, at, plan)
 
 
 @triton.jit
@@ -139,7 +139,7 @@ def normalize_forward(
         found = moments_of(given, tile, at, num_elements(group, dtype), origin, plan)
         statistics = save_statistics(saved, first_of_cells(where, block, plan), found, plan)
         linear = load_map(given, statistics.rstd, block, plan)
-        write(given, tile, statistics, linear, at, plan)
+        write(given, tile, statistics, linear, block, at, plan)
     elif plan.stage == "streamed":
         found = measure(given, origin, block, group, dtype, plan)
         statistics = save_statistics(saved, where, found, plan)

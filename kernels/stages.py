@@ -10,6 +10,7 @@ here and nowhere else; `normtriton.planning.stages` says in which order they sta
     z = z + skip
     y = act(z), or with a gate z * act(gate), unless that came first
     y = 0 where a mask is false
+    q = the code of y / q_scale, or of y divided by the group's own scale
 """
 
 from typing import Any, NamedTuple
@@ -27,9 +28,12 @@ from .memory import (
     load_tile,
     load_truth,
     rounded,
+    store_entries,
     store_tile,
 )
-from .places import first_elements, num_elements
+from .places import first_elements, group_entries, num_elements
+from .quantize import code, largest
+from .sums import max_tile
 
 
 class Around(NamedTuple):
@@ -46,6 +50,8 @@ class Around(NamedTuple):
         x_scale: x is multiplied with it.
         mask: truth values; where it is false an element takes no part.
         count: how many elements of each group take part, at ``group.stats``: written, backward read.
+        q_scale: what y is divided by where it is quantized, if that is given.
+        own_scale: else where each group's goes, at ``group.stats``.
     """
 
     residual: Any
@@ -55,6 +61,8 @@ class Around(NamedTuple):
     x_scale: Any
     mask: Any
     count: Any
+    q_scale: Any
+    own_scale: Any
 
 
 class Behind(NamedTuple):
@@ -176,6 +184,22 @@ def finish(z, given, at, plan: tl.constexpr):
         else:
             z = activate(z, plan)
     return masked(z, given, at, plan)
+
+
+@triton.jit
+def coded(y, given, block, at, plan: tl.constexpr):
+    """Y of one tile as it is stored: itself, or quantized."""
+    if plan.quantize != "":
+        y = y.to(tl.float32)
+        if given.strides.q_scale is not None:
+            scale = load_spread(Operand(given.around.q_scale, given.strides.q_scale), at, tl.float32, plan)
+            scale = tl.where(at.mask, scale, 1.0)
+        else:  # the tile is the whole group
+            scale = max_tile(tl.where(at.mask, tl.abs(y), 0.0), plan) / largest(plan)
+            scale = tl.where(scale == 0.0, 1.0, scale)
+            store_entries(given.around.own_scale, group_entries(given.strides.stats, block, plan), scale, plan)
+        y = code(y / scale, plan)
+    return y
 
 
 @triton.jit

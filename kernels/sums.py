@@ -65,6 +65,13 @@ def sum_tile(values, plan: tl.constexpr):
 
 
 @triton.jit
+def max_tile(values, plan: tl.constexpr):
+    """The largest of each group's values in a tile, none of them negative: (block_kept, 1, 1)."""
+    flat = summands(values, plan)
+    return spread_out(tl.max(flat, len(flat.shape) - 1, keep_dims=True), values.shape[0])
+
+
+@triton.jit
 def sum_tiles(a, b, plan: tl.constexpr):
     """`sum_tile` of two tiles."""
     if plan.block_groups > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import suppress
+from functools import partial
 from math import prod
 from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,11 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from . import functional, named
-from .autograd.derivatives import Axes
 from .autograd.function import has_kernels
 from .autograd.surrounded import expanded
 from .checks import Refused
-from .modulation import modulated
+from .modulation import along, modulated
 from .planning.plan import Device
 from .planning.schedule import Problem, backward_schedule, forward_schedule
 from .planning.stages import ALONE, SPREAD
@@ -173,8 +173,8 @@ def forward_direction(
         parameters += sum(t.numel() * t.itemsize for t in call.statistics[:2]) * (1 if call.use_running else 2)
     size = statistics_size(x)
     stats = 0 if call.use_running else schedule.num_groups * size * (2 if call.problem.norm.centered else 1)
-    tensor = x.numel() * x.itemsize
-    compulsory = 2 * tensor + parameters + stats + whole(beside)
+    result = x.itemsize if not call.problem.stages.quantize else 1
+    compulsory = x.numel() * (x.itemsize + result) + parameters + stats + whole(beside)
     walked = {"u": beside.get("total", x)}
     if call.problem.stages.gate_first and "total" not in beside:
         walked["gate"] = around["gate"]
@@ -373,7 +373,7 @@ def explain(
     if call is not None and around:
         if name == "normalize":
             around = named.along_axes(name, x, _words(name, x, arguments), around)
-        tensors, modulation, stages = surroundings(name, x, weight, around, Axes(call.problem).broadcast)
+        tensors, modulation, stages = surroundings(name, x, weight, around, partial(along, call.problem))
         call = call._replace(problem=call.problem._replace(stages=stages))
         try:
             call, weight, bias = modulated(call, weight, bias, modulation)

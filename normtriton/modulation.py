@@ -57,15 +57,8 @@ def broadcastable(function: str, name: str, t: Any, x: Tensor, spread: Callable[
 
 def along(problem: Problem, parameter: Tensor) -> Tensor:
     """A parameter of a problem with a dimension for each of x's, of size 1 where it does not vary."""
-    view = Axes(problem).spread(parameter)
-    sizes: list[int] = []
-    merged: list[int] = []
-    for dim in name_axes(problem.norm.axes, problem.shape, dict(problem.sizes)):
-        own = view.shape[len(sizes) : len(sizes) + len(dim)]
-        varies = any(size != 1 for size in own)
-        sizes += [part.size if varies else 1 for part in dim]
-        merged.append(problem.shape[len(merged)] if varies else 1)
-    return view.expand(sizes).reshape(merged)
+    axes = Axes(problem)
+    return axes.beside(axes.spread(parameter))
 
 
 def widened(problem: Problem, varies: tuple[bool, ...]) -> Problem:

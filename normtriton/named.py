@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,6 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .autograd.call import Call
 from .autograd.composed import composed
-from .autograd.derivatives import Axes
 from .autograd.function import has_kernels, normalize_unwatched, tracing_state, unwatched
 from .autograd.ways import normalize as normalize_watched
 from .checks import Refused, check_memory, check_tensor, integer, number, overloaded, quiet_about_sizes
@@ -19,7 +18,6 @@ from .modulation import NAMES as MODULATION
 from .modulation import along
 from .planning.norms import described, names
 from .planning.schedule import Problem
-from .planning.stages import SPREAD
 from .surroundings import run as surround
 
 if TYPE_CHECKING:
@@ -179,10 +177,14 @@ def _composed(call: Call, weight: Tensor | None, bias: Tensor | None, x: Tensor,
     return composed(call.problem, x, weight, bias, None, None, call.eps).to(dtype or x.dtype)
 
 
+#: What may be a pair of a tensor and its axes.
+_PAIRS = (*MODULATION, "x_scale", "mask", "quantize_scale")
+
+
 def along_axes(function: str, x: Tensor, words: Words, around: Mapping[str, Any]) -> dict[str, Any]:
     """What surrounds a call; of each pair, of a tensor and its axes, the tensor as it broadcasts against x."""
     found = dict(around)
-    for name in (*MODULATION, *SPREAD):
+    for name in _PAIRS:
         given = around.get(name)
         if isinstance(given, tuple):
             t, listed = _pair(function, name, given)
@@ -262,7 +264,7 @@ def _run_surrounded(
         around,
         checked,
         lambda u, w, b: run(function, u, alone, w, b, eps, dtype),
-        Axes(call.problem).broadcast,
+        partial(along, call.problem),
     )
 
 
@@ -288,6 +290,8 @@ def normalize(
     offset: float = 0.0,
     round_first: bool = False,
     gate_first: bool = False,
+    quantize: str | None = None,
+    quantize_scale: Tensor | tuple[Tensor, str] | str | None = None,
     **sizes: int,
 ) -> Tensor:
     """Normalize over any axes; batch, layer, instance, group and RMS norm are cases of it.
@@ -312,10 +316,16 @@ def normalize(
         z = z + skip
         y = activation(z), or z * activation(gate) if there is a gate that did not come first
         y = where(mask, y, 0)                         # and statistics are of the elements where mask is True
+        q = (y / quantize_scale).to(quantize)         # or by a scale of each group's own
 
     The result is y, or (y, u) if there is a residual. u has the dtype that x + residual has, and is normalized as it
     was rounded to it. What a mask leaves out may hold anything, NaN too: it passes no gradient, but for u's. A group
     with nothing left gives zeros, and leaves running statistics as they are.
+
+    With ``quantize`` the result is (q, scale), so that ``q * scale`` is about y, or (q, scale, u). It is made of y
+    before any rounding, in the same pass; a scale of each group's own needs the group on chip, see `explain`, and is
+    else made of y in float32 by PyTorch's operations. It has no gradient. `torch.compile` and transforms see PyTorch's
+    operations, which round y to the input's dtype first.
 
     For the backward pass u (or x), the parameters, mean and rstd are kept, and of skip and gate what a gradient needs.
     `torch.compile` sees one operator a direction. `torch.export`, transforms, derivatives of gradients, and float64
@@ -350,13 +360,18 @@ def normalize(
         offset: what the weight counts from: 1 for weights that are stored as their distance from 1.
         round_first: round to the input's dtype before multiplying by the weight, as Llama does.
         gate_first: the gate comes before the norm, as in Mamba 2.
+        quantize: "float8_e4m3fn", "float8_e5m2", "int8" or None: rounded as PyTorch's cast rounds, and saturated. NaN
+            is 0 among integers.
+        quantize_scale: given as ``scale`` is; or "group", so that each group's largest absolute value becomes the
+            largest number, 448, 57344 or 127. A scale that is made is float32, and broadcasts against the input.
         sizes: of axes that the shape does not tell; of two starred words, the second's number of dimensions.
     Returns:
         The shape, dtype and memory format of input; with a residual, that and what was normalized.
     Raises:
         ValueError: axes that are no pattern; a name that is unknown, repeated or missing; a size that is missing; an
             activation that is not known.
-        RuntimeError: input, sizes or parameters whose shapes do not agree; a parameter on another device.
+        RuntimeError: input, sizes or parameters whose shapes do not agree; a parameter on another device; a gradient of
+            what is quantized.
         TypeError: an argument of another type; a size of an axis that is not there.
         NotImplementedError: input is not floating point, or not strided.
     """
@@ -370,19 +385,17 @@ def normalize(
         options: dict[str, Any] = {"over": over, "affine": affine, "weight": weight, "bias": bias, "eps": eps}
         options |= {"center": center, "residual": residual, "scale": scale, "shift": shift, "skip": skip, "gate": gate}
         options |= {"activation": activation, "x_scale": x_scale, "mask": mask, "lengths": lengths}
+        options |= {"quantize": quantize, "quantize_scale": quantize_scale}
         options |= {"offset": offset, "round_first": round_first, "gate_first": gate_first, **sizes}
         return handle_torch_function(normalize, every, input, axes, **options)
     words = Words(axes, over, affine, center, tuple(sizes.items()))
     around: dict[str, Any] | None = None
-    if (
-        activation
-        or offset
-        or round_first
-        or not (residual is scale is shift is skip is gate is x_scale is mask is lengths is None)
-    ):
+    nothing = residual is scale is shift is skip is gate is x_scale is mask is lengths is None
+    if not nothing or activation or offset or round_first or quantize or quantize_scale is not None:
         around = {"residual": residual, "scale": scale, "shift": shift, "skip": skip, "gate": gate}
         around |= {"activation": activation, "x_scale": x_scale, "mask": mask, "lengths": lengths}
         around |= {"offset": offset, "round_first": round_first, "gate_first": gate_first}
+        around |= {"quantize": quantize, "quantize_scale": quantize_scale}
     return run("normalize", input, words, weight, bias, eps, None, around)
 
 

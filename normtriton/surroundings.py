@@ -11,12 +11,13 @@ from torch.overrides import has_torch_function_variadic
 from .autograd.composed import blend
 from .autograd.function import has_kernels, tracing_state, unwatched
 from .autograd.sharded import is_sharded
-from .autograd.surrounded import NAMES, decomposed, norm_of, surround
+from .autograd.surrounded import NAMES, decomposed, norm_of, quantize, quantized, surround
 from .autograd.surrounded_operators import surround as surround_traced
 from .checks import Refused, check_memory, check_tensor, number, overloaded, quiet_about_sizes
 from .modulation import NAMES as MODULATION
 from .modulation import broadcastable, modulated
 from .planning.stages import ACTIVATIONS, SPREAD, Stages
+from .runtime.quantized import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,6 +40,8 @@ class Around(TypedDict, total=False):
     scale: Tensor | None
     shift: Tensor | None
     mask: Tensor | None
+    quantize: str | None
+    quantize_scale: Tensor | str | None
     activation: str | None
     offset: float
     round_first: bool
@@ -110,8 +113,28 @@ def surroundings(
     }
     rounds = (weight is not None or "scale" in modulation) and bool(given.get("round_first"))
     first = "gate" in tensors and bool(given.get("gate_first"))
-    stages = Stages(activation, 0.0 if weight is None else offset, rounds, first, "mask" in tensors)
+    kind = _check_quantize(function, given)
+    if kind and given["quantize_scale"] != "group":
+        tensors["q_scale"] = broadcastable(function, "quantize_scale", given["quantize_scale"], x, spread)
+    stages = Stages(activation, 0.0 if weight is None else offset, rounds, first, "mask" in tensors, kind)
     return Surroundings(tensors, modulation, stages)
+
+
+def _check_quantize(function: str, given: Mapping[str, Any]) -> str:
+    """What the result is quantized to; "" for nothing.
+
+    Raises:
+        ValueError: what there is not, or a scale without it, or it without a scale.
+    """
+    kind, scale = given.get("quantize") or "", given.get("quantize_scale")
+    if kind not in KINDS and kind != "":
+        raise ValueError(f"{function}(): quantize is one of {', '.join(KINDS)}, not {kind!r}")
+    if (kind == "") != (scale is None) or (isinstance(scale, str) and scale != "group"):
+        said = scale if isinstance(scale, str) or scale is None else type(scale).__name__
+        raise ValueError(
+            f'{function}(): with quantize goes quantize_scale, a Tensor or "group": they are {kind or None!r}, {said!r}'
+        )
+    return kind
 
 
 def _check_mask(function: str, mask: Any, x: Tensor) -> Tensor:
@@ -162,6 +185,8 @@ def run(
     else:
         with quiet_about_sizes():
             around = surroundings(function, x, weight, given, spread)
+    if around.stages.quantize:
+        return _quantized(function, x, weight, bias, around, call, plain, spread)  # type: ignore[no-any-return]  # more
     if _takes(x, weight, bias, around):
         try:
             checked, w, b = call()
@@ -177,6 +202,40 @@ def run(
     if "mask" in everything:
         plain = _masked(function, call, everything["mask"])
     return decomposed(plain, spread, x, weight, bias, everything, around.stages)  # type: ignore[return-value]  # two, as it says
+
+
+def _quantized(
+    function: str,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    around: Surroundings,
+    call: Callable[[], tuple[Call, Tensor | None, Tensor | None]],
+    plain: Callable[..., Tensor],
+    spread: Callable[[Tensor], Tensor],
+) -> Any:
+    """(q, scale), and u if there is a residual.
+
+    Raises:
+        RuntimeError: a gradient would be wanted.
+    """
+    tensors, modulation, stages = around
+    every = (x, weight, bias, *tensors.values(), *modulation.values())
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in every):
+        raise RuntimeError(f"{function}(): what is quantized has no gradient: call it under torch.no_grad()")
+    checked, w, b = call()
+    checked = checked._replace(problem=checked.problem._replace(stages=stages))
+    if not is_compiling() and _takes(x, weight, bias, around):
+        _check_averages(function, checked, stages)
+        checked, w, b = modulated(checked, w, b, modulation)
+        return quantize(checked, x, w, b, tensors)
+    scale = tensors.get("q_scale")
+    everything = {name: t for name, t in tensors.items() if name != "q_scale"} | modulation
+    if "mask" in everything:
+        plain = _masked(function, call, everything["mask"])
+    made = decomposed(plain, spread, x, weight, bias, everything, stages)
+    y, *total = made if isinstance(made, tuple) else (made,)
+    return *quantized(y, checked.problem, scale), *total
 
 
 def _check_averages(function: str, call: Call, stages: Stages) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 
+from ..planning.norms import name_axes
 from ..runtime.compiling import statistics_dtype
 
 if TYPE_CHECKING:
@@ -112,6 +113,17 @@ class Axes:
     def groups(self, statistic: Tensor) -> Tensor:
         """One number a group."""
         return statistic.reshape([1 if i in self.over else size for i, size in enumerate(self.sizes)])
+
+    def beside(self, view: Tensor) -> Tensor:
+        """A view with a dimension for each axis, as it broadcasts against x: of size 1 along what it does not vary."""
+        problem = self.problem
+        sizes: list[int] = []
+        merged: list[int] = []
+        for dim in name_axes(problem.norm.axes, problem.shape, dict(problem.sizes)):
+            varies = any(size != 1 for size in view.shape[len(sizes) : len(sizes) + len(dim)])
+            sizes += [part.size if varies else 1 for part in dim]
+            merged.append(problem.shape[len(merged)] if varies else 1)
+        return view.expand(sizes).reshape(merged)
 
     def mean(self, t: Tensor) -> Tensor:
         """Of every group."""

@@ -18,6 +18,7 @@ from ..planning.schedule import Problem
 from ..planning.stages import ALONE, SPREAD
 from ..runtime import devices, launch
 from ..runtime.compiling import statistics_dtype
+from ..runtime.quantized import KINDS, codes, scale_of
 from .composed import composed
 from .derivatives import Axes
 from .function import normalize, own, unwatched
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from .call import Call
 
 #: The tensors around a norm, in the order of the formula.
-NAMES = ("residual", "skip", "gate", *SPREAD)
+NAMES = ("residual", "skip", "gate", "x_scale", "mask")
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda z: z,
@@ -133,8 +134,8 @@ def run_forward(
     """Launch the forward pass of plain tensors."""
     problem, eps, statistics, use_running, dtype = call
     around = expanded(x, given)
-    if problem.stages.masked:
-        around["count"] = x.new_empty(0 if use_running else problem.num_groups, dtype=statistics_dtype(x))
+    if problem.stages.masked and not use_running:
+        around["count"] = x.new_empty(problem.num_groups, dtype=statistics_dtype(x))
     total = x
     if "residual" in around:
         kind = torch.promote_types(x.dtype, around["residual"].dtype)
@@ -352,6 +353,48 @@ def _backward_decomposed(
             gradients[4:] = of.get("gate") if first else gradients[4], of.get("x_scale")
     dx, dweight, dbias, dskip, dgate, dx_scale = gradients
     return dx, dweight, dbias, dskip, dgate, dresidual, dx_scale
+
+
+def of_groups(problem: Problem, statistic: Tensor) -> Tensor:
+    """A number for each group, as it broadcasts against x."""
+    return Axes(problem).beside(Axes(problem).groups(statistic))
+
+
+def quantized(y: Tensor, problem: Problem, q_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(q, scale) of a result, in PyTorch's operations; without a scale by each group's largest value."""
+    kind, axes = problem.stages.quantize, Axes(problem)
+    if q_scale is None:
+        largest = y.reshape(axes.sizes).abs().amax(axes.over)
+        q_scale = of_groups(problem, scale_of(largest, kind).reshape(-1))
+    return codes(y, q_scale, kind), q_scale
+
+
+def quantize(
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, around: Mapping[str, Tensor]
+) -> tuple[Tensor, ...]:
+    """`surround` with a quantized result, which has no gradient: (q, scale), and what was normalized of a sum.
+
+    Where each group's own scale is wanted and no program holds a group, the result is stored in the dtype of the
+    arithmetic, and PyTorch's operations quantize it.
+    """
+    problem = call.problem
+    kind, _ = KINDS[problem.stages.quantize]
+    given = dict(around)
+    q_scale = given.get("q_scale")
+    if q_scale is None:
+        given["own_scale"] = x.new_empty(problem.num_groups, dtype=torch.float32)
+    with torch.no_grad():
+        try:
+            codes_, total, *_ = run_forward(call._replace(dtype=torch.uint8), x, weight, bias, given)
+            q = codes_.view(kind)
+            scale = of_groups(problem, given["own_scale"]) if q_scale is None else q_scale
+        except launch.NotOnChip:
+            del given["own_scale"]
+            plain = problem._replace(stages=problem.stages._replace(quantize=""))
+            wide = call._replace(problem=plain, dtype=statistics_dtype(x))
+            y, total, *_ = run_forward(wide, x, weight, bias, given)
+            q, scale = quantized(y, problem, None)
+    return (q, scale, total) if "residual" in around else (q, scale)
 
 
 #: `Surrounded.apply` without its own look for transforms, of which there are none.

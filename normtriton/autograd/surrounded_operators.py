@@ -44,9 +44,10 @@ def _call(
 
 
 def _told(call: Call) -> tuple[Any, ...]:
-    """What operators are told besides tensors."""
+    """What operators are told besides tensors; they quantize nothing."""
     momentum = 0.0 if call.statistics is None else call.statistics[5]
-    return *words_of(call.problem), *call.problem.stages, call.use_running, momentum, call.eps
+    *stages, _quantize = call.problem.stages
+    return *words_of(call.problem), *stages, call.use_running, momentum, call.eps
 
 
 def _own(call: Call, x: Tensor) -> Iterator[Tensor]:

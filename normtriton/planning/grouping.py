@@ -76,6 +76,7 @@ class Grouping(NamedTuple):
     dresidual: Strides | None = None
     x_scale: Strides | None = None
     mask: Strides | None = None
+    q_scale: Strides | None = None
     #: May the sizes of (kept, r1, r2) be compiled in? A kernel is handed None instead, and that must come last: Triton
     #: 3.6 brings the type of a nested tuple up to date only when a constant that follows it is set.
     fixed: tuple[bool, bool, bool] | None = None

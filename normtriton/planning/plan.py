@@ -247,7 +247,7 @@ class Plan:
         block_groups: groups whose cells a resident tile holds and joins, padded to a power of two; 0 if it joins none.
         depth: rounds of the loop of a sweep, or of a walk that measures, that are under way at once.
         per_sample: whether a sweep's parameters vary along the outer axes, which then have programs of their own.
-        activation, offset, round_first, gate_first, masked: see `normtriton.planning.stages.Stages`.
+        activation, offset, round_first, gate_first, masked, quantize: see `normtriton.planning.stages.Stages`.
     """
 
     stage: str
@@ -281,6 +281,7 @@ class Plan:
     round_first: bool = False
     gate_first: bool = False
     masked: bool = False
+    quantize: str = ""
 
 
 class Code(NamedTuple):
@@ -674,6 +675,7 @@ def make_plan(
         round_first=stages.round_first,
         gate_first=stages.gate_first,
         masked=stages.masked,
+        quantize=stages.quantize,
         **flags,
     )
 

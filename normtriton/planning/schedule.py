@@ -208,6 +208,12 @@ class Schedule(NamedTuple):
     passed: tuple[str, ...] = ()
 
     @property
+    def holds_groups(self) -> bool:
+        """Whether a program, or a cluster, has a whole group's result at once."""
+        plan = self.main.plan
+        return plan.stage == "resident" and not plan.block_groups and not plan.shares_rows
+
+    @property
     def sums_dy(self) -> bool:
         """Whether a split backward pass keeps each group's sum of dy: a sweep that subtracts no mean leaves it out."""
         return self.main.plan.centered or not self.main.plan.accumulate

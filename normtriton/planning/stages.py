@@ -9,6 +9,7 @@
     z = z + skip
     y = act(z), or with a gate z * act(gate), unless that came first
     y = 0 where a mask is false               statistics are of the elements where it is true
+    q = y / q_scale, quantized                or by a scale of each group's own, by its largest value
 
 `normtriton.kernels.stages` computes them.
 """
@@ -30,6 +31,7 @@ class Stages(NamedTuple):
         round_first: whether x̂ is rounded to x's dtype before it is multiplied by the weight.
         gate_first: whether there is a gate that x is multiplied with.
         masked: whether there is a mask.
+        quantize: what the result is quantized to; "" for nothing.
     """
 
     activation: str = ""
@@ -37,6 +39,7 @@ class Stages(NamedTuple):
     round_first: bool = False
     gate_first: bool = False
     masked: bool = False
+    quantize: str = ""
 
     def computes_again(self, gate: bool) -> bool:
         """Whether a backward pass computes again what an activation, or a ``gate`` if there is one, was applied to."""
@@ -49,7 +52,10 @@ ALONE = Stages()
 WRITTEN = ("dtotal", "dskip", "dgate", "dresidual")
 
 #: What broadcasts against x.
-SPREAD = ("x_scale", "mask")
+SPREAD = ("x_scale", "mask", "q_scale")
+
+#: Around a norm, but no tensor of x's shape: a number for each group.
+OF_GROUPS = ("count", "own_scale")
 
 #: The tensors around a norm, in x's shape, and their strides in elements; of those in `SPREAD` some are 0.
 Around: TypeAlias = "tuple[tuple[str, tuple[int, ...]], ...]"

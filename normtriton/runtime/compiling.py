@@ -57,7 +57,8 @@ NVIDIA = torch.version.hip is None
 #: The fields of a `Grouping` that hold an operand's strides.
 OPERANDS = (
     "x", "y", "dy", "dx", "weight", "bias", "stats", "parts",
-    "residual", "total", "skip", "gate", "before", "dtotal", "dskip", "dgate", "dresidual", "x_scale", "mask",
+    "residual", "total", "skip", "gate", "before", "dtotal", "dskip", "dgate", "dresidual",
+    "x_scale", "mask", "q_scale",
 )  # fmt: skip
 
 KERNELS = {
@@ -174,10 +175,13 @@ def standing_in(launch: Launch, dtypes: Dtypes, operands: tuple[str, ...]) -> tu
     there = {name: bias if name == "bias" else x for name in operands if name in {*Around._fields, *Behind._fields}}
     if "mask" in there:
         there |= {"mask": MockTensor(torch.uint8), "count": own}
+    if launch.plan.quantize:
+        there["own_scale"] = MockTensor(torch.float32)
     if launch.kernel == "forward":
         there.pop("bias", None)
         running = Running(own, own, 1, 1, (MockTensor(torch.int64),), (0.1, 0.0)) if "update" in operands else None
-        return x, x, weight, bias, mean, own, running, None, eps, handed(Around, there, x)
+        y = MockTensor(torch.uint8) if launch.plan.quantize else x
+        return x, y, weight, bias, mean, own, running, None, eps, handed(Around, there, x)
     dweight = own if "gradients" in operands else None
     dbias = dweight if launch.plan.centered else None
     behind = handed(Behind, there, x)

@@ -14,6 +14,7 @@ from triton.runtime import driver
 
 from ..kernels.stages import Around, Behind
 from ..planning.schedule import Problem, backward_schedule, forward_schedule
+from ..planning.stages import OF_GROUPS
 from . import clusters, devices
 from .compiling import INTERPRETED, KERNELS, NVIDIA, Running, constants, handed, options, statistics_dtype
 
@@ -165,7 +166,7 @@ def _in_memory(gradient: Tensor) -> Tensor:
 
 def _layouts(around: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """What a schedule is told of the tensors around a norm, backward with the bias last."""
-    strides = tuple((name, t.stride()) for name, t in around.items() if name not in ("bias", "count"))
+    strides = tuple((name, t.stride()) for name, t in around.items() if name not in ("bias", *OF_GROUPS))
     return (strides, around["bias"].stride()) if "bias" in around else (strides,)
 
 
@@ -198,6 +199,10 @@ def _run_clustered(launch: Launch, kinds: Kinds, *args: Any) -> bool:
     return True
 
 
+class NotOnChip(Exception):  # noqa: N818  of a plan, not an error
+    """A group's result is asked for at once, and no program has it."""
+
+
 def forward(
     problem: Problem,
     x: Tensor,
@@ -213,7 +218,10 @@ def forward(
     """(y, mean, rstd); mean is None if it is fixed at zero, both are if the running statistics are used.
 
     ``dtype`` is y's, None for x's. ``around`` are the tensors that surround the norm, those that broadcast against x
-    expanded to its shape; a total and a count among them are written.
+    expanded to its shape; a total and numbers of groups among them are written.
+
+    Raises:
+        NotOnChip: nothing is written, for want of each group's largest value.
     """
     y = torch.empty_like(x) if dtype is None else torch.empty_like(x, dtype=dtype)
     if y.numel() == 0:
@@ -234,6 +242,8 @@ def forward(
         mode,
         *(_layouts(around) if around else ()),
     )
+    if around and "own_scale" in around and not schedule.holds_groups:
+        raise NotOnChip
     kinds = _kinds(running, x, weight, bias)
     if kinds and dtype:
         kinds += (dtype,)

@@ -1,0 +1,150 @@
+"""Results quantized in the same pass: codes against PyTorch's casts, scales, every norm and way; what is refused."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+import normtriton as nt
+from normtriton.runtime import launch
+from normtriton.runtime.quantized import KINDS, codes
+
+
+def every_number(kind):
+    """Float32 around every number there is, around what lies between two, and special ones."""
+    if kind == "int8":
+        numbers = torch.arange(-130.0, 131.0)
+    else:
+        numbers = torch.arange(256, dtype=torch.uint8).view(KINDS[kind][0]).float()
+        numbers = numbers[numbers.isfinite()].sort().values
+    between = (numbers[1:] + numbers[:-1]) / 2
+    around = torch.cat([numbers, between, numbers.sign() * 1e30, torch.tensor([1e-12, -1e-12, 0.0, -0.0])])
+    some = torch.cat([around, torch.nextafter(around, around + 1e9), torch.nextafter(around, around - 1e9)])
+    some = some[some != 0]  # whose sign the norm decides
+    return torch.cat([some, torch.tensor([float("inf"), -float("inf"), float("nan")])])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes(kind):
+    """Bit for bit those of PyTorch's cast, saturated; NaN is NaN, or the integer 0."""
+    bias = every_number(kind)  # what a norm with weight 0 gives
+    n = bias.numel()
+    q, scale = nt.layer_norm(
+        torch.randn(2, n), (n,), torch.zeros(n), bias, quantize=kind, quantize_scale=torch.tensor([1.0])
+    )
+    want = codes(bias, torch.tensor(1.0), kind)
+    assert q.dtype == KINDS[kind][0] and torch.equal(q[0].view(torch.uint8), q[1].view(torch.uint8))
+    differ = (q[0].view(torch.uint8) != want.view(torch.uint8)) & ~(bias.isnan())
+    assert not differ.any(), (bias[differ], q[0][differ].float(), want[differ].float())
+    assert q[0][bias.isnan()].float().isnan().all() == (kind != "int8")
+    assert scale.shape == (1, 1)
+
+
+def near(q, scale, y, kind):
+    """Whether q * scale is y, as near as numbers of the kind lie."""
+    value, most = q.double() * scale.double(), KINDS[kind][1]
+    digits = {"float8_e4m3fn": 3, "float8_e5m2": 2, "int8": 0}[kind]
+    # half a unit in the last place, or of the smallest numbers; what float32 loses may tip a tie
+    unit = y.abs() * 2.0**-digits if digits else torch.zeros_like(y)
+    least = {"float8_e4m3fn": 2.0**-9, "float8_e5m2": 2.0**-16, "int8": 1.0}[kind]
+    bound = torch.maximum(unit, least * scale.double().expand(y.shape)) * 0.5001 + 1e-6 * y.abs().max()
+    inside = (y.abs() <= most * scale.double()).expand(y.shape)
+    return ((value - y).abs() <= bound)[inside].all()
+
+
+NORMS = {
+    "layer": ("b t d", "d", (3, 5, 24)),
+    "batch": ("n c *s", "n s", (3, 6, 4, 2)),
+    "instance": ("n c *s", "s", (3, 6, 4, 2)),
+    "group": ("n (g k) *s", "k s", (3, 6, 4, 2)),
+    "long": ("b d", "d", (2, 40000)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(("name", "kind"), list(zip([*NORMS, *NORMS], [*KINDS, *KINDS, *KINDS], strict=False)))
+def test_every_norm(name, kind, dtype):
+    """By a scale of each group's own, and by one that is given; the group's largest value has the largest code."""
+    axes, over, shape = NORMS[name]
+    sizes = {"g": 3} if name == "group" else {}
+    x, skip = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    if name == "instance":
+        x = x.contiguous(memory_format=torch.channels_last)
+    around = {"skip": skip, "activation": "silu"}
+    wide = {"skip": skip.double(), "activation": "silu"}
+    y = nt.normalize(x.double(), axes, over=over, **sizes, **wide)
+    q, scale = nt.normalize(x, axes, over=over, quantize=kind, quantize_scale="group", **sizes, **around)
+    assert q.shape == x.shape and q.stride() == x.stride() and scale.dtype == torch.float32
+    assert near(q, scale, y, kind)
+    split = (3, 3, 2, 4, 2) if name == "group" else shape
+    dims = {"layer": 2, "batch": (0, 2, 3), "instance": (2, 3), "group": (2, 3, 4), "long": 1}[name]
+    largest = y.reshape(split).abs().amax(dims, keepdim=True) / KINDS[kind][1]
+    torch.testing.assert_close(scale.double().expand(shape), largest.expand(split).reshape(shape), rtol=1e-5, atol=0)
+    given = scale.mean() * 2
+    q, returned = nt.normalize(x, axes, over=over, quantize=kind, quantize_scale=given, **sizes, **around)
+    assert near(q, given, y, kind) and returned.numel() == 1
+
+
+def test_one_launch(monkeypatch):
+    """With the group on chip nothing follows the norm; else its result is stored once, and quantized."""
+    ran, run = [], launch._run
+    monkeypatch.setattr(launch, "_run", lambda step, *args: (ran.append(step.kernel), run(step, *args)))
+    x, r = torch.randn(4, 64), torch.randn(4, 64)
+    q, scale, u = nt.RMSNorm(64).requires_grad_(False)(x, residual=r, quantize="int8", quantize_scale="group")
+    assert ran == ["forward"] and torch.equal(u, x + r) and scale.shape == (4, 1)
+    assert near(q, scale, F.rms_norm(u.double(), (64,), eps=torch.finfo(torch.float32).eps), "int8")
+
+
+def test_zeros_and_masks():
+    """A group of zeros has scale 1; what a mask leaves out has code 0, and no part in a scale."""
+    q, scale = nt.layer_norm(torch.zeros(2, 8), (8,), quantize="int8", quantize_scale="group")
+    assert not q.any() and (scale == 1).all()
+    x, mask = torch.randn(2, 8), torch.rand(2, 8) > 0.5
+    x[~mask] = torch.nan
+    q, scale = nt.layer_norm(x, (8,), mask=mask, quantize="int8", quantize_scale="group")
+    y = nt.layer_norm(x, (8,), mask=mask)
+    assert not q[~mask].any() and near(q, scale, y.double(), "int8")
+
+
+def test_other_ways():
+    """Compiled, and on a CPU without kernels: PyTorch's operations."""
+    x, w = torch.randn(4, 16), torch.randn(16)
+
+    def call(x, w):
+        return nt.rms_norm(x, (16,), w, quantize="float8_e4m3fn", quantize_scale="group")
+
+    torch._dynamo.reset()
+    got, want = torch.compile(call, backend="aot_eager", fullgraph=True)(x, w), call(x, w)
+    torch.testing.assert_close(got[1], want[1])
+    assert (got[0].float() != want[0].float()).sum() <= 1  # a tie may tip
+    code = """
+import torch, normtriton as nt
+x = torch.randn(3, 5, 8)
+q, s = nt.normalize(x, "b t d", over="d", quantize="int8", quantize_scale="group")
+y = torch.nn.functional.layer_norm(x, (8,))
+assert s.shape == (3, 5, 1) and (q * s - y).abs().max() <= s.max() * 0.51
+q, _, u = nt.layer_norm(x, (8,), residual=x, quantize="int8", quantize_scale=torch.tensor(0.1))
+assert (q * 0.1 - torch.nn.functional.layer_norm(2 * x, (8,))).abs().max() <= 0.051 and torch.equal(u, 2 * x)
+"""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=env)
+
+
+def test_what_is_refused():
+    """In words that name the values, before anything runs."""
+    x = torch.randn(2, 8)
+    with pytest.raises(ValueError, match="quantize is one of float8_e4m3fn, float8_e5m2, int8, not 'int4'"):
+        nt.layer_norm(x, (8,), quantize="int4", quantize_scale="group")
+    with pytest.raises(ValueError, match="with quantize goes quantize_scale"):
+        nt.layer_norm(x, (8,), quantize="int8")
+    with pytest.raises(ValueError, match="with quantize goes quantize_scale"):
+        nt.layer_norm(x, (8,), quantize_scale="group")
+    with pytest.raises(ValueError, match="'tensor'"):
+        nt.layer_norm(x, (8,), quantize="int8", quantize_scale="tensor")
+    with pytest.raises(RuntimeError, match=r"quantize_scale of shape \(3,\) does not broadcast"):
+        nt.layer_norm(x, (8,), quantize="int8", quantize_scale=torch.ones(3))
+    with pytest.raises(RuntimeError, match=r"no gradient: call it under torch\.no_grad"):
+        nt.LayerNorm(8)(x, quantize="int8", quantize_scale="group")
