@@ -1,6 +1,7 @@
 """Activations and their derivatives: values in, values out, in the dtype of the arithmetic.
 
-A plan names one; Triton 3.6 takes no string as an argument of a function.
+A plan names one, or has a caller's own (`normtriton.Activation`); Triton 3.6 takes no string as an argument of a
+function.
 
 NaN flows, and so do infinities, as in `torch.nn.functional`'s functions of these names.
 """
@@ -59,6 +60,8 @@ def activate(z, plan: tl.constexpr):
         z = z * nearly_normal(z)
     elif plan.activation == "hardswish":
         z = z * tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 6.0, z + 3.0)) / 6.0
+    elif plan.activation != "":
+        z = plan.activation.act(z)
     return z
 
 
@@ -86,6 +89,8 @@ def slope(z, plan: tl.constexpr):
         d = s + z * s * nearly_normal(-z) * (1.5957691216057308 * tl.fma(0.134145 * z, z, 1.0))
     elif plan.activation == "hardswish":
         d = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 1.0, z / 3.0 + 0.5))
+    elif plan.activation != "":
+        d = plan.activation.slope(z)
     else:
         d = one
     return d

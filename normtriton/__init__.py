@@ -21,11 +21,13 @@ from .modules import (
     RMSNorm,
 )
 from .named import normalize
+from .planning.stages import Activation
 from .runtime import cache, clusters, trial, tuned  # noqa: F401  the trial registers itself
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Activation",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",

@@ -101,7 +101,11 @@ class Explanation(NamedTuple):
             ),
         ]
         stages = self.problem.stages
-        settings = [f"{name} {value}" for name, value in stages._asdict().items() if value != getattr(ALONE, name)]
+        settings = [
+            f"{name} {getattr(value, 'name', value)}"
+            for name, value in stages._asdict().items()
+            if value != getattr(ALONE, name)
+        ]
         settings = [setting for setting in settings if not setting.startswith("masked")]  # the mask is named
         if self.around or settings:
             lines.insert(1, f"in the same pass: {', '.join((*self.around, *settings))}")

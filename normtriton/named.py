@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .planning.norms import Norm
+    from .planning.stages import Activation
 
 __all__ = ["normalize"]
 
@@ -286,7 +287,7 @@ def normalize(
     lengths: tuple[Tensor, str] | None = None,
     skip: Tensor | None = None,
     gate: Tensor | None = None,
-    activation: str | None = None,
+    activation: str | Activation | None = None,
     offset: float = 0.0,
     round_first: bool = False,
     gate_first: bool = False,
@@ -356,7 +357,8 @@ def normalize(
         mask: torch.bool, given as ``scale`` is: False for elements that take no part.
         lengths: in the place of a mask, integers and their axes, of which the last is the one that they are lengths
             of: with ``(l, "b t")`` the first ``l[b]`` of t take part.
-        activation: "relu", "leaky_relu" (0.01), "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hardswish" or None.
+        activation: "relu", "leaky_relu" (0.01), "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hardswish", an
+            `Activation` of one's own, or None.
         offset: what the weight counts from: 1 for weights that are stored as their distance from 1.
         round_first: round to the input's dtype before multiplying by the weight, as Llama does.
         gate_first: the gate comes before the norm, as in Mamba 2.

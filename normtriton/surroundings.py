@@ -16,7 +16,7 @@ from .autograd.surrounded_operators import surround as surround_traced
 from .checks import Refused, check_memory, check_tensor, number, overloaded, quiet_about_sizes
 from .modulation import NAMES as MODULATION
 from .modulation import broadcastable, modulated
-from .planning.stages import ACTIVATIONS, SPREAD, Stages
+from .planning.stages import ACTIVATIONS, SPREAD, Activation, Stages
 from .runtime.quantized import KINDS
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Around(TypedDict, total=False):
     mask: Tensor | None
     quantize: str | None
     quantize_scale: Tensor | str | None
-    activation: str | None
+    activation: str | Activation | None
     offset: float
     round_first: bool
     gate_first: bool
@@ -63,7 +63,7 @@ class Surroundings(NamedTuple):
     stages: Stages
 
 
-def check_settings(function: str, given: Mapping[str, Any]) -> tuple[str, float]:
+def check_settings(function: str, given: Mapping[str, Any]) -> tuple[str | Activation, float]:
     """The activation, "" for none, and the offset.
 
     Raises:
@@ -71,8 +71,9 @@ def check_settings(function: str, given: Mapping[str, Any]) -> tuple[str, float]
         ValueError: an activation that is not known.
     """
     activation, offset = given.get("activation") or "", given.get("offset", 0.0)
-    if activation not in ACTIVATIONS and activation != "":
-        raise ValueError(f"{function}(): activation is one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+    if activation not in ACTIVATIONS and activation != "" and not isinstance(activation, Activation):
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"{function}(): activation is one of {known}, or an Activation, not {activation!r}")
     try:
         return activation, offset if type(offset) is float else number(offset)
     except Refused:
@@ -289,6 +290,8 @@ def _takes(x: Tensor, weight: Tensor | None, bias: Tensor | None, around: Surrou
     if not has_kernels(x):
         return False
     if is_compiling():
+        if isinstance(around.stages.activation, Activation):  # operators are told its name
+            return False
         if _transforms() or is_exporting() or any(map(is_sharded, every)):
             return False
     elif not unwatched(x, *whole) or not unwatched(scale, shift, x_scale, mask):

@@ -26,14 +26,17 @@ from normtriton.perf.count.codegen import (
     tensor_accesses,
 )
 from normtriton.perf.count.cubin import usage
-from normtriton.perf.count.launches import Recorded, launches_of, planned
+from normtriton.perf.count.launches import Recorded, launches_of, planned, recording
 from normtriton.perf.count.occupancy import resident_blocks
 
+from normtriton.autograd.surrounded import quantize
 from normtriton.explain import backward_direction, forward_direction
 from normtriton.planning import plan as planning
 from normtriton.planning.plan import UNTUNED, Tuning, Tunings
+from normtriton.planning.stages import Stages
 from normtriton.runtime.clusters import compiles
 from normtriton.runtime.compiling import standing_in
+from normtriton.runtime.quantized import KINDS
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -90,6 +93,14 @@ AROUND = [
     (Case("batch", (256, 64, 56, 56), around="skip-relu"), "contiguous"),
     (Case("batch", (256, 64, 56, 56), around="skip-relu"), "channels_last"),
     (Case("instance", (8, 64, 256, 256), around="all"), "contiguous"),
+    (Case("layer", (8192, 768), around="mask"), "contiguous"),
+    (Case("batch", (256, 64, 56, 56), around="mask"), "contiguous"),
+    (Case("batch", (256, 64, 56, 56), around="mask"), "channels_last"),
+    (Case("instance", (8, 64, 256, 256), around="mask"), "contiguous"),
+    (Case("group", (8, 320, 64, 64), 32, "mask"), "channels_last"),
+    (Case("rms", (8192, 4096), around="x-scale"), "contiguous"),
+    (Case("batch", (256, 64, 56, 56), around="x-scale"), "channels_last"),
+    (Case("layer", (8192, 768), around="x-scale-alone"), "contiguous"),
 ]
 
 
@@ -111,6 +122,22 @@ def test_what_surrounds_a_norm(case, dtype, layout, target):
         assert fused(kernel.asm) == 0 and code.stack == 0, what
         if recorded.launch.kernel == direction and plan.ctas == 1:
             assert narrowest(case, dtype, layout) in code.loads, what
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", [Case("rms", (8192, 4096)), Case("group", (8, 320, 64, 64), 32)], ids=lambda c: c.name)
+def test_quantized(case, target):
+    """Each kind, by a given scale and by the group's own, in one launch where the group is on chip; no spill."""
+    call, x, weight, bias = make(case, torch.bfloat16, torch.contiguous_format)
+    for kind, given in product(KINDS, (False, True)):
+        stages = Stages(quantize=kind)
+        around = {"q_scale": x.new_empty([1] * x.dim(), dtype=torch.float32)} if given else {}
+        problem = call.problem._replace(stages=stages)
+        with recording(machine(target)[1]) as launches:
+            quantize(call._replace(problem=problem), x, weight, bias, around)
+        assert len(launches) == 1 or (case.norm == "group" and not planned_for(target).clusters)
+        for _direction, _recorded, kernel, code in read({"forward": launches}, target):
+            assert code.stack == 0 and fused(kernel.asm) == 0, (kind, given, code)
 
 
 def kept(passed):

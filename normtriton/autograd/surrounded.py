@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 
 from ..planning.norms import Norm
 from ..planning.schedule import Problem
-from ..planning.stages import ALONE, SPREAD
+from ..planning.stages import ALONE, SPREAD, Activation
 from ..runtime import devices, launch
 from ..runtime.compiling import statistics_dtype
 from ..runtime.quantized import KINDS, codes, scale_of
@@ -47,6 +47,22 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def in_operations(activation: str | Activation) -> Callable[[Tensor], Tensor]:
+    """An activation in PyTorch's operations.
+
+    Raises:
+        NotImplementedError: a caller's own has none.
+    """
+    if not isinstance(activation, Activation):
+        return _ACTIVATIONS[activation]
+    if activation.function is None:
+        raise NotImplementedError(
+            f"the kernels do not take this call, and Activation({activation.name}, ...) has no function of PyTorch's "
+            "operations, its third argument"
+        )
+    return activation.function
+
+
 def decomposed(
     plain: Callable[..., Tensor],
     spread: Callable[[Tensor], Tensor],
@@ -60,7 +76,7 @@ def decomposed(
 
     ``plain`` is the norm of (u, weight, bias), which minds a mask; ``spread`` makes a parameter broadcast against x.
     """
-    activate = _ACTIVATIONS[stages.activation]
+    activate = in_operations(stages.activation)
     if "mask" in around and "residual" not in around:  # what takes no part may be NaN
         x = torch.where(around["mask"], x, 0.0)
     u = multiplied(x, around, stages)
@@ -85,7 +101,7 @@ def decomposed(
 
 def multiplied(x: Tensor, around: Mapping[str, Tensor], stages: Stages) -> Tensor:
     """X with what it is multiplied with before the norm."""
-    u = x * _ACTIVATIONS[stages.activation](around["gate"]) if stages.gate_first else x
+    u = x * in_operations(stages.activation)(around["gate"]) if stages.gate_first else x
     return u * around["x_scale"] if "x_scale" in around else u
 
 

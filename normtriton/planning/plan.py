@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from .stages import ALONE, Stages
+from .stages import ALONE, Activation, Stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -276,7 +276,7 @@ class Plan:
     block_groups: int = 0
     depth: int = 1
     per_sample: bool = False
-    activation: str = ""
+    activation: str | Activation = ""
     offset: float = 0.0
     round_first: bool = False
     gate_first: bool = False

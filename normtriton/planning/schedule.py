@@ -24,7 +24,7 @@ from . import plan as planning
 from .grouping import Axis, Grouping, build, contiguous, spread
 from .norms import Norm, name_axes, words
 from .plan import KNOBS, UNTUNED, Device, Plan, Subject, Tile, Tuning, Tunings, make_plan
-from .stages import ALONE, SPREAD, WRITTEN, Stages
+from .stages import ALONE, SPREAD, WRITTEN, Activation, Stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -324,7 +324,9 @@ class Pass(NamedTuple):
     def looked_up(self) -> Pass:
         """With the tuning that the device's table has, if there is one."""
         table = self.device.tuned
-        subject = self.about(" ".join(filter(None, (*self.operands, self.problem.stages.activation))))
+        activation = self.problem.stages.activation
+        named = activation.name if isinstance(activation, Activation) else activation
+        subject = self.about(" ".join(filter(None, (*self.operands, named))))
         return self._replace(subject=subject, tuned=table.find(subject) if table else None)
 
     @property

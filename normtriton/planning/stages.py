@@ -16,17 +16,55 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable  # noqa: TC003  of a field
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 #: What an activation may be called.
 ACTIVATIONS = ("relu", "leaky_relu", "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hardswish")
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation of one's own, compiled into the kernels.
+
+    >>> @triton.jit
+    ... def squared_relu(z):
+    ...     return tl.where(z > 0.0, z * z, 0.0)
+    >>> @triton.jit
+    ... def slope(z):
+    ...     return tl.where(z > 0.0, 2.0 * z, 0.0)
+    >>> squared = Activation(squared_relu, slope, lambda z: F.relu(z).square())
+
+    Differs from a name in `ACTIVATIONS` in that `torch.compile` sees PyTorch's operations.
+
+    Args:
+        act: a function of ``@triton.jit``, of values in the dtype of the arithmetic, float32 or float64.
+        slope: its derivative, likewise.
+        function: the same of a tensor, of operations that can be differentiated: for whatever takes PyTorch's
+            operations in place of the kernels. Without it these calls raise a NotImplementedError.
+    """
+
+    act: Any
+    slope: Any
+    function: Callable[..., Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return str(getattr(self.act, "__name__", self.act))
+
+    def __repr__(self) -> str:
+        """With what Triton's caches tell functions apart by: their source, and that of what they call."""
+        keys = (getattr(kernel, "cache_key", id(kernel)) for kernel in (self.act, self.slope))
+        return f"Activation({self.name}, {', '.join(map(str, keys))})"
 
 
 class Stages(NamedTuple):
     """The settings of what surrounds a norm, which are compiled in.
 
     Attributes:
-        activation: one of `ACTIVATIONS`, of the result or of the gate; "" for none.
+        activation: one of `ACTIVATIONS`, or an `Activation`, of the result or of the gate; "" for none.
         offset: what the weight counts from: it multiplies by ``offset + weight``.
         round_first: whether x̂ is rounded to x's dtype before it is multiplied by the weight.
         gate_first: whether there is a gate that x is multiplied with.
@@ -34,7 +72,7 @@ class Stages(NamedTuple):
         quantize: what the result is quantized to; "" for nothing.
     """
 
-    activation: str = ""
+    activation: str | Activation = ""
     offset: float = 0.0
     round_first: bool = False
     gate_first: bool = False

@@ -219,7 +219,7 @@ def surrounded(norm: Callable[[Tensor, Any], Tensor], given: Operands, dtype: to
     A sum with a residual is rounded to ``dtype``, as a library keeps it; its gradient is that of the sum.
     """
     u, around = given.x, given.around
-    act = ACTIVATIONS[stages.activation]
+    act = ACTIVATIONS[str(stages.activation)]
     if stages.gate_first:
         u = u * act(around["gate"])
     u = u * around["x_scale"] if "x_scale" in around else u
