@@ -99,7 +99,8 @@ def make_batches(steps: int, batch: int) -> list[tuple[Tensor, ...]]:
     """Images of one color for each label, mixed with noise at a random time; the velocity is what the model learns."""
     generator = torch.Generator().manual_seed(0)
     colors = 2 * torch.randn(LABELS, 1, VALUES, generator=generator)
-    label, batches = torch.arange(batch) % LABELS, []
+    label = torch.arange(batch) % LABELS
+    batches: list[tuple[Tensor, ...]] = []
     for _ in range(steps):
         time, noise = torch.rand(batch, 1, generator=generator), torch.randn(batch, TOKENS, VALUES, generator=generator)
         velocity = noise - colors[label]

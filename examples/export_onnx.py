@@ -62,7 +62,7 @@ def run_onnx(path: Path, image: Tensor) -> Tensor:
 
 
 def main() -> dict[str, float]:
-    """Export, run each form on a batch of another size, print and return its largest distance from the model's result."""
+    """Export, run each form on another batch size, print and return its largest distance from the model's result."""
     torch.manual_seed(0)
     model = Network().eval()
     batch = torch.export.Dim("batch", min=2)

@@ -49,20 +49,21 @@ def per_sample_gradients(model: nn.Module, images: Tensor, classes: Tensor) -> d
 
 def gradients_by_a_loop(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
     """Return the same, by a backward pass for each sample."""
+    parameters = dict(model.named_parameters())
     losses = (F.cross_entropy(model(image[None]), label[None]) for image, label in zip(images, classes, strict=True))
-    each = [torch.autograd.grad(loss, tuple(model.parameters())) for loss in losses]
-    return {name: torch.stack(rows) for (name, _), rows in zip(model.named_parameters(), zip(*each), strict=True)}
+    each = [torch.autograd.grad(loss, tuple(parameters.values())) for loss in losses]
+    return {name: torch.stack(rows) for name, *rows in zip(parameters, *each, strict=True)}
 
 
 @torch.no_grad()
 def update(model: nn.Module, gradients: dict[str, Tensor]) -> Tensor:
-    """Clip each sample's gradient to the norm CLIP, then step along their mean with noise; return the norms (batch,)."""
+    """Step along the mean of the gradients, each clipped to the norm CLIP, with noise; return their norms (batch,)."""
     norms = torch.cat([g.flatten(1) for g in gradients.values()], dim=1).norm(dim=1)
     factors = (CLIP / norms).clamp(max=1.0)
     for name, parameter in model.named_parameters():
         clipped = torch.einsum("n,n...->...", factors, gradients[name])
         noise = NOISE * CLIP * torch.randn_like(parameter)
-        parameter -= LEARNING_RATE * (clipped + noise) / len(norms)
+        parameter.sub_(LEARNING_RATE * (clipped + noise) / len(norms))
     return norms
 
 
