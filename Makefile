@@ -27,7 +27,7 @@ demo: .venv/demo
 	$(BIN)/python examples/demo.py
 
 docs: .venv/docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 results: .venv/test
 	$(BIN)/python -m normtriton.perf results
@@ -82,25 +82,25 @@ smoke: .venv-3.6.0/done
 
 .venv/torch:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --no-compile $(TORCH) triton==$(TRITON)
+	$(BIN)/python -m pip install -q --no-compile $(TORCH) triton==$(TRITON)
 	touch $@
 
 .venv/test: .venv/torch pyproject.toml
-	$(BIN)/pip install -q --no-compile -e '.[test,demo,models,perf]'
+	$(BIN)/python -m pip install -q --no-compile -e '.[test,demo,models,perf]'
 	touch $@
 
 .venv/demo: .venv/torch pyproject.toml
-	$(BIN)/pip install -q --no-compile -e '.[demo]'
+	$(BIN)/python -m pip install -q --no-compile -e '.[demo]'
 	touch $@
 
 .venv/docs: .venv/torch pyproject.toml
-	$(BIN)/pip install -q --no-compile -e '.[docs]'
+	$(BIN)/python -m pip install -q --no-compile -e '.[docs]'
 	touch $@
 
 .venv-%/done: pyproject.toml
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/pip install -q --no-compile $(TORCH) triton==$* $(if $(filter 3.9.0,$*),,'numpy<2.4')
-	.venv-$*/bin/pip install -q --no-compile -e '.[test,perf]'
+	.venv-$*/bin/python -m pip install -q --no-compile $(TORCH) triton==$* $(if $(filter 3.9.0,$*),,'numpy<2.4')
+	.venv-$*/bin/python -m pip install -q --no-compile -e '.[test,perf]'
 	touch $@
 
 clean:

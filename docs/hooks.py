@@ -1,7 +1,7 @@
 """What mkdocs is told to do besides: pages from elsewhere, links out of docs/, and formulas that need no network.
 
-Links are written for the repository, relative to the file that they stand in. On the site README.md is the first page; a
-link to a file that is no page becomes its name, since the site does not hold the source.
+Links are written for the repository, relative to the file that they stand in. On the site README.md is the first page.
+A link to a file that is no page becomes its name, since the site does not hold the source.
 """
 
 from __future__ import annotations

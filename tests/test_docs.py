@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 each_page = pytest.mark.parametrize("page", TEXTS)
 #: Commands of perf that stand in the pages: in a line of their own, or between backticks.
-PERF = re.compile(r"^(?:    |.*`)(?:[A-Z_]+=\S+ )?python -m normtriton\.perf((?: [^`#|\n]+)?)", re.MULTILINE)
+PERF = re.compile(r"(?:^    |`)python -m normtriton\.perf (\w[^`#|\n]*)", re.MULTILINE)
 
 
 def blocks(text):
@@ -54,16 +54,16 @@ def test_commands_exist(page):
     for program in re.findall(r"(?:^    |`)(?:\w*/)*python ((?:examples|docs|tests)/\w+\.py)", text, re.MULTILINE):
         assert (ROOT / program).is_file(), program
     for words in (found.split() for found in PERF.findall(text)):
-        if words and words[0].islower():
-            command = main.get_command(click.Context(main), words[0])
-            assert command, words
-            options = {name for p in command.params if isinstance(p, click.Option) for name in p.opts}
-            assert {word for word in words if word.startswith("--")} <= options, words
+        command = main.get_command(click.Context(main), words[0])
+        assert command, words
+        options = {name for p in command.params if isinstance(p, click.Option) for name in p.opts}
+        assert {word for word in words if word.startswith("--")} <= options, words
 
 
 def test_commands_are_found():
-    assert len(PERF.findall(TEXTS["docs/reports.md"])) >= 3
-    assert [words.split()[0] for words in PERF.findall("see `python -m normtriton.perf time --shapes unet` and")] == ["time"]
+    """In lines of their own, and between backticks."""
+    assert len(PERF.findall(TEXTS["docs/results.md"])) >= 5
+    assert PERF.findall("see `python -m normtriton.perf time --shapes unet` and") == ["time --shapes unet"]
 
 
 def anchors(text):
