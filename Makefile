@@ -3,6 +3,7 @@
 # make emulated    every kernel that can be executed as compiled code, on each target; slow
 # make conformance    PyTorch's own test databases, passed/total by section: most of an hour; make test runs a part
 # make results    measure what needs no GPU, and render the tables of README.md and docs/results.md
+# make docs    build the site of these pages into site/; warnings are errors
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -20,10 +21,13 @@ MATRIX := 3.6.0 3.7.1 3.8.0 3.9.0
 SMOKE := tests/test_norms.py -k branch_of_the_plan
 SMOKE_COMPILED := tests/test_compile.py -k "(real or surrounds) and sm_90 and bfloat16 and (layer or 320)"
 
-.PHONY: demo results conformance test test-interpreted test-compiled test-emulated emulated test-matrix sweep smoke lint clean
+.PHONY: demo docs results conformance test test-interpreted test-compiled test-emulated emulated test-matrix sweep smoke lint clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 results: .venv/test
 	$(BIN)/python -m normtriton.perf results
@@ -78,22 +82,26 @@ smoke: .venv-3.6.0/done
 
 .venv/torch:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --no-compile $(TORCH) triton==$(TRITON)
+	$(BIN)/python -m pip install -q --no-compile $(TORCH) triton==$(TRITON)
 	touch $@
 
 .venv/test: .venv/torch pyproject.toml
-	$(BIN)/pip install -q --no-compile -e '.[test,demo,models,perf]'
+	$(BIN)/python -m pip install -q --no-compile -e '.[test,demo,models,perf]'
 	touch $@
 
 .venv/demo: .venv/torch pyproject.toml
-	$(BIN)/pip install -q --no-compile -e '.[demo]'
+	$(BIN)/python -m pip install -q --no-compile -e '.[demo]'
+	touch $@
+
+.venv/docs: .venv/torch pyproject.toml
+	$(BIN)/python -m pip install -q --no-compile -e '.[docs]'
 	touch $@
 
 .venv-%/done: pyproject.toml
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/pip install -q --no-compile $(TORCH) triton==$* $(if $(filter 3.9.0,$*),,'numpy<2.4')
-	.venv-$*/bin/pip install -q --no-compile -e '.[test,perf]'
+	.venv-$*/bin/python -m pip install -q --no-compile $(TORCH) triton==$* $(if $(filter 3.9.0,$*),,'numpy<2.4')
+	.venv-$*/bin/python -m pip install -q --no-compile -e '.[test,perf]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
+	rm -rf .venv .venv-* build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png

@@ -175,7 +175,7 @@ def train(model: nn.Module, data: Data, bar: tqdm) -> Tensor:
     for images, digits in zip(data.images, data.digits, strict=True):
         loss = nn.functional.cross_entropy(model(images), digits)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())

@@ -1,10 +1,8 @@
 """Real models, tiny and with random weights, whose norms are replaced: the same results, gradients and training."""
 
 import copy
-import re
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -240,25 +238,3 @@ def test_state_dicts_and_the_way_back(name):
         converted.load_state_dict(other.state_dict())
         model.load_state_dict(converted.state_dict())
         assert torch.equal(call(case, model, inputs)[0], wants[1])
-
-
-ROOT = Path(__file__).parent.parent
-EXAMPLES = [
-    pytest.param(block, id=f"{path.name}-{number}")
-    for path in (ROOT / "README.md", ROOT / "docs" / "convert.md")
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
-    if "normtriton as nt" in block
-]
-
-
-@pytest.mark.parametrize("block", EXAMPLES)
-def test_the_examples_run(block, capsys):
-    """The documentation's examples, and what they say is printed."""
-    exec(compile(block, "example", "exec"), {})  # noqa: S102  our own
-    printed = capsys.readouterr().out
-    for line in re.findall(r"^#> (.*)$", block, re.MULTILINE):
-        assert line in printed, printed
-
-
-def test_there_are_examples():
-    assert len(EXAMPLES) >= 2
