@@ -127,6 +127,10 @@ class Leaf(nn.Module):
             )
         return self
 
+    def surrounded(self, x: Tensor, around: Around) -> Any:
+        """Normalize x with what surrounds it, which most modules take by keyword."""
+        return self(x, **around)
+
     def _surrounded(self, around: Any) -> Any:
         """What surrounds a call: what is given with it, and the settings."""
         return {name: getattr(self, name) for name in Leaf._settings} | around

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: The tensors around a norm, in the order of the formula.
 NAMES = ("residual", "skip", "gate")
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda z: z,
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
@@ -54,7 +54,7 @@ def decomposed(
 
     ``plain`` is the norm of (u, weight, bias), ``spread`` makes a parameter broadcast against x.
     """
-    activate = _ACTIVATIONS[stages.activation]
+    activate = ACTIVATION_FUNCTIONS[stages.activation]
     u = x * activate(around["gate"]) if stages.gate_first else x
     u = u + around["residual"] if "residual" in around else u
     if weight is not None and stages.offset:
@@ -256,7 +256,7 @@ def _backward_decomposed(
             gradients[0] = gradients[0] + dtotal
         dresidual = gradients[0]
         if first and dresidual is not None:
-            factor = _ACTIVATIONS[through.activation](gate)
+            factor = ACTIVATION_FUNCTIONS[through.activation](gate)
             gradients[0] = dresidual * factor
             if needs[5]:
                 (gradients[4],) = torch.autograd.grad(

@@ -114,13 +114,13 @@ def _has_word(name: str, words: str) -> bool:
     return re.search(rf"(^|_)({words})(_|$)", name.lower()) is not None
 
 
-_INTERNAL = {*vars(nn.Module()), "_compiled_call_impl"}
+INTERNAL = {*vars(nn.Module()), "_compiled_call_impl"}
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.memory_format)
 _TENSORS = ("weight", "bias")
 
 
-def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, tuple | list) else isinstance(value, _PLAIN)
+def is_plain(value: Any) -> bool:
+    return all(map(is_plain, value)) if isinstance(value, tuple | list) else isinstance(value, _PLAIN)
 
 
 def structure_of(module: nn.Module) -> Structure | str:
@@ -146,8 +146,8 @@ def structure_of(module: nn.Module) -> Structure | str:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if any(len(shape) != 1 for shape in shapes.values()) or len({*shapes.values()}) > 1 or (0,) in shapes.values():
         return f"has parameters of shape {shapes}, where one dimension was expected"
-    attributes = {name: value for name, value in vars(module).items() if name not in _INTERNAL}
-    if others := {name for name, value in attributes.items() if not _is_plain(value)}:
+    attributes = {name: value for name, value in vars(module).items() if name not in INTERNAL}
+    if others := {name for name, value in attributes.items() if not is_plain(value)}:
         return f"has attributes that may be state: {', '.join(sorted(others))}"
     epsilons = [name for name, value in attributes.items() if names_eps(name) and _may_be_eps(value)]
     if not epsilons:
@@ -184,7 +184,7 @@ def recognize(structure: Structure) -> Recognized | str:
     """
     key = structure.key()
     if key not in _verdicts:
-        with _undisturbed():
+        with undisturbed():
             _verdicts[key] = _verdict(structure)
     return _verdicts[key]
 
@@ -211,7 +211,7 @@ def _verdict_with(structure: Structure, eps: str) -> Recognized | str:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Run as if nothing had been switched on, and leave nothing behind."""
     with ExitStack() as stack:
         stack.enter_context(_disable_current_modes())  # fake tensors, for one
@@ -225,7 +225,7 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
-class _Differs(Exception):  # noqa: N818  not an error
+class Differs(Exception):  # noqa: N818  not an error
     """A result that is not the function's.
 
     Attributes:
@@ -241,18 +241,18 @@ class _Differs(Exception):  # noqa: N818  not an error
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _unit(*dtypes: torch.dtype) -> float:
+def unit(*dtypes: torch.dtype) -> float:
     """The coarsest rounding among dtypes and float32, in which most modules compute what they are given in float64."""
     return max(torch.finfo(dtype).eps for dtype in (torch.float32, *dtypes)) / 2
 
 
-def _compare(what: str, got: Tensor, want: Tensor, allowed: float, scale: Tensor | None = None) -> None:
+def compare(what: str, got: Tensor, want: Tensor, allowed: float, scale: Tensor | None = None) -> None:
     """Raise if a result, or a gradient whose terms have a scale, is another than wanted."""
     error, largest = (got.detach().double() - want).abs().max(), (want if scale is None else scale).abs().max()
     by = (error / largest.clamp(min=torch.finfo().tiny)).item()
     if not by <= allowed:
         message = f"{what} differs by {by:.1e} of the largest value, where rounding explains {allowed:.1e}"
-        raise _Differs(by if scale is None else 0.0, message)
+        raise Differs(by if scale is None else 0.0, message)
 
 
 class _Probe:
@@ -287,7 +287,7 @@ class _Probe:
                     found.append(tried._replace(ndims=ndims, dtypes=tuple(self.dtypes(tried, ndims[0]))))
                     if len(ndims) == len(self.shapes(function)):
                         break
-            except _Differs as difference:
+            except Differs as difference:
                 if not nearest or difference.by < least:
                     nearest, least = f"no norm known; nearest is {tried}, but {difference}", difference.by
         if found:  # of two dimensions, several are the same
@@ -324,8 +324,8 @@ class _Probe:
         want = self.formula(found, exact)
         where = f"for float32 input of shape {tuple(x.shape)}"
         if y.dtype != torch.float32:
-            raise _Differs(float("inf"), f"its result {where} is {y.dtype}")
-        _compare(f"its result {where}", y, want.detach(), 32 * _unit())
+            raise Differs(float("inf"), f"its result {where} is {y.dtype}")
+        compare(f"its result {where}", y, want.detach(), 32 * unit())
         dy = self.randn(*x.shape)
         wants = torch.autograd.grad(want, list(exact.values()), dy)
         # terms that may cancel in the input's gradient, but do so no more exactly than they were rounded
@@ -336,11 +336,11 @@ class _Probe:
             try:
                 gots = torch.autograd.grad(y, list(leaves.values()), dy.float(), allow_unused=True)
             except Exception as error:
-                raise _Differs(0.0, f"its backward raises {type(error).__name__}: {error}") from error
+                raise Differs(0.0, f"its backward raises {type(error).__name__}: {error}") from error
         for name, got, gradient in zip(leaves, gots, wants, strict=True):
             if got is None:
-                raise _Differs(0.0, f"it has no gradient of its {name}")
-            _compare(f"the gradient of its {name} {where}", got, gradient, 256 * _unit(), scales[name])
+                raise Differs(0.0, f"it has no gradient of its {name}")
+            compare(f"the gradient of its {name} {where}", got, gradient, 256 * unit(), scales[name])
         return True
 
     def dtypes(self, found: Recognized, ndim: int) -> Iterator[Dtypes]:
@@ -355,10 +355,10 @@ class _Probe:
             try:
                 y = self.run(x, parameters, training=True)
                 if y is not None:
-                    allowed = 8 * _unit(x_dtype, dtype or x_dtype, y.dtype) + 32 * _unit()
-                    _compare("its result", y, self.formula(found, exact), allowed)
+                    allowed = 8 * unit(x_dtype, dtype or x_dtype, y.dtype) + 32 * unit()
+                    compare("its result", y, self.formula(found, exact), allowed)
                     yield x_dtype, dtype, y.dtype
-            except _Differs:
+            except Differs:
                 continue
 
     def parameters(self, dtype: torch.dtype) -> dict[str, nn.Parameter]:
@@ -381,10 +381,10 @@ class _Probe:
             self.error = self.error or f"{type(error).__name__}: {error}"
             return None
         if self.state(module, x) != before:
-            raise _Differs(float("inf"), "its forward changes its input, parameters or attributes")
+            raise Differs(float("inf"), "its forward changes its input, parameters or attributes")
         if not isinstance(y, torch.Tensor) or not y.is_floating_point():
             what = y.dtype if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
-            raise _Differs(float("inf"), f"its result is {what}")
+            raise Differs(float("inf"), f"its result is {what}")
         if y.shape != x.shape:
             self.error = self.error or f"its result is of shape {tuple(y.shape)} for input of shape {tuple(x.shape)}"
             return None
@@ -394,7 +394,7 @@ class _Probe:
     def state(module: nn.Module, x: Tensor) -> Any:
         """What a forward might change."""
         tensors = [x, *(p for p in module._parameters.values() if p is not None), *module._buffers.values()]
-        attributes = [(name, value if _is_plain(value) else type(value)) for name, value in vars(module).items()]
+        attributes = [(name, value if is_plain(value) else type(value)) for name, value in vars(module).items()]
         return repr(attributes), [(id(t), None if t is None else t._version) for t in tensors]
 
     def formula(self, found: Recognized, tensors: dict[str, Tensor], constant: bool = False) -> Tensor:

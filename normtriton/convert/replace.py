@@ -3,7 +3,7 @@
 A module is replaced by changing its class and nothing else: it stays the same object, so its parameters, buffers,
 hooks, flags and attributes stay, and so does every reference to it. A class of `torch.nn` becomes the library's
 subclass of that name. Any other class becomes a subclass made for it, of the same name, in which only ``forward``
-differs.
+differs. So does a module in whose code something is joined with a norm, see `normtriton.convert.fuse`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,15 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .. import modules
 from ..autograd.call import Call
+from ..autograd.derivatives import Axes
 from ..autograd.function import has_kernels
+from ..autograd.surrounded import decomposed
 from ..autograd.ways import normalize
 from ..modules import _parameter, scripted_as
 from ..planning.schedule import Problem
+from ..planning.stages import Stages
+from ..surroundings import run as surround
+from .fuse import Fused, forward_of, fusible
 from .recognize import FUNCTIONS, Recognized, names_eps, recognize, structure_of
 
 if TYPE_CHECKING:
@@ -67,23 +72,34 @@ class LeftAlone(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `convert` or `restore` did; ``str()`` says it in words."""
+    """What `convert` or `restore` did; ``str()`` says it in words.
 
-    converted: tuple[Converted, ...]
-    left_alone: tuple[LeftAlone, ...]
+    Attributes:
+        converted: the norms.
+        left_alone: norms that are as they were.
+        fused: modules in whose code something is joined with a norm; of these, ``function`` says what.
+        not_fused: norms, and modules that call them, where nothing could be joined.
+    """
+
+    converted: tuple[Converted, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
+    fused: tuple[Converted, ...] = ()
+    not_fused: tuple[LeftAlone, ...] = ()
 
     def __str__(self) -> str:
-        changed: dict[str, list[str]] = defaultdict(list)
-        for name, before, _after, function in self.converted:
-            changed[f"{_full_name(before)}, {function}"].append(name)
-        left: dict[str, list[str]] = defaultdict(list)
-        for name, kind, reason in self.left_alone:
-            left[f"{_full_name(kind)}: {reason}"].append(name)
-        lines = [f"converted: {len(self.converted)}"]
-        lines += [f"  {len(names)} x {what}: {_some(names)}" for what, names in changed.items()]
-        lines += [f"left alone: {len(self.left_alone)}"] if left else []
-        lines += [f"  {len(names)} x {what}: {_some(names)}" for what, names in left.items()]
-        return "\n".join(lines)
+        lines = [f"converted: {len(self.converted)}", *_listed("", self.converted)]
+        lines += [*_listed("left alone", self.left_alone), *_listed("fused", self.fused)]
+        return "\n".join([*lines, *_listed("not fused", self.not_fused)])
+
+
+def _listed(title: str, entries: tuple[Converted, ...] | tuple[LeftAlone, ...]) -> list[str]:
+    """Lines of a report: one for all modules of a class of which the same is to be said."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        said = f", {entry.function}" if isinstance(entry, Converted) else f": {entry.reason}"
+        names[_full_name(entry[1]) + said].append(entry.name)
+    lines = [f"{title}: {len(entries)}"] if title and entries else []
+    return lines + [f"  {len(some)} x {what}: {_some(some)}" for what, some in names.items()]
 
 
 def _full_name(kind: type) -> str:
@@ -99,7 +115,9 @@ def _some(names: list[str]) -> str:
 Selector: TypeAlias = "str | type[nn.Module] | Iterable[str | type[nn.Module]]"
 
 
-def convert(model: nn.Module, *, include: Selector | None = None, exclude: Selector | None = None) -> Report:
+def convert(
+    model: nn.Module, *, include: Selector | None = None, exclude: Selector | None = None, fuse: bool = False
+) -> Report:
     """Replace every norm in a model by the library's, in place.
 
     Replaced are `torch.nn`'s batch, layer, instance, group and RMS norms, subclasses of them that keep their forward,
@@ -120,8 +138,13 @@ def convert(model: nn.Module, *, include: Selector | None = None, exclude: Selec
             as in ``model.named_modules()``, for any of a module's names, with ``*`` for any characters, dots too, as
             `fnmatch` has it; the model's own name is "". A class stands for its instances. Several are given as a list.
         exclude: leave alone what is in these modules, chosen alike, even if it is included. It is not reported.
+        fuse: compute in a norm's pass what stands around it in a module's code, where `torch.fx` can trace that:
+            a residual sum before it, a sum after it, an activation, and any of these together. The module gets a
+            subclass of its class, too, whose forward runs the code that was found, and the module's own wherever
+            something is not as it was when it was traced. Results, gradients and buffers were compared before.
     Returns:
-        The modules that were replaced, and the norms that were not, each with the reason. A module counts as a norm if
+        The modules that were replaced, and the norms that were not, each with the reason; and the same of what was
+        fused. A module counts as a norm if
         it is an instance of `torch.nn`'s, or is named for one or has parameters and an eps, with no norm within it.
     Raises:
         TypeError: model is no module, or a selector is neither pattern nor class.
@@ -145,7 +168,26 @@ def convert(model: nn.Module, *, include: Selector | None = None, exclude: Selec
             changes.append((module, Converted(names[0], cls, _on_top_of(module, plain), function)))
     for module, change in changes:
         module.__class__ = change.after
-    return Report(tuple(change for _, change in changes), tuple(left_alone))
+    fused = _fuse({module: names[0] for module, names in found.items() if module in chosen}) if fuse else ((), ())
+    return Report(tuple(change for _, change in changes), tuple(left_alone), *fused)
+
+
+def _fuse(chosen: dict[nn.Module, str]) -> tuple[tuple[Converted, ...], tuple[LeftAlone, ...]]:
+    """Join what stands around the norms of some modules, whose names are given."""
+    fused: list[Converted] = []
+    not_fused: list[LeftAlone] = []
+    for module, name in chosen.items():
+        cls = type(module)
+        if cls in _originals or isinstance(module, torch.jit.ScriptModule) or is_parametrized(module):
+            continue
+        how, unfused = fusible(module, chosen.__contains__, _originals)
+        for inner, reason in unfused:
+            full = ".".join(filter(None, (name, inner)))
+            not_fused.append(LeftAlone(full, type(module.get_submodule(inner)), reason))
+        if how is not None:
+            module.__class__ = _derived(cls, how)
+            fused.append(Converted(name, cls, type(module), how.words))
+    return tuple(fused), tuple(not_fused)
 
 
 def restore(model: nn.Module) -> Report:
@@ -300,14 +342,18 @@ def _class_like(cls: type) -> Callable[..., Any]:
     return type(cls)
 
 
-_derivations: dict[tuple[type[nn.Module], type[nn.Module] | Recognized], type[nn.Module]] = {}
+#: How a derived class computes: as the library's norm, a function that was recognized, or code in which norms are joined.
+How: TypeAlias = "type[nn.Module] | Recognized | Fused"
+
+_derivations: dict[tuple[type[nn.Module], How], type[nn.Module]] = {}
 
 
-def _derived(original: type[nn.Module], how: type[nn.Module] | Recognized) -> type[nn.Module]:
+def _derived(original: type[nn.Module], how: How) -> type[nn.Module]:
     """The subclass of a class whose forward is the library's.
 
     Args:
-        original: a subclass of a norm of `torch.nn` that keeps its forward, or a class that computes a known function.
+        original: a subclass of a norm of `torch.nn` that keeps its forward, a class that computes a known function, or
+            one that calls norms.
         how: the library's norm, or what the modules of the class compute.
     """
     if (original, how) in _derivations:
@@ -325,11 +371,15 @@ def _derived(original: type[nn.Module], how: type[nn.Module] | Recognized) -> ty
         "__qualname__": original.__qualname__,
         "__reduce_ex__": __reduce_ex__,
     }
-    base: type[nn.Module] = modules.Leaf if isinstance(how, Recognized) else how
-    if isinstance(how, Recognized):
-        members["forward"] = _forward(original, how)
-    # the base comes after the original in the order of resolution, and before torch.nn's
-    derived: type[nn.Module] = _class_like(original)(original.__name__, (original, base), members)
+    bases: tuple[type[nn.Module], ...] = (original,)
+    if isinstance(how, Fused):
+        members["forward"] = forward_of(original, how, _originals)
+    elif isinstance(how, Recognized):
+        members["forward"], members["surrounded"] = _forward(original, how)
+        bases = original, modules.Leaf
+    else:  # it comes after the original in the order of resolution, and before torch.nn's
+        bases = original, how
+    derived: type[nn.Module] = _class_like(original)(original.__name__, bases, members)
     _derivations[original, how] = derived
     _originals[derived] = original
     return derived
@@ -339,13 +389,16 @@ def _derived(original: type[nn.Module], how: type[nn.Module] | Recognized) -> ty
 _MAKING_AN_EMPTY_OBJECT = (copyreg.__newobj__, copyreg._reconstructor)  # type: ignore[attr-defined]  # no types for them
 
 
-def _empty(original: type[nn.Module], how: type[nn.Module] | Recognized) -> nn.Module:
+def _empty(original: type[nn.Module], how: How) -> nn.Module:
     """An object of a derived class, to be given its state."""
     return object.__new__(_derived(original, how))
 
 
-def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]:
-    """A forward that runs the kernels on whatever the original was tried on, and on the rest the original."""
+def _forward(original: type[nn.Module], found: Recognized) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A forward that runs the kernels on whatever the original was tried on, and on the rest the original.
+
+    And the same with what surrounds the norm, which is given apart.
+    """
     function = FUNCTIONS[found.function]
     weighted, biased = ("weight" in found.parameters), ("bias" in found.parameters)
     results = {(x, parameters): result for x, parameters, result in found.dtypes}
@@ -401,4 +454,16 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
     names = forward.__code__.co_varnames
     code = forward.__code__.replace(co_varnames=(names[0], found.input, *names[2:]))
     globals_ = getattr(own, "__globals__", forward.__globals__)
-    return scripted_as(own)(FunctionType(code, globals_, "forward", None, forward.__closure__))
+    forward = scripted_as(own)(FunctionType(code, globals_, "forward", None, forward.__closure__))
+
+    def surrounded(self: Any, x: Any, around: Any) -> Any:
+        given = taken(self, x)
+        if given is None:
+            tensors = {name: t for name, t in around.items() if name != "activation"}
+            stages = Stages(around.get("activation", ""))
+            return decomposed(lambda u, _w, _b: own(self, u), lambda p: p, x, None, None, tensors, stages)
+        *operands, call = given
+        plain = lambda u, w, b: run(u, w, b, call)
+        return surround(original.__name__, *operands, around, lambda: (call, *operands[1:]), plain, Axes(call.problem).broadcast)
+
+    return forward, surrounded
