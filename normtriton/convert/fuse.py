@@ -220,11 +220,20 @@ def fusible(module: nn.Module, chosen: Callable[[nn.Module], bool], originals: K
         return None, []
     if "forward" in vars(module):
         return None, [Unfused("", "its forward was replaced on the object")]
-    with undisturbed():
-        try:
-            return _Module(module, chosen, originals).fused()
-        except _Impossible as why:
-            return None, [Unfused("", str(why))]
+    held = [(name, chosen(child), _has_hooks(child), repr(_attributes(child))) for name, child in _leaves(module)]
+    kinds, own = kinds_of(module, originals), repr(_attributes(module))
+    key = type(module), type(module).forward, kinds, own, tuple(held), repr(module)
+    if key not in _verdicts:
+        with undisturbed():
+            try:
+                _verdicts[key] = _Module(module, chosen, originals).fused()
+            except _Impossible as why:
+                _verdicts[key] = None, [Unfused("", str(why))]
+    return _verdicts[key]
+
+
+#: What was found in modules of a class and a configuration, which share one trial.
+_verdicts: dict[tuple[Any, ...], tuple[Fused | None, list[Unfused]]] = {}
 
 
 class _Tracer(fx.Tracer):
@@ -359,12 +368,14 @@ class _Module:
         before, numbers = dict(vars(twin)), _generators()
         try:
             graph = _Tracer(arguments).trace(twin)
+        except _Impossible:
+            raise
         except Exception as error:  # noqa: BLE001  whatever a forward raises that is given no tensors
-            first = str(error).strip().split("\n")[0]
-            raise _Impossible(f"torch.fx cannot trace it: {type(error).__name__}: {first}") from None
+            raise _Impossible(f"torch.fx cannot trace it: {_brief(error)}") from None
         for node in graph.nodes:
-            if node.op == "call_module" and node.users and all(user.target is operator.getitem for user in node.users):
-                self.results[self.leaves[str(node.target)]] = 1 + max(int(user.args[1]) for user in node.users)
+            items = [user.args[1] if user.target is operator.getitem else None for user in node.users]
+            if node.op == "call_module" and items and all(type(item) is int for item in items):
+                self.results[self.leaves[str(node.target)]] = 1 + max(items)
         if _generators() != numbers:
             raise _Impossible("its forward draws random numbers")
         if vars(twin).keys() != before.keys() or any(vars(twin)[name] is not value for name, value in before.items()):
@@ -478,7 +489,7 @@ class _Module:
             try:
                 return inputs, self.outcome(lambda twin, given: self.forward(twin, **given), inputs, training)
             except Exception as error:  # noqa: BLE001  whatever a module raises for what it does not take
-                said = f"{type(error).__name__}: {error}".split("\n")[0]
+                said = _brief(error)
         raise _Impossible(f"no input was found on which it can be tried: {said}")
 
     def shapes(self, placeholder: fx.Node) -> list[tuple[int, ...]]:
@@ -525,6 +536,11 @@ class _Module:
                     compare(what, ours, theirs.double(), 256 * unit(), theirs.double().abs().max().clamp(min=0.1))
                 except Differs as difference:
                     raise _Impossible(f"in a trial {difference}") from None
+
+
+def _brief(error: Exception) -> str:
+    """The first sentence of an error."""
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0].split(". ")[0]
 
 
 def _is_unary(node: fx.Node) -> bool:
@@ -627,6 +643,16 @@ class _StandIn(nn.Module):
     def __init__(self, child: nn.Module, number: int, owner: _Module) -> None:
         super().__init__()
         vars(self).update(child=child, number=number, owner=owner)  # not as a part of it
+
+    @property
+    def __class__(self) -> type[nn.Module]:  # type: ignore[override]  # what `isinstance` is told
+        return type(self.child)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(vars(self)["child"], name)
+        if not is_plain(value):
+            raise _Impossible(f"its forward takes {name} from a {type(self.child).__name__}")
+        return value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
