@@ -13,7 +13,7 @@ import inspect
 import operator
 import random
 from contextlib import suppress
-from itertools import islice, product
+from itertools import chain, islice, product
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -26,12 +26,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..autograd.surrounded import ACTIVATION_FUNCTIONS
 from ..modules import Leaf, scripted_as
-from .recognize import Differs, compare, INTERNAL, is_plain, undisturbed, unit
+from .recognize import INTERNAL, Differs, compare, is_plain, undisturbed, unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
+
+    from ..surroundings import Around
 
     Kinds: TypeAlias = Mapping[type[nn.Module], type[nn.Module]]
 
@@ -44,7 +46,7 @@ def joined(
     act: nn.Module | None = None,
     activation: str = "",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """``act(norm(x + residual) + skip)``, in one pass if nothing looks at what is between; with a residual, the sum too.
+    """``act(norm(x + residual) + skip)``, and with a residual the sum: in one pass if nothing looks at what is between.
 
     Args:
         norm: the norm.
@@ -59,8 +61,12 @@ def joined(
         and (residual is None or _alike(residual, x))
         and (skip is None or _alike(skip, x))
     ):
-        around: dict[str, Any] = {"residual": residual, "skip": skip, "activation": activation or None}
-        return norm.surrounded(x, {name: given for name, given in around.items() if given is not None})
+        around: Around = {"activation": activation or None}
+        if residual is not None:
+            around["residual"] = residual
+        if skip is not None:
+            around["skip"] = skip
+        return norm.surrounded(x, around)  # type: ignore[no-any-return]  # a pair if there is a residual, as it says
     total = x if residual is None else x + residual
     y = norm(total)
     y = y if skip is None else y + skip
@@ -71,6 +77,10 @@ def joined(
 def _alike(t: Any, x: Any) -> bool:
     """Whether a sum of two tensors has the shape and the dtype of both."""
     return isinstance(t, torch.Tensor) and t.shape == x.shape and t.dtype == x.dtype and t.device == x.device
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    return any(True for _ in chain(module.parameters(), module.buffers()))
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -208,7 +218,9 @@ class _Impossible(Exception):  # noqa: N818  not an error
     """Why nothing can be joined in a module."""
 
 
-def fusible(module: nn.Module, chosen: Callable[[nn.Module], bool], originals: Kinds) -> tuple[Fused | None, list[Unfused]]:
+def fusible(
+    module: nn.Module, chosen: Callable[[nn.Module], bool], originals: Kinds
+) -> tuple[Fused | None, list[Unfused]]:
     """What can be joined in a module's own forward, and what cannot.
 
     Args:
@@ -373,7 +385,7 @@ class _Module:
         except Exception as error:  # noqa: BLE001  whatever a forward raises that is given no tensors
             raise _Impossible(f"torch.fx cannot trace it: {_brief(error)}") from None
         for node in graph.nodes:
-            items = [user.args[1] if user.target is operator.getitem else None for user in node.users]
+            items: list[Any] = [user.args[1] if user.target is operator.getitem else None for user in node.users]
             if node.op == "call_module" and items and all(type(item) is int for item in items):
                 self.results[self.leaves[str(node.target)]] = 1 + max(items)
         if _generators() != numbers:
@@ -399,37 +411,53 @@ class _Module:
         found: list[_Site] = []
         taken: set[fx.Node] = set()
         twin = self.twin(training)
-        order = {node: i for i, node in enumerate(graph.nodes)}
         for norm in graph.nodes:
-            target = str(norm.target)
-            child = self.leaves.get(target) if norm.op == "call_module" else None
+            child = self.leaves.get(str(norm.target)) if norm.op == "call_module" else None
             if not isinstance(child, Leaf) or not self.chosen(child) or not _is_unary(norm):
                 continue
-            skip = act = None
-            activation, users = "", list(norm.users)
-            if len(users) == 1:
-                (act,) = users
-                if act not in taken and _fits(shapes, norm, _term(act, norm)):
-                    skip, act = act, next(iter(act.users)) if len(act.users) == 1 else None
-                activation = self.activation(act, twin) if act is not None else ""
-                act = act if activation else None
-            elif any(self.activation(user, twin) for user in users):
-                self.unfused[target] = f"is not joined with its activation: its result is used {len(users)} times"
-            total = norm.all_input_nodes[0]
-            residual = total if total not in taken and _is_sum(total) and _fits(shapes, *total.all_input_nodes) else None
-            if residual is not None and skip is not None and any(order[user] < order[skip] for user in residual.users):
-                residual = residual if len(residual.users) == 1 else None  # the sum is there when all is
-            if residual is skip is act is None:
-                continue
-            called = [child, *(self.leaves[str(n.target)] for n in (act,) if n is not None and n.op == "call_module")]
-            if any(map(_has_hooks, called)):
-                self.unfused[target] = "is not joined with what surrounds it: hooks look at what is between"
-                continue
-            taken |= {node for node in (residual, skip, act) if node is not None}
-            around = [*["residual"] * (residual is not None), *["skip"] * (skip is not None), *[activation] * (act is not None)]
-            names = ("" if node is None else node.name for node in (residual, skip, act))
-            found.append(_Site(norm.name, *names, activation, f"{norm.target} with {' and '.join(around)}"))
+            skip, act, activation = self.after(norm, twin, shapes, taken)
+            (total,) = norm.all_input_nodes
+            before = total not in taken and _is_sum(total) and _fits(shapes, *total.all_input_nodes)
+            # with a skip the norm runs where that is there, and the sum may be needed earlier
+            residual = total if before and (skip is None or len(total.users) == 1) else None
+            parts = {"residual": residual, "skip": skip, activation: act}
+            there = {word: node for word, node in parts.items() if node is not None}
+            if any(map(_has_hooks, [child, *self.called(act)])) and there:
+                self.unfused[str(norm.target)] = "is not joined with what surrounds it: hooks look at what is between"
+            elif there:
+                taken |= {*there.values()}
+                names = ["" if node is None else node.name for node in parts.values()]
+                words = f"{norm.target} with {' and '.join(there)}"
+                found.append(_Site(norm.name, names[0], names[1], names[2], activation, words))
         return tuple(found)
+
+    def after(
+        self, norm: fx.Node, twin: nn.Module, shapes: _Shapes | None, taken: set[fx.Node]
+    ) -> tuple[fx.Node | None, fx.Node | None, str]:
+        """The sum and the activation that follow a norm, and which that is."""
+        users = list(norm.users)
+        if len(users) > 1 and any(self.activation(user, twin) for user in users):
+            why = f"is not joined with its activation: its result is used {len(users)} times"
+            self.unfused[str(norm.target)] = why
+        if len(users) != 1:
+            return None, None, ""
+        skip, (act,) = None, users
+        if act not in taken and _fits(shapes, norm, _term(act, norm)):
+            skip, *following = act, *act.users
+            if len(following) != 1:
+                return skip, None, ""
+            (act,) = following
+        activation = self.activation(act, twin)
+        for child in self.called(act):
+            if not activation and type(child).__module__ == nn.ReLU.__module__:
+                known = ", ".join(filter(None, ACTIVATION_FUNCTIONS))
+                why = f"is not joined with its activation: {type(child).__name__} is none of {known}"
+                self.unfused[str(norm.target)] = why
+        return skip, act if activation else None, activation
+
+    def called(self, node: fx.Node | None) -> list[nn.Module]:
+        """The module that a node calls, if it does."""
+        return [self.leaves[str(node.target)]] if node is not None and node.op == "call_module" else []
 
     def activation(self, node: fx.Node, twin: nn.Module) -> str:
         """Which activation a node is, told from what it gives; empty if none."""
@@ -437,15 +465,17 @@ class _Module:
             return ""
         if node.op == "call_module":
             child = self.leaves.get(str(node.target))
-            if child is None or any(True for _ in (*child.parameters(), *child.buffers())) or isinstance(child, Leaf):
-                return ""
-            return _activation(lambda x: twin.get_submodule(str(node.target))(x))
-        if node.op not in ("call_function", "call_method") or not isinstance(node.args[0] if node.args else None, fx.Node):
+            known = child is not None and not isinstance(child, Leaf) and not _has_tensors(child)
+            return _activation(twin.get_submodule(str(node.target))) if known else ""
+        if node.op not in ("call_function", "call_method"):
             return ""
 
         def run(x: Tensor) -> Any:
-            args, kwargs = (fx.map_arg(given, lambda _: x) for given in (node.args, node.kwargs))
-            return node.target(*args, **kwargs) if callable(node.target) else getattr(args[0], node.target)(*args[1:], **kwargs)
+            args: Any = fx.map_arg(node.args, lambda _: x)
+            kwargs: Any = fx.map_arg(node.kwargs, lambda _: x)
+            if callable(node.target):
+                return node.target(*args, **kwargs)
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
 
         return _activation(run)
 
@@ -458,7 +488,7 @@ class _Module:
         nn.Module.__init__(twin)
         memo: dict[int, Any] = {id(self.module): twin}
         for number, (_, child) in enumerate(self.leaves.items()):
-            if not isinstance(child, Leaf) and any(True for _ in (*child.parameters(), *child.buffers())):
+            if not isinstance(child, Leaf) and _has_tensors(child):
                 memo[id(child)] = _StandIn(child, number, self)
         kept = [child for child in self.leaves.values() if id(child) not in memo]
         for t in (t for part in (self.module, *kept) for t in (*part._parameters.values(), *part._buffers.values())):
@@ -520,7 +550,11 @@ class _Module:
         generator = torch.Generator().manual_seed(2)
         wanted = [t for t in results if t.requires_grad]
         dys = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in wanted]
-        grads = torch.autograd.grad(wanted, list(leaves.values()), dys, allow_unused=True) if wanted else [None] * len(leaves)
+        grads = (
+            torch.autograd.grad(wanted, list(leaves.values()), dys, allow_unused=True)
+            if wanted
+            else [None] * len(leaves)
+        )
         pairs = zip(leaves, grads, strict=True)
         found += [(f"the gradient of its {name}", torch.zeros(()) if g is None else g) for name, g in pairs]
         return found + [(f"its {name}", t.detach()) for name, t in twin.named_buffers()]
@@ -584,7 +618,9 @@ def _rewritten(traced: _Traced) -> fx.Graph:
             module = graph.get_attr(str(norm.target))
             named = graph.get_attr(str(act.target)) if act is not None and act.op == "call_module" else None
             call = graph.call_function(joined, (module, *terms, other, named, site.activation))
-            y, total = (call, None) if residual is None else (graph.call_function(operator.getitem, (call, i)) for i in (0, 1))
+            y, total = (
+                (call, None) if residual is None else (graph.call_function(operator.getitem, (call, i)) for i in (0, 1))
+            )
         (act or skip or norm).replace_all_uses_with(y)
         if residual is not None and total is not None:
             residual.replace_all_uses_with(total, delete_user_cb=lambda user: user is not norm)  # noqa: B023  run at once
@@ -602,7 +638,7 @@ def _code(graph: fx.Graph) -> tuple[str, tuple[tuple[str, Any], ...]]:
 
 def _compiled(source: str, names: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     builtins = {name: builtin.obj for name, builtin in _custom_builtins.items()}
-    return _forward_from_src(source, builtins | dict(names))  # type: ignore[no-any-return]  # it has no types
+    return _forward_from_src(source, builtins | dict(names))
 
 
 _POINTS = (-100.0, -7.0, -3.5, -3.0, -1.7, -1.0, -0.4, -0.01, 0.0, 0.02, 0.3, 1.0, 1.9, 3.0, 3.3, 6.5, 100.0)
@@ -644,9 +680,8 @@ class _StandIn(nn.Module):
         super().__init__()
         vars(self).update(child=child, number=number, owner=owner)  # not as a part of it
 
-    @property
-    def __class__(self) -> type[nn.Module]:  # type: ignore[override]  # what `isinstance` is told
-        return type(self.child)
+    # what `isinstance` is told
+    __class__ = property(lambda self: type(self.child))
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(vars(self)["child"], name)

@@ -120,6 +120,7 @@ _TENSORS = ("weight", "bias")
 
 
 def is_plain(value: Any) -> bool:
+    """Whether an attribute is a number, a string or the like, or several of these, and so no state."""
     return all(map(is_plain, value)) if isinstance(value, tuple | list) else isinstance(value, _PLAIN)
 
 
@@ -234,6 +235,7 @@ class Differs(Exception):  # noqa: N818  not an error
     """
 
     def __init__(self, by: float, what: str) -> None:
+        """Say what differs, and by how much."""
         super().__init__(what)
         self.by = by
 

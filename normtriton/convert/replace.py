@@ -342,7 +342,7 @@ def _class_like(cls: type) -> Callable[..., Any]:
     return type(cls)
 
 
-#: How a derived class computes: as the library's norm, a function that was recognized, or code in which norms are joined.
+#: How a derived class computes: as the library's norm, a function that was recognized, or code that was found.
 How: TypeAlias = "type[nn.Module] | Recognized | Fused"
 
 _derivations: dict[tuple[type[nn.Module], How], type[nn.Module]] = {}
@@ -460,10 +460,18 @@ def _forward(original: type[nn.Module], found: Recognized) -> tuple[Callable[...
         given = taken(self, x)
         if given is None:
             tensors = {name: t for name, t in around.items() if name != "activation"}
-            stages = Stages(around.get("activation", ""))
+            stages = Stages(around["activation"] or "")
             return decomposed(lambda u, _w, _b: own(self, u), lambda p: p, x, None, None, tensors, stages)
-        *operands, call = given
-        plain = lambda u, w, b: run(u, w, b, call)
-        return surround(original.__name__, *operands, around, lambda: (call, *operands[1:]), plain, Axes(call.problem).broadcast)
+        x, weight, bias, call = given
+        return surround(
+            original.__name__,
+            x,
+            weight,
+            bias,
+            around,
+            lambda: (call, weight, bias),
+            lambda u, w, b: run(u, w, b, call),
+            Axes(call.problem).broadcast,
+        )
 
     return forward, surrounded
