@@ -45,6 +45,7 @@ def joined(
     skip: Tensor | None = None,
     act: nn.Module | None = None,
     activation: str = "",
+    in_place: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``act(norm(x + residual) + skip)``, and with a residual the sum: in one pass if nothing looks at what is between.
 
@@ -53,15 +54,16 @@ def joined(
         x, residual, skip: as of `normtriton.normalize`; None for what is not there.
         act: the activation, if it is a module.
         activation: its name.
+        in_place: whether skip is added in place, so that the norm's dtype stays.
     """
     if (
         isinstance(norm, Leaf)
         and not _has_hooks(norm)
         and (act is None or not _has_hooks(act))
         and (residual is None or _alike(residual, x))
-        and (skip is None or _alike(skip, x))
+        and (skip is None or _alike(skip, x) or (in_place and skip.shape == x.shape))
     ):
-        around: Around = {"activation": activation or None}
+        around: Around = {"activation": activation} if activation else {}
         if residual is not None:
             around["residual"] = residual
         if skip is not None:
@@ -69,7 +71,8 @@ def joined(
         return norm.surrounded(x, around)  # type: ignore[no-any-return]  # a pair if there is a residual, as it says
     total = x if residual is None else x + residual
     y = norm(total)
-    y = y if skip is None else y + skip
+    if skip is not None:
+        y = y.add_(skip) if in_place else y + skip
     y = ACTIVATION_FUNCTIONS[activation](y) if act is None else act(y)
     return y if residual is None else (y, total)
 
@@ -121,7 +124,7 @@ class Fused(NamedTuple):
 
     Attributes:
         words: what was joined, for a report.
-        signature: the forward's arguments, and their defaults.
+        signature: the forward's arguments, and their defaults, `inspect.Parameter.empty` if there is none.
         positional: how many of them may be given by position.
         children: the classes of what the module holds.
         attributes: its numbers, strings, functions and the like.
@@ -160,7 +163,10 @@ def forward_of(original: type[nn.Module], how: Fused, originals: Kinds) -> Calla
         if len(args) <= positional:
             rest = signature[len(args) :]
             values += [kwargs.get(name, default) for name, default in rest]
-            if len(kwargs) == sum(name in kwargs for name, _ in rest):
+            if (
+                len(kwargs) == sum(name in kwargs for name, _ in rest)
+                and inspect.Parameter.empty not in values[len(args) :]
+            ):
                 run = code_for(self, values)
         return own(self, *args, **kwargs) if run is None else run(self, *values)
 
@@ -248,6 +254,32 @@ def fusible(
 _verdicts: dict[tuple[Any, ...], tuple[Fused | None, list[Unfused]]] = {}
 
 
+class _Proxy(fx.Proxy):
+    """Records ``+=`` and its like as what they are; fx's own takes them for ``+``."""
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+):
+    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+
+
 class _Tracer(fx.Tracer):
     """Looks into no module but the first, whose forward has a placeholder for each argument."""
 
@@ -256,6 +288,9 @@ class _Tracer(fx.Tracer):
         self.arguments = arguments
 
     proxy_buffer_attributes = True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002  fx's names
         return True
@@ -311,8 +346,8 @@ class _Module:
         """The code that is run in place of the forward; None if there is nothing to join."""
         first, *others = self.named
         tensor = Argument("tensor")
-        default = {p.name: None if p.default is p.empty else p.default for p in self.named}
-        alone = {first.name: tensor, **{p.name: Argument("constant", default[p.name]) for p in others}}
+        constant = {p.name: Argument("constant", None if p.default is p.empty else p.default) for p in others}
+        alone = {first.name: tensor, **constant}
         required = alone | {p.name: tensor for p in others if p.default is p.empty}
         anything = {first.name: tensor, **{p.name: Argument("any") for p in others}}
         variants: list[Variant] = []
@@ -325,7 +360,7 @@ class _Module:
                 failed.append(str(why))
                 continue
             words |= dict.fromkeys(site.words for one in found for site in one.sites)
-            if arguments is alone and others:
+            if arguments is alone and others and any(one.sites for one in found):
                 try:
                     variants += self.coded(anything, [self.passing_on(one, anything, alone) for one in found])
                     break
@@ -337,7 +372,7 @@ class _Module:
             return None, [*unfused, *(Unfused("", why) for why in failed[:1])]
         how = Fused(
             ", ".join(words),
-            tuple(default.items()),
+            tuple((p.name, p.default) for p in self.named),
             sum(p.kind == p.POSITIONAL_OR_KEYWORD for p in self.named),
             kinds_of(self.module, self.originals),
             _attributes(self.module),
@@ -449,7 +484,7 @@ class _Module:
             (act,) = following
         activation = self.activation(act, twin)
         for child in self.called(act):
-            if not activation and type(child).__module__ == nn.ReLU.__module__:
+            if not activation and _is_unary(act) and type(child).__module__ == nn.ReLU.__module__:
                 known = ", ".join(filter(None, ACTIVATION_FUNCTIONS))
                 why = f"is not joined with its activation: {type(child).__name__} is none of {known}"
                 self.unfused[str(norm.target)] = why
@@ -557,7 +592,8 @@ class _Module:
         )
         pairs = zip(leaves, grads, strict=True)
         found += [(f"the gradient of its {name}", torch.zeros(()) if g is None else g) for name, g in pairs]
-        return found + [(f"its {name}", t.detach()) for name, t in twin.named_buffers()]
+        after = {name: t for name, t in given.items() if isinstance(t, torch.Tensor)} | dict(twin.named_buffers())
+        return found + [(f"its {name} afterwards", t.detach()) for name, t in after.items()]
 
     def compare(self, got: list[tuple[str, Tensor]], want: list[tuple[str, Tensor]]) -> None:
         """Raise if a result is another."""
@@ -617,7 +653,8 @@ def _rewritten(traced: _Traced) -> fx.Graph:
         with graph.inserting_before(skip or residual or norm):
             module = graph.get_attr(str(norm.target))
             named = graph.get_attr(str(act.target)) if act is not None and act.op == "call_module" else None
-            call = graph.call_function(joined, (module, *terms, other, named, site.activation))
+            in_place = skip is not None and skip.target in _SUMS_IN_PLACE
+            call = graph.call_function(joined, (module, *terms, other, named, site.activation, in_place))
             y, total = (
                 (call, None) if residual is None else (graph.call_function(operator.getitem, (call, i)) for i in (0, 1))
             )

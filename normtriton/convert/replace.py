@@ -172,13 +172,17 @@ def convert(
     return Report(tuple(change for _, change in changes), tuple(left_alone), *fused)
 
 
+#: What has no forward, or none in Python.
+_NOT_TRACED = (nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)
+
+
 def _fuse(chosen: dict[nn.Module, str]) -> tuple[tuple[Converted, ...], tuple[LeftAlone, ...]]:
     """Join what stands around the norms of some modules, whose names are given."""
     fused: list[Converted] = []
     not_fused: list[LeftAlone] = []
     for module, name in chosen.items():
         cls = type(module)
-        if cls in _originals or isinstance(module, torch.jit.ScriptModule) or is_parametrized(module):
+        if cls in _originals or isinstance(module, _NOT_TRACED) or is_parametrized(module):
             continue
         how, unfused = fusible(module, chosen.__contains__, _originals)
         for inner, reason in unfused:
@@ -460,7 +464,7 @@ def _forward(original: type[nn.Module], found: Recognized) -> tuple[Callable[...
         given = taken(self, x)
         if given is None:
             tensors = {name: t for name, t in around.items() if name != "activation"}
-            stages = Stages(around["activation"] or "")
+            stages = Stages(around.get("activation", ""))
             return decomposed(lambda u, _w, _b: own(self, u), lambda p: p, x, None, None, tensors, stages)
         x, weight, bias, call = given
         return surround(
