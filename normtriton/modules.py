@@ -102,7 +102,8 @@ class Leaf(nn.Module):
         if base is not nn.Module:
             theirs = inspect.signature(base)
             own = [Parameter(n, Parameter.KEYWORD_ONLY, default=getattr(cls, n)) for n in cls._settings]
-            cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *own])  # type: ignore[attr-defined]  # for `inspect`
+            parameters = sorted([*theirs.parameters.values(), *own], key=lambda p: p.kind)  # own ones before **kwargs
+            cls.__signature__ = theirs.replace(parameters=parameters)  # type: ignore[attr-defined]  # for `inspect`
 
     def reset_parameters(self) -> None:
         """As `torch.nn`'s; a weight that counts from ``offset`` begins where it multiplies by 1."""

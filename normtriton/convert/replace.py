@@ -9,6 +9,7 @@ differs. So does a module in whose code something is joined with a norm, see `no
 from __future__ import annotations
 
 import copyreg
+import inspect
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -32,12 +33,14 @@ from ..planning.schedule import Problem
 from ..planning.stages import Stages
 from ..surroundings import run as surround
 from .fuse import Fused, forward_of, fusible
-from .recognize import FUNCTIONS, Recognized, names_eps, recognize, structure_of
+from .recognize import FUNCTIONS, Recognized, count_groups, names_eps, recognize, structure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import Tensor
+
+    from ..surroundings import Around
 
 __all__ = ["convert", "restore", "restored"]
 
@@ -160,7 +163,7 @@ def convert(
         if module not in chosen:
             continue
         cls = type(module)
-        decided = _replacement(module)
+        decided = _replacement(module, fuse)
         if isinstance(decided, str):
             left_alone.append(LeftAlone(names[0], cls, decided))
         elif decided is not None:
@@ -291,7 +294,7 @@ _originals = {after: before for before, after in LIBRARY.items()}
 _COMPUTING = ("forward", "_apply_instance_norm")
 
 
-def _replacement(module: nn.Module) -> tuple[type[nn.Module], str] | str | None:
+def _replacement(module: nn.Module, fuse: bool) -> tuple[type[nn.Module], str] | str | None:
     """The plain class to give a module, and what it computes; or why it stays as it is; or None if it is no norm."""
     if isinstance(module, torch.jit.ScriptModule):
         return "is compiled by torch.jit" if "norm" in str(module.original_name).lower() else None
@@ -310,7 +313,7 @@ def _replacement(module: nn.Module) -> tuple[type[nn.Module], str] | str | None:
         return "gathers statistics from all processes, which the library does not"
     if base is not None and all(getattr(plain, name, None) is getattr(base, name, None) for name in _COMPUTING):
         return _derived(plain, LIBRARY[base]), f"as normtriton.{base.__name__}"
-    structure = structure_of(module) if looks else None
+    structure = structure_of(module, fuse) if looks else None
     if structure is None or isinstance(structure, str):
         return structure
     found = recognize(structure)
@@ -410,6 +413,8 @@ def _forward(original: type[nn.Module], found: Recognized) -> tuple[Callable[...
     named = (("d", 1),) if function.axis == -1 else ()  # what the shape does not tell
     own, run = original.forward, normalize
 
+    second = found.second
+
     def result_dtype(module: Any, x: Any, weight: Tensor | None, bias: Tensor | None) -> torch.dtype | None:
         """The result's, None for what was not tried."""
         if not (isinstance(x, torch.Tensor) and has_kernels(x) and x.dim() in found.ndims and x.numel()):
@@ -424,15 +429,19 @@ def _forward(original: type[nn.Module], found: Recognized) -> tuple[Callable[...
                 dtype = parameter.dtype
         if found.size and x.shape[function.axis] != found.size:
             return None
-        if function.grouped and (x.shape[1] % module.num_groups or x.numel() <= module.num_groups):
-            return None
+        if function.grouped:
+            size = x.shape[function.axis]
+            groups = count_groups(found.groups, getattr(module, found.groups), size)
+            if size % groups or x.numel() <= groups:
+                return None
         result = results.get((x.dtype, dtype))
         if result is not None and torch.is_autocast_enabled(x.device.type):
             key = x.dtype, dtype, torch.get_autocast_dtype(x.device.type)
             if key not in autocast_results:  # the original tells, of something small
                 small = [n if axis == function.axis % x.dim() else min(n, 2) for axis, n in enumerate(x.shape)]
                 with torch.no_grad():
-                    autocast_results[key] = own(module, x.new_zeros(small)).dtype
+                    y = own(module, *[x.new_zeros(small)] * (1 if second is None else 2))
+                    autocast_results[key] = (y[0] if isinstance(y, tuple) else y).dtype
             return autocast_results[key]
         return result
 
@@ -445,7 +454,9 @@ def _forward(original: type[nn.Module], found: Recognized) -> tuple[Callable[...
             return None
         if weight is not None and found.from_one:
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + 1
-        sizes = (("g", module.num_groups),) if function.grouped else named
+        sizes = named
+        if function.grouped:
+            sizes = (("g", count_groups(found.groups, getattr(module, found.groups), x.shape[function.axis])),)
         problem = Problem(function.norm, tuple(x.shape), sizes)
         dtype = None if result == x.dtype else result
         return x, weight, bias, Call(problem, float(getattr(module, found.eps)), dtype=dtype)
@@ -454,28 +465,41 @@ def _forward(original: type[nn.Module], found: Recognized) -> tuple[Callable[...
         _given = taken(self, input)
         return own(self, input) if _given is None else run(*_given)
 
-    # callers may name the argument as the original does, and `torch.jit.script` compiles the original among its names
-    names = forward.__code__.co_varnames
-    code = forward.__code__.replace(co_varnames=(names[0], found.input, *names[2:]))
-    globals_ = getattr(own, "__globals__", forward.__globals__)
-    forward = scripted_as(own)(FunctionType(code, globals_, "forward", None, forward.__closure__))
+    def forward_of_two(self: Any, input: Any, second: Any) -> Any:  # noqa: A002  they are renamed below
+        _alike = isinstance(input, torch.Tensor) and isinstance(second, torch.Tensor) and second.shape == input.shape
+        if _alike and second.dtype == input.dtype and second.device == input.device:
+            _given = taken(self, input)
+            if _given is not None:
+                return with_around(_given, around_of(second))
+        return own(self, input, second)
+
+    def around_of(t: Any) -> Around:
+        assert second is not None
+        if second.role == "residual":
+            return {"residual": t}
+        return {"gate": t, "activation": second.activation, "gate_first": second.first}
+
+    def with_around(given: tuple[Any, ...], around: Around) -> Any:
+        x, weight, bias, call = given
+        plain = lambda u, w, b: run(u, w, b, call)
+        spread = Axes(call.problem).broadcast
+        return surround(original.__name__, x, weight, bias, around, lambda: (call, weight, bias), plain, spread)
 
     def surrounded(self: Any, x: Any, around: Any) -> Any:
         given = taken(self, x)
-        if given is None:
-            tensors = {name: t for name, t in around.items() if name != "activation"}
-            stages = Stages(around.get("activation", ""))
-            return decomposed(lambda u, _w, _b: own(self, u), lambda p: p, x, None, None, tensors, stages)
-        x, weight, bias, call = given
-        return surround(
-            original.__name__,
-            x,
-            weight,
-            bias,
-            around,
-            lambda: (call, weight, bias),
-            lambda u, w, b: run(u, w, b, call),
-            Axes(call.problem).broadcast,
-        )
+        if given is not None:
+            return with_around(given, around)
+        tensors = {name: t for name, t in around.items() if name != "activation"}
+        stages = Stages(around.get("activation", ""))
+        return decomposed(lambda u, _w, _b: own(self, u), lambda p: p, x, None, None, tensors, stages)
 
-    return forward, surrounded
+    # callers may name the arguments as the original does, and `torch.jit.script` compiles the original among its names
+    ours = forward if second is None else forward_of_two
+    given = (found.input,) if second is None else (found.input, second.name)
+    code = ours.__code__.replace(
+        co_varnames=(ours.__code__.co_varnames[0], *given, *ours.__code__.co_varnames[1 + len(given) :])
+    )
+    defaults = tuple(p.default for p in inspect.signature(own).parameters.values() if p.default is not p.empty)
+    globals_ = getattr(own, "__globals__", ours.__globals__)
+    named_so = FunctionType(code, globals_, "forward", None if second is None else defaults, ours.__closure__)
+    return scripted_as(own)(named_so), surrounded
