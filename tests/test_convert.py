@@ -673,8 +673,8 @@ class TwoEps(Rounding):
         self.eps = self.variance_epsilon
 
 
-GATE = "^is a norm with a gate, which convert does not fuse yet: "
-ACTIVATION = "^is a norm with an activation, which convert does not fuse yet: "
+GATE = "^is a norm with a gate, which convert tries to fuse with fuse=True: "
+ACTIVATION = "^is a norm with an activation, which convert tries to fuse with fuse=True: "
 DIFFERS = r"no norm known; nearest is RMS norm of the .*, but its result .* differs by"
 NOT_NORMS = [
     (Bounded, DIFFERS),

@@ -598,3 +598,210 @@ def test_parametrized_modules():
     module.gain = nn.Parameter(torch.ones(1))
     parametrize.register_parametrization(module, "gain", nn.Identity())
     assert not nt.convert(module, fuse=True).fused
+
+
+# Norms that are one module with what surrounds them.
+
+
+class Gated(nn.Module):
+    """As transformers' Qwen3NextRMSNormGated; the gate may have another activation."""
+
+    act = staticmethod(F.silu)
+
+    def __init__(self, n):
+        super().__init__()
+        self.weight, self.variance_epsilon, self.activation = nn.Parameter(torch.ones(n)), 1e-6, "silu"
+
+    def normalized(self, x, groups=1):
+        x = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (groups, -1))
+        return (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)).flatten(-2)
+
+    def forward(self, hidden_states, gate=None):
+        y = self.weight * self.normalized(hidden_states).to(hidden_states.dtype)
+        if gate is not None:
+            y = y * self.act(gate.to(torch.promote_types(gate.dtype, torch.float32)))
+        return y.to(hidden_states.dtype)
+
+
+class GatedBySigmoid(Gated):
+    """As KimiLinearRMSNormGated."""
+
+    act = staticmethod(torch.sigmoid)
+
+
+class GatedFirst(Gated):
+    """As MambaRMSNormGated: of groups, whose size is told."""
+
+    def __init__(self, n, group_size=4):
+        super().__init__(n)
+        self.group_size = group_size
+
+    def forward(self, hidden_states, gate=None):
+        dtype = hidden_states.dtype
+        if gate is not None:
+            hidden_states = hidden_states * F.silu(gate.to(torch.promote_types(dtype, torch.float32)))
+        groups = hidden_states.shape[-1] // self.group_size
+        return self.weight * self.normalized(hidden_states, groups).to(dtype)
+
+
+class GroupedFirst(GatedFirst):
+    """As FalconH1RMSNormGated: their number is told, and they come before the gate."""
+
+    def __init__(self, n):
+        super().__init__(n)
+        del self.group_size
+        self.n_groups = 3
+
+    def forward(self, hidden_states, gate):
+        return (self.weight * self.normalized(hidden_states, self.n_groups) * F.silu(gate)).to(hidden_states.dtype)
+
+
+class ReturningTheSum(Gated):
+    """As inference engines': the sum comes back for the next block."""
+
+    def forward(self, x, residual=None):
+        total = x if residual is None else x + residual
+        y = (self.weight * self.normalized(total)).to(x.dtype)
+        return y if residual is None else (y, total)
+
+
+class FromOneGated(Gated):
+    """A weight that counts from one, and a gate without an activation."""
+
+    def forward(self, x, z):
+        return ((1.0 + self.weight) * self.normalized(x) * z).to(x.dtype)
+
+
+RMS = "RMS norm of the last dimension"
+WITHIN = {
+    "silu": (Gated, f"{RMS}, times silu(gate)"),
+    "sigmoid": (GatedBySigmoid, f"{RMS}, times sigmoid(gate)"),
+    "first, groups": (GatedFirst, "RMS norm of groups of the last dimension of the product with silu(gate)"),
+    "groups": (GroupedFirst, "RMS norm of groups of the last dimension, times silu(gate)"),
+    "sum": (ReturningTheSum, f"{RMS} of the sum with residual, and the sum"),
+    "from one": (FromOneGated, f"{RMS}, times 1 + weight, times z"),
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_norms_of_two_tensors_are_recognized(name, kernels):
+    """Results and gradients are the module's in float64, by one launch; without the second it is the module's own."""
+    cls, function = WITHIN[name]
+    module = cls(12)
+    with torch.no_grad():
+        module.weight.add_(torch.randn(12) * 0.2)
+    exact = copy.deepcopy(module).double()
+    assert nt.convert(module).left_alone and type(module) is cls
+    (change,) = nt.convert(module, fuse=True).converted
+    assert change.function == function and isinstance(module, cls)
+    inputs, dy = [torch.randn(2, 3, 12, requires_grad=True) for _ in range(2)], torch.randn(2, 3, 12)
+    inputs64 = [t.detach().double().requires_grad_() for t in inputs]
+    second = list(inspect.signature(cls.forward).parameters)[2]
+    got, want = module(inputs[0], **{second: inputs[1]}), exact(*inputs64)
+    assert kernels == ["forward"]
+    got, want = (y if isinstance(y, tuple) else (y,) for y in (got, want))
+    dys = [dy, dy.flip(0)][: len(got)]
+    torch.autograd.backward(got, dys)
+    torch.autograd.backward(want, [d.double() for d in dys])
+    for ours, theirs in zip(got, want, strict=True):
+        close(ours, theirs.detach(), slack=24)
+    for leaf, other in zip((*inputs, *module.parameters()), (*inputs64, *exact.parameters()), strict=True):
+        close(leaf.grad, other.grad, slack=200)
+
+    kernels.clear()
+    x = torch.randn(3, 12)
+    if inspect.signature(cls.forward).parameters[second].default is None:
+        assert torch.equal(module(x), cls.forward(module, x))
+    else:
+        with pytest.raises(TypeError, match=f"missing 1 required positional argument: '{second}'"):
+            module(x)
+    other = [t.to(torch.bfloat16) for t in (x, x)]
+    assert torch.equal(torch.stack(list(module(x, other[1]))), torch.stack(list(cls.forward(module, x, other[1]))))
+    assert not kernels
+    twin = pickle.loads(pickle.dumps(module))  # noqa: S301  our own
+    torch.testing.assert_close(twin(x, x), cls.forward(module, x, x))
+    assert kernels == ["forward"]
+    nt.restore(module)
+    assert type(module) is cls
+
+
+def test_a_second_tensor_of_another_use_is_left_alone():
+    """The nearest is told."""
+
+    class Mixing(Gated):
+        def forward(self, x, gate):
+            return self.weight * self.normalized(x) * F.softplus(gate)
+
+    (left,) = nt.convert(Mixing(12), fuse=True).left_alone
+    assert left.reason.startswith(f"no norm known; nearest is {RMS}") and "its result for float32 input" in left.reason
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's."""
+
+    def __init__(self, n, act=nn.SiLU):
+        super().__init__(n)
+        self.drop, self.act = nn.Identity(), act()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class GroupNormAct(nn.GroupNorm):
+    def __init__(self, n):
+        super().__init__(2, n)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
+
+
+class Doubling(BatchNormAct2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_norms_with_their_activation_within(kernels):
+    """By one launch, in training and evaluation, with the statistics that they kept; a hook sees the activation."""
+    module = nn.ModuleList([BatchNormAct2d(4), BatchNormAct2d(4, nn.Identity), GroupNormAct(4), Doubling(4)])
+    other, classes = copy.deepcopy(module), [type(one) for one in module]
+    report = nt.convert(module, fuse=True)
+    assert [change.function for change in report.converted] == [
+        *("as normtriton.BatchNorm2d with silu", "as normtriton.BatchNorm2d", "as normtriton.GroupNorm with relu"),
+    ]
+    (left,) = report.left_alone
+    assert left.name == "3" and left.reason.startswith("in a trial its result differs by ")
+    for training in (True, False):
+        for ours, theirs in zip(module[:3], other[:3], strict=True):
+            kernels.clear()
+            x, dy = torch.randn(IMAGES, requires_grad=True), torch.randn(IMAGES)
+            got, want = (one.train(training)(x) for one in (ours, theirs))
+            assert kernels == ["forward"]
+            torch.testing.assert_close(got, want)
+            grads = [torch.autograd.grad(y, [x, *one.parameters()], dy) for y, one in ((got, ours), (want, theirs))]
+            torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+    seen = []
+    module[0].act.register_forward_hook(lambda _m, x, _y: seen.append(x[0]))
+    copy.deepcopy(module)[0](x)
+    assert len(seen) == 1
+    nt.restore(module)
+    assert [type(one) for one in module] == classes
+
+
+def test_attributes_that_are_called_as_settings():
+    """What the library's class would take for a setting is left alone; a recognized class keeps its own attributes."""
+    module = nn.ModuleList([nn.LayerNorm(6), nn.LayerNorm(6), nn.LayerNorm(6), Llama(6)])
+    module[0].activation, module[1].dim, module[3].activation = "gelu", 1, "gelu"
+    module[2].offset = nn.Linear(1, 1)
+    x = torch.randn(WORDS)
+    want, classes = [one(x) for one in module], [type(one) for one in module]
+    report = nt.convert(module)
+    assert [change.name for change in report.converted] == ["3"]
+    assert [left.reason for left in report.left_alone] == [
+        f"has attributes that normtriton.LayerNorm takes for settings: {name}"
+        for name in ("activation", "dim", "offset")
+    ]
+    torch.testing.assert_close([one(x) for one in module], want)
+    assert repr(module[3]) == "Llama()" and nt.restore(module).converted
+    assert [type(one) for one in module] == classes

@@ -77,9 +77,24 @@ def joined(
     return y if residual is None else (y, total)
 
 
+def activated(
+    library: type[Leaf], norm: nn.Module, x: Tensor, act: nn.Module | None = None, activation: str = ""
+) -> Tensor:
+    """``act(norm(x))`` of a norm that has its activation within, computed by the library's class."""
+    forward: Callable[..., Tensor] = library.forward
+    if act is None:
+        return forward(norm, x)
+    return act(forward(norm, x)) if _has_hooks(act) else forward(norm, x, activation=activation)
+
+
 def _alike(t: Any, x: Any) -> bool:
     """Whether a sum of two tensors has the shape and the dtype of both."""
     return isinstance(t, torch.Tensor) and t.shape == x.shape and t.dtype == x.dtype and t.device == x.device
+
+
+def _joins(module: nn.Module) -> bool:
+    """Whether a module is a norm that something can be joined with, since it has no activation within."""
+    return isinstance(module, Leaf) and module._modules.keys() <= {"parametrizations"}
 
 
 def _has_tensors(module: nn.Module) -> bool:
@@ -129,6 +144,7 @@ class Fused(NamedTuple):
         children: the classes of what the module holds.
         attributes: its numbers, strings, functions and the like.
         variants: the code; the first that is for a call is run.
+        library: the library's class, if the module is a norm that has its activation within.
     """
 
     words: str
@@ -137,6 +153,7 @@ class Fused(NamedTuple):
     children: tuple[tuple[str, type[nn.Module]], ...]
     attributes: tuple[tuple[str, Any], ...]
     variants: tuple[Variant, ...]
+    library: type[Leaf] | None = None
 
 
 def forward_of(original: type[nn.Module], how: Fused, originals: Kinds) -> Callable[..., Any]:
@@ -234,7 +251,7 @@ def fusible(
         chosen: whether a norm may be joined with something.
         originals: what each class was before it was converted.
     """
-    if not any(isinstance(child, Leaf) and chosen(child) for _, child in _leaves(module)):
+    if not any(_joins(child) and chosen(child) for _, child in _leaves(module)):
         return None, []
     if "forward" in vars(module):
         return None, [Unfused("", "its forward was replaced on the object")]
@@ -248,6 +265,21 @@ def fusible(
             except _Impossible as why:
                 _verdicts[key] = None, [Unfused("", str(why))]
     return _verdicts[key]
+
+
+def with_activation(module: nn.Module, library: type[Leaf], originals: Kinds) -> Fused | str:
+    """How to compute a norm that has its activation within, as timm's have; or why not.
+
+    Args:
+        module: an instance of a class that derives from one of `torch.nn`'s norms.
+        library: the library's class of that norm.
+        originals: what each class was before it was converted.
+    """
+    with undisturbed():
+        try:
+            return _Module(module, lambda _: False, originals).with_activation(library)
+        except _Impossible as why:
+            return str(why)
 
 
 #: What was found in modules of a class and a configuration, which share one trial.
@@ -370,8 +402,12 @@ class _Module:
         unfused = [Unfused(*item) for item in self.unfused.items()]
         if not variants:
             return None, [*unfused, *(Unfused("", why) for why in failed[:1])]
+        return self.how(", ".join(words), variants), unfused
+
+    def how(self, words: str, variants: Sequence[Variant]) -> Fused:
+        """All that the code depends on, beside it."""
         how = Fused(
-            ", ".join(words),
+            words,
             tuple((p.name, p.default) for p in self.named),
             sum(p.kind == p.POSITIONAL_OR_KEYWORD for p in self.named),
             kinds_of(self.module, self.originals),
@@ -381,8 +417,33 @@ class _Module:
         try:
             hash(how)
         except TypeError:
-            return None, [*unfused, Unfused("", "has defaults that may change")]
-        return how, unfused
+            raise _Impossible("its forward has defaults that may change") from None
+        return how
+
+    def with_activation(self, library: type[Leaf]) -> Fused:
+        """The code of a norm that has its activation within."""
+        found = {name: _activation(child) for name, child in _leaves(self.twin(training=False))}
+        acts = {name: activation for name, activation in found.items() if activation}
+        if len(acts) > 1 or len(self.named) != 1 or any(map(_has_tensors, self.leaves.values())):
+            raise _Impossible("takes or holds more than an input and an activation")
+        given = [f", self.{name}, {activation!r}" for name, activation in acts.items()]
+        source = f"def forward(self, x):\n    return activated(library, self, x{''.join(given)})"
+        names = ("activated", activated), ("library", library)
+        run = _compiled(source, names)
+        cls = type(self.module)
+        make: Callable[..., type[nn.Module]] = type(cls)
+        members = {"forward": run, "surrounded": library.surrounded}
+        for training in (True, False):
+            inputs, want = self.tried({self.named[0].name: Argument("tensor")}, [_input_shapes(self.module)], training)
+
+            def ours(twin: nn.Module, given: dict[str, Any]) -> Any:
+                twin.__class__ = make(cls.__name__, (cls, library), members)
+                return run(twin, *given.values())
+
+            self.compare(self.outcome(ours, inputs, training), want)
+        what = "".join(f" with {activation}" for activation in acts.values())
+        variant = Variant(None, (Argument("tensor"),), source, names)
+        return self.how(f"as normtriton.{library.__name__}{what}", [variant])._replace(library=library)
 
     def coded(self, arguments: Mapping[str, Argument], found: list[_Traced]) -> list[Variant]:
         """The code of the graphs, where something is joined in them."""
@@ -448,7 +509,7 @@ class _Module:
         twin = self.twin(training)
         for norm in graph.nodes:
             child = self.leaves.get(str(norm.target)) if norm.op == "call_module" else None
-            if not isinstance(child, Leaf) or not self.chosen(child) or not _is_unary(norm):
+            if child is None or not _joins(child) or not self.chosen(child) or not _is_unary(norm):
                 continue
             skip, act, activation = self.after(norm, twin, shapes, taken)
             (total,) = norm.all_input_nodes
@@ -544,13 +605,19 @@ class _Module:
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         tensors = [node for node in placeholders if arguments[str(node.target)].kind == "tensor"]
         choices = [self.shapes(node) for node in tensors]
-        choices = [shapes or choices[0] for shapes in choices]
+        return self.tried(arguments, [shapes or choices[0] for shapes in choices], training)
+
+    def tried(
+        self, arguments: Mapping[str, Argument], choices: Sequence[Sequence[tuple[int, ...]]], training: bool
+    ) -> tuple[dict[str, Any], list[tuple[str, Tensor]]]:
+        """The same, with shapes to choose from."""
+        tensors = [name for name, argument in arguments.items() if argument.kind == "tensor"]
         said = "no shape of its input could be guessed"
         for shapes in islice(product(*choices), 32):
             generator = torch.Generator().manual_seed(1)
             inputs = {name: argument.value for name, argument in arguments.items()}
-            for node, shape in zip(tensors, shapes, strict=True):
-                inputs[str(node.target)] = torch.randn(shape, generator=generator, dtype=torch.float64)
+            for name, shape in zip(tensors, shapes, strict=True):
+                inputs[name] = torch.randn(shape, generator=generator, dtype=torch.float64)
             try:
                 return inputs, self.outcome(lambda twin, given: self.forward(twin, **given), inputs, training)
             except Exception as error:  # noqa: BLE001  whatever a module raises for what it does not take

@@ -161,6 +161,10 @@ def is_plain(value: Any) -> bool:
     return all(map(is_plain, value)) if isinstance(value, tuple | list) else isinstance(value, _PLAIN)
 
 
+#: What a report adds of a norm that may be more.
+_UNTRIED = ", which convert tries to fuse with fuse=True"
+
+
 def structure_of(module: nn.Module, fuse: bool = False) -> Structure | str:
     """The structure of a module that may be a norm, or why it is none.
 
@@ -173,14 +177,10 @@ def structure_of(module: nn.Module, fuse: bool = False) -> Structure | str:
     gated = len(arguments) > 1 and "gated" in type(module).__name__.lower()
     wanted = 2 if fuse and len(arguments) == 2 else 1
     if wanted == 1 and (gated or any(_has_word(argument.name, "gate|gates|gating") for argument in arguments)):
-        how = (
-            "more than a gate beside its input"
-            if fuse
-            else "a gate, which convert tries to fuse if it is told fuse=True"
-        )
-        return f"is a norm with {how}: {taken}"
+        return f"is a norm with {'more than ' * fuse}a gate{_UNTRIED * (not fuse)}: {taken}"
     if activations := list(_activations(module)):
-        return f"is a norm with an activation, which convert does not fuse yet: {', '.join(activations)}"
+        why = ", and derives from none of torch.nn's" if fuse else _UNTRIED
+        return f"is a norm with an activation{why}: {', '.join(activations)}"
     if module._modules:
         return f"has submodules: {', '.join(module._modules)}"
     if module._buffers:

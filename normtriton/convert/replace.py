@@ -32,7 +32,7 @@ from ..modules import _parameter, scripted_as
 from ..planning.schedule import Problem
 from ..planning.stages import Stages
 from ..surroundings import run as surround
-from .fuse import Fused, forward_of, fusible
+from .fuse import Fused, forward_of, fusible, with_activation
 from .recognize import FUNCTIONS, Recognized, count_groups, names_eps, recognize, structure_of
 
 if TYPE_CHECKING:
@@ -283,12 +283,12 @@ def _select(found: dict[nn.Module, list[str]], which: str, selector: Selector) -
 
 
 #: The library's class of each of `torch.nn`'s.
-LIBRARY: dict[type[nn.Module], type[nn.Module]] = {
+LIBRARY: dict[type[nn.Module], type[modules.Leaf]] = {
     getattr(nn, name): getattr(modules, name) for name in modules.__all__
 }
 
 #: What each class was before: the library's, and those that `_derived` made.
-_originals = {after: before for before, after in LIBRARY.items()}
+_originals: dict[type[nn.Module], type[nn.Module]] = {after: before for before, after in LIBRARY.items()}
 
 #: Methods in which a norm of `torch.nn` computes.
 _COMPUTING = ("forward", "_apply_instance_norm")
@@ -307,12 +307,17 @@ def _replacement(module: nn.Module, fuse: bool) -> tuple[type[nn.Module], str] |
         return "its forward was replaced on the object" if looks else None
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "is not initialized: convert it after its first input" if looks else None
+    if base is not None and (settings := [name for name in LIBRARY[base]._settings if _holds(module, name)]):
+        return f"has attributes that normtriton.{base.__name__} takes for settings: {', '.join(settings)}"
     if plain in LIBRARY:
         return LIBRARY[plain], f"as normtriton.{plain.__name__}"
     if isinstance(module, nn.SyncBatchNorm):
         return "gathers statistics from all processes, which the library does not"
     if base is not None and all(getattr(plain, name, None) is getattr(base, name, None) for name in _COMPUTING):
         return _derived(plain, LIBRARY[base]), f"as normtriton.{base.__name__}"
+    if fuse and base is not None and module._modules and not is_parametrized(module):
+        fused = with_activation(module, LIBRARY[base], _originals)
+        return fused if isinstance(fused, str) else (_derived(cls, fused), fused.words)
     structure = structure_of(module, fuse) if looks else None
     if structure is None or isinstance(structure, str):
         return structure
@@ -327,6 +332,11 @@ def _looks_like_a_norm(module: nn.Module) -> bool:
         return False
     names = (type(inner).__name__.lower() for inner in module.modules() if inner is not module)
     return not any("norm" in name for name in names)
+
+
+def _holds(module: nn.Module, name: str) -> bool:
+    """Whether a module, not its class, has an attribute."""
+    return any(name in held for held in (vars(module), module._modules, module._parameters, module._buffers))
 
 
 def _plain_class(module: nn.Module) -> type[nn.Module]:
@@ -372,7 +382,7 @@ def _derived(original: type[nn.Module], how: How) -> type[nn.Module]:
             return _empty, (original, how), *rest
         return make, arguments, *rest
 
-    members = {
+    members: dict[str, Any] = {
         "__doc__": original.__doc__,
         "__module__": __name__,
         "__qualname__": original.__qualname__,
@@ -381,8 +391,10 @@ def _derived(original: type[nn.Module], how: How) -> type[nn.Module]:
     bases: tuple[type[nn.Module], ...] = (original,)
     if isinstance(how, Fused):
         members["forward"] = forward_of(original, how, _originals)
+        bases = (original,) if how.library is None else (original, how.library)
     elif isinstance(how, Recognized):
         members["forward"], members["surrounded"] = _forward(original, how)
+        members["_settings"] = ()  # its attributes are its own, whatever they are called
         bases = original, modules.Leaf
     else:  # it comes after the original in the order of resolution, and before torch.nn's
         bases = original, how
