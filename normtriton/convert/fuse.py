@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.fx.graph import _custom_builtins
+from torch.fx.graph import _custom_builtins, inplace_methods
 from torch.fx.graph_module import _forward_from_src
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -167,7 +167,8 @@ def forward_of(original: type[nn.Module], how: Fused, originals: Kinds) -> Calla
         if kinds_of(module, originals) != children:
             return None
         for name, value in attributes:
-            if _fixed(getattr(module, name, None)) != value:
+            now = getattr(module, name, None)
+            if now is not value and not (is_plain(now) and _fixed(now) == value):
                 return None
         for variant, run in coded:
             if variant.training in (None, module.training) and all(map(_takes, variant.arguments, values)):
@@ -180,10 +181,8 @@ def forward_of(original: type[nn.Module], how: Fused, originals: Kinds) -> Calla
         if len(args) <= positional:
             rest = signature[len(args) :]
             values += [kwargs.get(name, default) for name, default in rest]
-            if (
-                len(kwargs) == sum(name in kwargs for name, _ in rest)
-                and inspect.Parameter.empty not in values[len(args) :]
-            ):
+            known = len(kwargs) == sum(name in kwargs for name, _ in rest)
+            if known and not any(value is inspect.Parameter.empty for value in values):
                 run = code_for(self, values)
         return own(self, *args, **kwargs) if run is None else run(self, *values)
 
@@ -255,16 +254,7 @@ def fusible(
         return None, []
     if "forward" in vars(module):
         return None, [Unfused("", "its forward was replaced on the object")]
-    held = [(name, chosen(child), _has_hooks(child), repr(_attributes(child))) for name, child in _leaves(module)]
-    kinds, own = kinds_of(module, originals), repr(_attributes(module))
-    key = type(module), type(module).forward, kinds, own, tuple(held), repr(module)
-    if key not in _verdicts:
-        with undisturbed():
-            try:
-                _verdicts[key] = _Module(module, chosen, originals).fused()
-            except _Impossible as why:
-                _verdicts[key] = None, [Unfused("", str(why))]
-    return _verdicts[key]
+    return _once(module, chosen, originals, _Module.fused)
 
 
 def with_activation(module: nn.Module, library: type[Leaf], originals: Kinds) -> Fused | str:
@@ -275,41 +265,41 @@ def with_activation(module: nn.Module, library: type[Leaf], originals: Kinds) ->
         library: the library's class of that norm.
         originals: what each class was before it was converted.
     """
-    with undisturbed():
-        try:
-            return _Module(module, lambda _: False, originals).with_activation(library)
-        except _Impossible as why:
-            return str(why)
+    how, unfused = _once(module, lambda _: False, originals, lambda one: (one.with_activation(library), []))
+    return unfused[0].reason if how is None else how
 
+
+_Verdict: TypeAlias = "tuple[Fused | None, list[Unfused]]"
 
 #: What was found in modules of a class and a configuration, which share one trial.
-_verdicts: dict[tuple[Any, ...], tuple[Fused | None, list[Unfused]]] = {}
+_verdicts: dict[tuple[Any, ...], _Verdict] = {}
+
+
+def _once(
+    module: nn.Module, chosen: Callable[[nn.Module], bool], originals: Kinds, find: Callable[[_Module], _Verdict]
+) -> _Verdict:
+    held = [(name, chosen(child), _has_hooks(child), repr(_attributes(child))) for name, child in _leaves(module)]
+    kinds, own = kinds_of(module, originals), repr(_attributes(module))
+    key = type(module), type(module).forward, kinds, own, tuple(held), repr(module)
+    if key not in _verdicts:
+        with undisturbed():
+            try:
+                _verdicts[key] = find(_Module(module, chosen, originals))
+            except _Impossible as why:
+                _verdicts[key] = None, [Unfused("", str(why))]
+    return _verdicts[key]
 
 
 class _Proxy(fx.Proxy):
-    """Records ``+=`` and its like as what they are; fx's own takes them for ``+``."""
+    """Records ``+=`` and its like as what they are; fx's own takes them for ``+``, and no assignments."""
 
 
-def _in_place(function: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
-    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+def _in_place(function: Callable[..., Any]) -> Callable[..., fx.Proxy]:
+    return lambda self, *others: self.tracer.create_proxy("call_function", function, (self, *others), {})
 
 
-for _name in (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-):
-    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+for _name in inplace_methods:
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
 class _Tracer(fx.Tracer):

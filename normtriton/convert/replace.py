@@ -307,7 +307,7 @@ def _replacement(module: nn.Module, fuse: bool) -> tuple[type[nn.Module], str] |
         return "its forward was replaced on the object" if looks else None
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "is not initialized: convert it after its first input" if looks else None
-    if base is not None and (settings := [name for name in LIBRARY[base]._settings if _holds(module, name)]):
+    if base is not None and (settings := [name for name in LIBRARY[base]._settings if hasattr(module, name)]):
         return f"has attributes that normtriton.{base.__name__} takes for settings: {', '.join(settings)}"
     if plain in LIBRARY:
         return LIBRARY[plain], f"as normtriton.{plain.__name__}"
@@ -332,11 +332,6 @@ def _looks_like_a_norm(module: nn.Module) -> bool:
         return False
     names = (type(inner).__name__.lower() for inner in module.modules() if inner is not module)
     return not any("norm" in name for name in names)
-
-
-def _holds(module: nn.Module, name: str) -> bool:
-    """Whether a module, not its class, has an attribute."""
-    return any(name in held for held in (vars(module), module._modules, module._parameters, module._buffers))
 
 
 def _plain_class(module: nn.Module) -> type[nn.Module]:
