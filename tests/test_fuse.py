@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 import normtriton as nt
 from normtriton.convert import fuse
 from normtriton.convert.replace import Report
-from normtriton.runtime import launch
+from normtriton.runtime import compiling, launch
 
 
 @pytest.fixture
@@ -170,6 +170,16 @@ def test_results_and_gradients_are_the_models(name, kernels, joined):
             close(leaf.grad, other.grad, slack=400, scale=other.grad.abs().max().item() + 0.1)
     for ours, theirs in zip(module.buffers(), exact.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs.to(ours.dtype))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_kernels_it_gives_the_same_bits(name, monkeypatch):
+    """Where there are none, PyTorch's own functions compute what they did."""
+    monkeypatch.setattr(compiling, "INTERPRETED", False)
+    module, shape, _ = model(name)
+    other, x = copy.deepcopy(module), torch.randn(shape)
+    assert nt.convert(module, fuse=True).fused
+    assert torch.equal(module(x), other(x))
 
 
 @pytest.mark.parametrize("name", ["batch relu", "resnet", "llama"])

@@ -256,7 +256,7 @@ def test_the_examples_run(block, capsys):
     """The documentation's examples, and what they say is printed."""
     exec(compile(block, "example", "exec"), {})  # noqa: S102  our own
     printed = capsys.readouterr().out
-    for line in re.findall(r"^#> (.*)$", block, re.MULTILINE):
+    for line in re.findall(r"^# > (.*)$", block, re.MULTILINE):
         assert line in printed, printed
 
 
