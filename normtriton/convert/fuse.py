@@ -22,7 +22,7 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import _custom_builtins, inplace_methods
 from torch.fx.graph_module import _forward_from_src
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from ..autograd.surrounded import ACTIVATION_FUNCTIONS
 from ..modules import Leaf, scripted_as
@@ -334,6 +334,18 @@ class _Site(NamedTuple):
     words: str
 
 
+class _Outcome(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+        kinds: the structure of what was returned, and the types of what is in it.
+        tensors: results, gradients, and what may have been changed, with what they are.
+    """
+
+    kinds: list[Any]
+    tensors: list[tuple[str, Tensor]]
+
+
 class _Traced(NamedTuple):
     """A forward's graph in training or evaluation, and what is joined in it."""
 
@@ -590,7 +602,7 @@ class _Module:
 
     def probe(
         self, graph: fx.Graph, arguments: Mapping[str, Argument], training: bool
-    ) -> tuple[dict[str, Any], list[tuple[str, Tensor]]]:
+    ) -> tuple[dict[str, Any], _Outcome]:
         """Arguments on which the module runs, and what it gives."""
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         tensors = [node for node in placeholders if arguments[str(node.target)].kind == "tensor"]
@@ -599,7 +611,7 @@ class _Module:
 
     def tried(
         self, arguments: Mapping[str, Argument], choices: Sequence[Sequence[tuple[int, ...]]], training: bool
-    ) -> tuple[dict[str, Any], list[tuple[str, Tensor]]]:
+    ) -> tuple[dict[str, Any], _Outcome]:
         """The same, with shapes to choose from."""
         tensors = [name for name, argument in arguments.items() if argument.kind == "tensor"]
         said = "no shape of its input could be guessed"
@@ -630,14 +642,15 @@ class _Module:
 
     def outcome(
         self, run: Callable[[nn.Module, dict[str, Any]], Any], inputs: Mapping[str, Any], training: bool
-    ) -> list[tuple[str, Tensor]]:
-        """Results, gradients and buffers."""
+    ) -> _Outcome:
+        """What the module returns, gradients, and what is changed."""
         twin = self.twin(training)
         leaves = {name: t.requires_grad_() for name, t in inputs.items() if isinstance(t, torch.Tensor)}
         given = {**inputs, **{name: t.clone() for name, t in leaves.items()}}  # which may be changed in place
         leaves |= dict(twin.named_parameters())
         torch.default_generator.manual_seed(0)  # what drops out
-        results = [t for t in tree_leaves(run(twin, given)) if isinstance(t, torch.Tensor)]
+        returned, kind = tree_flatten(run(twin, given))
+        results = [t for t in returned if isinstance(t, torch.Tensor)]
         found = [("its result", t.detach()) for t in results]
         generator = torch.Generator().manual_seed(2)
         wanted = [t for t in results if t.requires_grad]
@@ -650,13 +663,18 @@ class _Module:
         pairs = zip(leaves, grads, strict=True)
         found += [(f"the gradient of its {name}", torch.zeros(()) if g is None else g) for name, g in pairs]
         after = {name: t for name, t in given.items() if isinstance(t, torch.Tensor)} | dict(twin.named_buffers())
-        return found + [(f"its {name} afterwards", t.detach()) for name, t in after.items()]
+        found += [(f"its {name} afterwards", t.detach()) for name, t in after.items()]
+        return _Outcome([kind, *map(type, returned)], found)
 
-    def compare(self, got: list[tuple[str, Tensor]], want: list[tuple[str, Tensor]]) -> None:
+    def compare(self, got: _Outcome, want: _Outcome) -> None:
         """Raise if a result is another."""
-        if [(what, t.shape, t.dtype) for what, t in got] != [(what, t.shape, t.dtype) for what, t in want]:
-            raise _Impossible("a trial gave results of another shape or dtype")
-        for (what, ours), (_, theirs) in zip(got, want, strict=True):
+        if got.kinds != want.kinds:
+            raise _Impossible("in a trial it returned another kind of object: torch.fx knows few")
+        if [(what, t.shape, t.dtype) for what, t in got.tensors] != [
+            (what, t.shape, t.dtype) for what, t in want.tensors
+        ]:
+            raise _Impossible("in a trial its results had another shape or dtype")
+        for (what, ours), (_, theirs) in zip(got.tensors, want.tensors, strict=True):
             if theirs.numel():
                 try:
                     # gradients may cancel, so that nothing but rounding is left
