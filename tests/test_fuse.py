@@ -523,6 +523,31 @@ def test_arguments_that_are_passed_on(joined):
     assert joined == [{"residual"}] * 3 and len(cache) == 6
 
 
+class CrossAttending(Decoder):
+    """As transformers' GPT2Block: one of its arguments decides what is done."""
+
+    def forward(self, hidden_states, mask=None, memory=None, cache=None):
+        y, _ = self.mix(self.norm1(hidden_states), mask=mask, cache=cache)
+        x = hidden_states + y
+        if memory is not None:
+            x = x + self.mlp(memory)
+        return x + self.mlp(self.norm2(x))
+
+
+def test_an_argument_that_decides(joined):
+    """There is code for both cases, and the others may be anything in each."""
+    module, other = fused(CrossAttending())
+    x, memory, cache = torch.randn(WORDS), torch.randn(WORDS), []
+    joined.clear()
+    for mask in (None, x, "causal"):
+        for given in (None, memory):
+            torch.testing.assert_close(module(x, mask, given, cache=cache), other(x, mask, given, cache))
+    assert joined == [{"residual"}] * 6 and len(cache) == 12
+    row = torch.randn(6)  # a sum that broadcasts
+    torch.testing.assert_close(module(x, x, row, cache), other(x, x, row, cache))
+    assert len(joined) == 6
+
+
 # Others who look at modules.
 
 

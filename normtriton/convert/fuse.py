@@ -383,24 +383,24 @@ class _Module:
         constant = {p.name: Argument("constant", None if p.default is p.empty else p.default) for p in others}
         alone = {first.name: tensor, **constant}
         required = alone | {p.name: tensor for p in others if p.default is p.empty}
-        anything = {first.name: tensor, **{p.name: Argument("any") for p in others}}
         variants: list[Variant] = []
         words: dict[str, None] = {}
         failed: list[str] = []
-        for arguments in [alone] if alone == required else [alone, required]:
+        tried = [alone, required]
+        for arguments in tried:
+            if arguments in tried[: tried.index(arguments)]:
+                continue
             try:
                 found = [self.traced(arguments, training) for training in (True, False)]
             except _Impossible as why:
                 failed.append(str(why))
                 continue
             words |= dict.fromkeys(site.words for one in found for site in one.sites)
-            if arguments is alone and others and any(one.sites for one in found):
-                try:
-                    variants += self.coded(anything, [self.passing_on(one, anything, alone) for one in found])
-                    break
-                except _Impossible:  # it depends on what the others are
-                    pass
-            variants += self.coded(arguments, found)
+            if any(one.sites for one in found):
+                general = self.generalized(arguments, found)
+                variants += self.coded(general, [self.passing_on(one, general, arguments) for one in found])
+                if arguments is alone:  # and what it does depend on, if that is there
+                    tried.append(alone | {name: tensor for name, a in general.items() if a.kind == "constant"})
         unfused = [Unfused(*item) for item in self.unfused.items()]
         if not variants:
             return None, [*unfused, *(Unfused("", why) for why in failed[:1])]
@@ -492,11 +492,22 @@ class _Module:
             raise _Impossible("its forward changes its attributes, or makes tensors of its own")
         return graph
 
-    def passing_on(self, one: _Traced, anything: Mapping[str, Argument], alone: Mapping[str, Argument]) -> _Traced:
-        """The graph for any further arguments, if it is the same as without them, but that it passes them on."""
-        graph, plain = (self.graph(anything, one.training) for _ in range(2))
-        values = {node: alone[str(node.target)].value for node in plain.nodes if node.op == "placeholder"}
-        del values[next(iter(plain.nodes))]
+    def generalized(self, arguments: Mapping[str, Argument], found: list[_Traced]) -> dict[str, Argument]:
+        """The same arguments, but that those which are constant and only passed on may be anything."""
+        general = dict(arguments)
+        for name, argument in arguments.items():
+            if argument.kind == "constant":
+                with suppress(_Impossible):
+                    for one in found:
+                        self.passing_on(one, {**general, name: Argument("any")}, arguments)
+                    general[name] = Argument("any")
+        return general
+
+    def passing_on(self, one: _Traced, general: Mapping[str, Argument], arguments: Mapping[str, Argument]) -> _Traced:
+        """The graph for more general arguments, if it is the same but that it passes them on."""
+        graph, plain = (self.graph(general, one.training) for _ in range(2))
+        placeholders = {node: str(node.target) for node in plain.nodes if node.op == "placeholder"}
+        values = {node: arguments[name].value for node, name in placeholders.items() if general[name].kind == "any"}
         for node in plain.nodes:
             node.args = fx.map_arg(node.args, lambda n: values.get(n, n))
             node.kwargs = fx.map_arg(node.kwargs, lambda n: values.get(n, n))
