@@ -397,8 +397,8 @@ class _Module:
                 continue
             words |= dict.fromkeys(site.words for one in found for site in one.sites)
             if any(one.sites for one in found):
-                general = self.generalized(arguments, found)
-                variants += self.coded(general, [self.passing_on(one, general, arguments) for one in found])
+                general, found = self.generalized(arguments, found)
+                variants += self.coded(general, found)
                 if arguments is alone:  # and what it does depend on, if that is there
                     tried.append(alone | {name: tensor for name, a in general.items() if a.kind == "constant"})
         unfused = [Unfused(*item) for item in self.unfused.items()]
@@ -492,28 +492,32 @@ class _Module:
             raise _Impossible("its forward changes its attributes, or makes tensors of its own")
         return graph
 
-    def generalized(self, arguments: Mapping[str, Argument], found: list[_Traced]) -> dict[str, Argument]:
-        """The same arguments, but that those which are constant and only passed on may be anything."""
-        general = dict(arguments)
-        for name, argument in arguments.items():
-            if argument.kind == "constant":
-                with suppress(_Impossible):
-                    for one in found:
-                        self.passing_on(one, {**general, name: Argument("any")}, arguments)
-                    general[name] = Argument("any")
-        return general
+    def generalized(
+        self, arguments: Mapping[str, Argument], found: list[_Traced]
+    ) -> tuple[Mapping[str, Argument], list[_Traced]]:
+        """The same, but that arguments which are constant and only passed on may be anything."""
+        constant = [name for name, argument in arguments.items() if argument.kind == "constant"]
+        free = constant if self.passes_on(found[0], arguments, constant) else []
+        for name in constant if not free else ():
+            free = [*free, name] if self.passes_on(found[0], arguments, [*free, name]) else free
+        general = [self.passes_on(one, arguments, free) for one in found]
+        if not all(general):
+            return arguments, found
+        return {**arguments, **dict.fromkeys(free, Argument("any"))}, [one for one in general if one is not None]
 
-    def passing_on(self, one: _Traced, general: Mapping[str, Argument], arguments: Mapping[str, Argument]) -> _Traced:
-        """The graph for more general arguments, if it is the same but that it passes them on."""
-        graph, plain = (self.graph(general, one.training) for _ in range(2))
-        placeholders = {node: str(node.target) for node in plain.nodes if node.op == "placeholder"}
-        values = {node: arguments[name].value for node, name in placeholders.items() if general[name].kind == "any"}
+    def passes_on(self, one: _Traced, arguments: Mapping[str, Argument], free: list[str]) -> _Traced | None:
+        """The graph for any of some arguments, if it is the same as without them, but that it passes them on."""
+        try:
+            graph = self.graph({**arguments, **dict.fromkeys(free, Argument("any"))}, one.training)
+        except _Impossible:
+            return None
+        plain, _ = _copied(graph)
+        names = {node: str(node.target) for node in plain.nodes if node.op == "placeholder"}
+        values = {node: arguments[name].value for node, name in names.items() if name in free}
         for node in plain.nodes:
             node.args = fx.map_arg(node.args, lambda n: values.get(n, n))
             node.kwargs = fx.map_arg(node.kwargs, lambda n: values.get(n, n))
-        if _code(plain) != _code(one.graph):
-            raise _Impossible
-        return one._replace(graph=graph)
+        return one._replace(graph=graph) if _code(plain) == _code(one.graph) else None
 
     def sites(self, graph: fx.Graph, training: bool, shapes: _Shapes | None) -> tuple[_Site, ...]:
         """What can be joined, as far as shapes are known."""
@@ -723,13 +727,16 @@ def _fits(shapes: _Shapes | None, one: fx.Node, other: fx.Node | None) -> bool:
     return one.name in shapes and shapes[one.name] == shapes.get(other.name)
 
 
+def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    """A copy of a graph, and its nodes by name."""
+    twin, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    twin.output(twin.graph_copy(graph, copies))
+    return twin, {node.name: copies[node] for node in copies}
+
+
 def _rewritten(traced: _Traced) -> fx.Graph:
     """The graph with calls of `joined`."""
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(traced.graph, copied)
-    graph.output(output)
-    nodes = {node.name: copied[node] for node in copied}
+    graph, nodes = _copied(traced.graph)
     for site in traced.sites:
         norm, residual, skip, act = (nodes.get(name) for name in site[:4])
         assert norm is not None
@@ -851,7 +858,8 @@ def _random_like(t: Tensor, generator: torch.Generator) -> Tensor:
 
 def _generators() -> tuple[Any, ...]:
     """The states of the generators of random numbers."""
-    return random.getstate(), torch.get_rng_state().tolist(), str(np.random.get_state())  # noqa: NPY002  the global one
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002  the global one
+    return random.getstate(), torch.get_rng_state().numpy().tobytes(), name, np.asarray(keys).tobytes(), *rest
 
 
 def _input_shapes(child: nn.Module) -> list[tuple[int, ...]]:
