@@ -816,6 +816,12 @@ def test_norms_with_their_activation_within(kernels):
             grads = [torch.autograd.grad(y, [x, *one.parameters()], dy) for y, one in ((got, ours), (want, theirs))]
             torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+    kernels.clear()
+    for one in (module[0].train(), other[0].train()):
+        one.eps, one.momentum = 0.5, 0.3  # which are read when it runs
+    torch.testing.assert_close(module[0](x), other[0](x))
+    torch.testing.assert_close(module[0].running_var, other[0].running_var)
+    assert kernels == ["forward"]
     seen = []
     module[0].act.register_forward_hook(lambda _m, x, _y: seen.append(x[0]))
     copy.deepcopy(module)[0](x)

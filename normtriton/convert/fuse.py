@@ -445,7 +445,9 @@ class _Module:
             self.compare(self.outcome(ours, inputs, training), want)
         what = "".join(f" with {activation}" for activation in acts.values())
         variant = Variant(None, (Argument("tensor"),), source, names)
-        return self.how(f"as normtriton.{library.__name__}{what}", [variant])._replace(library=library)
+        how = self.how(f"as normtriton.{library.__name__}{what}", [variant])
+        live = library.__constants__  # type: ignore[attr-defined]  # eps and the like, which it reads when it runs
+        return how._replace(library=library, attributes=tuple(a for a in how.attributes if a[0] not in live))
 
     def coded(self, arguments: Mapping[str, Argument], found: list[_Traced]) -> list[Variant]:
         """The code of the graphs, where something is joined in them."""
