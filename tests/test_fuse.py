@@ -5,7 +5,7 @@ import inspect
 import pickle
 import random
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 from unittest.mock import patch
 
 import pytest
@@ -273,6 +273,13 @@ class Asking(PreNorm):
         return y if isinstance(x, torch.Tensor) else y + 1
 
 
+class Naming(PreNorm):
+    """As models of transformers: what it returns is no plain dictionary."""
+
+    def forward(self, x):
+        return OrderedDict(y=F.relu(self.norm1(x)))
+
+
 class Reaching(PreNorm):
     def forward(self, x):
         return F.relu(self.norm1(F.linear(x, self.mix.weight)))
@@ -315,6 +322,7 @@ APART = {
         ("", Overwriting, "no input was found on which it can be tried: RuntimeError: one of the variables needed"),
     ),
     "kinds": (Asking, ("", Asking, "in a trial its result differs by ")),
+    "another kind": (Naming, ("", Naming, "in a trial it returned another kind of object")),
     "parts of parts": (Reaching, ("", Reaching, "its forward takes weight from a Linear")),
     "arguments": (Many, ("", Many, "its forward takes (*x), where an input was expected")),
     "replaced": (replaced, ("", PreNorm, "its forward was replaced on the object")),
@@ -338,7 +346,7 @@ def test_what_is_not_joined_and_why(name, joined):
     random.seed(1)
     torch.manual_seed(1)
     torch.testing.assert_close(module(x), want)
-    assert not joined or name in ("in place", "kinds")  # in their trials
+    assert not joined or name in ("in place", "kinds", "another kind")  # in their trials
 
 
 def test_what_has_nothing_around_its_norm_is_not_mentioned():
@@ -375,6 +383,28 @@ def test_the_report_is_readable():
         "not fused: 1",
         "  1 x normtriton.modules.LayerNorm: is not joined with its activation: its result is used 2 times: 2.norm1",
     ]
+
+
+class Assigning(PreNorm):
+    """Sums in place, of what was given, and an assignment to a part."""
+
+    def forward(self, x):
+        x += 1
+        x *= 2
+        y = F.silu(self.norm1(x))
+        y[..., 0] = 3.0
+        return y
+
+
+def test_what_is_changed_in_place_is_changed(joined):
+    """For the caller, too."""
+    module, other = fused(Assigning())
+    x = torch.randn(WORDS)
+    given = [x.clone(), x.clone()]
+    joined.clear()
+    torch.testing.assert_close(module(given[0]), other(given[1]))
+    assert torch.equal(*given) and not torch.equal(given[0], x)
+    assert joined == [{"activation"}]
 
 
 # Where something is not as it was when it was traced.
