@@ -192,7 +192,9 @@ def forward_of(original: type[nn.Module], how: Fused, originals: Kinds) -> Calla
 def _takes(argument: Argument, value: Any) -> bool:
     if argument.kind == "tensor":
         return isinstance(value, torch.Tensor)
-    return argument.kind == "any" or value is argument.value
+    constant = argument.value
+    same = value is constant or (is_plain(value) and type(value) is type(constant) and value == constant)
+    return argument.kind == "any" or same
 
 
 def kinds_of(module: nn.Module, originals: Kinds) -> tuple[tuple[str, type[nn.Module]], ...]:
@@ -386,10 +388,8 @@ class _Module:
         variants: list[Variant] = []
         words: dict[str, None] = {}
         failed: list[str] = []
-        tried = [alone, required]
-        for arguments in tried:
-            if arguments in tried[: tried.index(arguments)]:
-                continue
+        cases = [alone] if alone == required else [alone, required]
+        for arguments in cases:
             try:
                 found = [self.traced(arguments, training) for training in (True, False)]
             except _Impossible as why:
@@ -399,8 +399,9 @@ class _Module:
             if any(one.sites for one in found):
                 general, found = self.generalized(arguments, found)
                 variants += self.coded(general, found)
-                if arguments is alone:  # and what it does depend on, if that is there
-                    tried.append(alone | {name: tensor for name, a in general.items() if a.kind == "constant"})
+                given = alone | {name: tensor for name, a in general.items() if a.kind == "constant"}
+                if arguments is alone and given not in cases:  # what it does depend on, if that is there
+                    cases.append(given)
         unfused = [Unfused(*item) for item in self.unfused.items()]
         if not variants:
             return None, [*unfused, *(Unfused("", why) for why in failed[:1])]
