@@ -865,21 +865,25 @@ def _generators() -> tuple[Any, ...]:
     return random.getstate(), torch.get_rng_state().numpy().tobytes(), name, np.asarray(keys).tobytes(), *rest
 
 
+#: Samples of each input, so that inputs fit each other.
+_BATCH = 3
+
+
 def _input_shapes(child: nn.Module) -> list[tuple[int, ...]]:
     """Shapes that a module may take, told by the first of its parts that says how many channels or features."""
     for part in child.modules():
         name = type(part).__name__
         spatial = next((i for i in (1, 2, 3) if f"{i}d" in name), 2)
-        images = [(2, *[size] * spatial) for size in (8, 32)]
+        images = [(_BATCH, *[size] * spatial) for size in (8, 32)]
         if (channels := getattr(part, "in_channels", None)) is not None:
             return [(n, channels, *sizes) for n, *sizes in images]
         if (channels := getattr(part, "num_features", getattr(part, "num_channels", None))) is not None:
-            return [*[(n, channels, *sizes) for n, *sizes in images], (4, channels)]
+            return [*[(n, channels, *sizes) for n, *sizes in images], (_BATCH, channels)]
         if (features := getattr(part, "in_features", None)) is not None:
-            return [(2, 3, features), (4, features)]
+            return [(_BATCH, 5, features), (_BATCH, features)]
         if isinstance(shape := getattr(part, "normalized_shape", None), tuple):
-            return [(2, 3, *shape), (4, *shape)]
+            return [(_BATCH, 5, *shape), (_BATCH, *shape)]
         if isinstance(part, Leaf):
             (size,) = {tuple(t.shape) for t in part.parameters()} or {()}
-            return [(2, 3, *size), (2, *size, 8, 8)]
+            return [(_BATCH, 5, *size), (_BATCH, *size, 8, 8)]
     return []
