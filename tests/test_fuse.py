@@ -862,13 +862,18 @@ def test_norms_with_their_activation_within(kernels):
 
 def test_attributes_that_are_called_as_settings():
     """What the library's class would take for a setting is left alone; a recognized class keeps its own attributes."""
-    module = nn.ModuleList([nn.LayerNorm(6), nn.LayerNorm(6), nn.LayerNorm(6), Llama(6)])
-    module[0].activation, module[1].dim, module[3].activation = "gelu", 1, "gelu"
+
+    class Wide(nn.LayerNorm):
+        def forward(self, x):
+            return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
+
+    module = nn.ModuleList([nn.LayerNorm(6), nn.LayerNorm(6), nn.LayerNorm(6), Llama(6), Wide(6)])
+    module[0].activation, module[1].dim, module[3].activation, module[4].dim = "gelu", 1, "gelu", 6
     module[2].offset = nn.Linear(1, 1)
     x = torch.randn(WORDS)
     want, classes = [one(x) for one in module], [type(one) for one in module]
     report = nt.convert(module)
-    assert [change.name for change in report.converted] == ["3"]
+    assert [change.name for change in report.converted] == ["3", "4"]
     assert [left.reason for left in report.left_alone] == [
         f"has attributes that normtriton.LayerNorm takes for settings: {name}"
         for name in ("activation", "dim", "offset")

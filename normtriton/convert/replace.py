@@ -307,15 +307,18 @@ def _replacement(module: nn.Module, fuse: bool) -> tuple[type[nn.Module], str] |
         return "its forward was replaced on the object" if looks else None
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "is not initialized: convert it after its first input" if looks else None
-    if base is not None and (settings := [name for name in LIBRARY[base]._settings if hasattr(module, name)]):
-        return f"has attributes that normtriton.{base.__name__} takes for settings: {', '.join(settings)}"
-    if plain in LIBRARY:
+    settings = "" if base is None else ", ".join(name for name in LIBRARY[base]._settings if hasattr(module, name))
+    if plain in LIBRARY and not settings:
         return LIBRARY[plain], f"as normtriton.{plain.__name__}"
     if isinstance(module, nn.SyncBatchNorm):
         return "gathers statistics from all processes, which the library does not"
-    if base is not None and all(getattr(plain, name, None) is getattr(base, name, None) for name in _COMPUTING):
+    kept = base is not None and all(getattr(plain, name, None) is getattr(base, name, None) for name in _COMPUTING)
+    within = fuse and base is not None and bool(module._modules) and not is_parametrized(module)
+    if base is not None and settings and (kept or within):
+        return f"has attributes that normtriton.{base.__name__} takes for settings: {settings}"
+    if base is not None and kept:
         return _derived(plain, LIBRARY[base]), f"as normtriton.{base.__name__}"
-    if fuse and base is not None and module._modules and not is_parametrized(module):
+    if base is not None and within:
         fused = with_activation(module, LIBRARY[base], _originals)
         return fused if isinstance(fused, str) else (_derived(cls, fused), fused.words)
     structure = structure_of(module, fuse) if looks else None
