@@ -11,6 +11,7 @@ from .places import (
     block_at,
     group_entries,
     num_blocks,
+    num_cells,
     num_elements,
     num_tiles,
     own_block,
@@ -19,7 +20,7 @@ from .places import (
     tile_at,
 )
 from .stages import load_factor
-from .statistics import Saved, merge_parts, save_statistics, update_running
+from .statistics import Saved, largest_mean, merge_about, merge_parts, save_parts, save_statistics, update_running
 from .sums import Sums, sum_tile
 
 
@@ -40,6 +41,46 @@ def merge_moments(parts, mean, rstd, correction, running, eps, count, group, pla
     where = group_entries(group.stats, block, plan)
     found = merge_parts(parts, block, group, plan)
     save_statistics(Saved(mean, rstd, None, running, eps, count), where, found, plan)
+    if mean is not None:
+        store(correction, where.offsets, found.correction, where.mask)
+
+
+@triton.jit
+def join_moments(parts, joined, group, plan: tl.constexpr):
+    """Merge the moments of every part into each group's: what one process tells the others.
+
+    Args:
+        parts: as of `merge_moments`.
+        joined: the result, (4, groups).
+
+    Grid: (blocks of groups, 1).
+    """
+    block = own_block(group, plan)
+    found = merge_parts(parts, block, group, plan)
+    save_parts(joined, group_entries(group.stats, block, plan), found, group, plan)
+
+
+@triton.jit
+def merge_processes(parts, mean, rstd, correction, share, running, eps, group, plan: tl.constexpr):
+    """`merge_moments` of what every process has told: in the order of their ranks, so with the same bits on each.
+
+    Args:
+        parts: (processes, 4, groups) moments, at ``group.parts`` in the first of four planes; (processes, 2, groups)
+            counts and squares if the mean is fixed at zero.
+        mean, rstd, correction, running, eps: as of `merge_moments`.
+        share: one element's share of its group, 1 / count, at ``group.stats``.
+
+    Grid: (blocks of groups, 1).
+    """
+    block = own_block(group, plan)
+    where = group_entries(group.stats, block, plan)
+    plane = num_cells(group, plan)
+    pivot = None
+    if mean is not None:
+        pivot = largest_mean(parts, plane, block, group, plan)  # the first process may have no element
+    found = merge_about(parts, plane, pivot, block, group, plan)
+    save_statistics(Saved(mean, rstd, None, running, eps, None), where, found, plan)
+    store(share, where.offsets, 1.0 / found.count, where.mask)
     if mean is not None:
         store(correction, where.offsets, found.correction, where.mask)
 

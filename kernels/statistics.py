@@ -148,13 +148,20 @@ def two_sum(a, b):
 
 @triton.jit
 def load_part(parts, plane, offsets, mask, pivot):
-    """The `Moments` of parts, with means relative to ``pivot``; of no elements outside the mask."""
+    """The `Moments` of parts, with means relative to ``pivot``; of no elements outside the mask.
+
+    Without a pivot the mean is fixed at zero, and parts are (count, squares) alone.
+    """
     dtype: tl.constexpr = parts.dtype.element_ty
     count = load(parts, offsets, mask, dtype)
-    mean = load(parts + plane, offsets, mask, dtype)
-    correction = load(parts + plane * 2, offsets, mask, dtype)
-    squares = load(parts + plane * 3, offsets, mask, dtype)
-    relative = tl.where(count == 0.0, 0.0, (mean - pivot) + correction)
+    if pivot is None:
+        relative = tl.zeros_like(count)
+        squares = load(parts + plane, offsets, mask, dtype)
+    else:
+        mean = load(parts + plane, offsets, mask, dtype)
+        correction = load(parts + plane * 2, offsets, mask, dtype)
+        squares = load(parts + plane * 3, offsets, mask, dtype)
+        relative = tl.where(count == 0.0, 0.0, (mean - pivot) + correction)
     return Moments(count, tl.zeros_like(count), relative, squares)
 
 
@@ -173,25 +180,37 @@ def join(found, pivot, plan: tl.constexpr):
 
 
 @triton.jit
-def merge_parts(parts, block, group, plan: tl.constexpr):
-    """`Moments` of each of a block's groups from what the programs that share them left: (block_kept, 1, 1).
+def merge_about(parts, plane, pivot, block, group, plan: tl.constexpr):
+    """`Moments` of each of a block's groups from parts in planes so far from each other: (block_kept, 1, 1).
 
-    Means stay relative to the group's first part: subtracting absolute float32 means lost up to 9 % of a standard
-    deviation where the mean was a million of them, relative ones 2e-7. Tiles of parts are merged element by element,
-    and summed once.
+    Tiles of parts are merged element by element, and summed once.
     """
     dtype: tl.constexpr = parts.dtype.element_ty
-    plane = num_cells(group, plan) * (group.count >> 1)
     zeros = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
-    if plan.masked:
-        pivot = near_mean(parts, plane, zeros, block, group, plan)
-    else:
-        pivot = load_first(Operand(parts + plane, group.parts), block, dtype, plan)
     found = Moments(zeros, zeros, zeros, zeros)
     for i in tl.range(num_tiles(group, plan)):
         at = tile_at(i, block, group, plan)
         found = combine(found, load_part(parts, plane, tensor_offsets(group.parts, at, plan), at.mask, pivot))
+    if pivot is None:
+        pivot = tl.zeros((), dtype)
     return join(found, pivot, plan)
+
+
+@triton.jit
+def merge_parts(parts, block, group, plan: tl.constexpr):
+    """`Moments` of each of a block's groups from what the programs that share them left: (block_kept, 1, 1).
+
+    Means stay relative to the group's first part: subtracting absolute float32 means lost up to 9 % of a standard
+    deviation where the mean was a million of them, relative ones 2e-7.
+    """
+    dtype: tl.constexpr = parts.dtype.element_ty
+    plane = num_cells(group, plan) * (group.count >> 1)
+    if plan.masked:
+        zeros = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
+        pivot = near_mean(parts, plane, zeros, block, group, plan)
+    else:
+        pivot = load_first(Operand(parts + plane, group.parts), block, dtype, plan)
+    return merge_about(parts, plane, pivot, block, group, plan)
 
 
 @triton.jit
@@ -205,6 +224,20 @@ def near_mean(parts, plane, zeros, block, group, plan: tl.constexpr):
         counts += count
         sums = tl.fma(load(parts + plane, offsets, at.mask, zeros.dtype), count, sums)
     return sum_tile(sums, plan) / at_least_one(sum_tile(counts, plan))
+
+
+@triton.jit
+def largest_mean(parts, plane, block, group, plan: tl.constexpr):
+    """The largest mean of each group's parts, (block_kept, 1, 1); of empty parts none counts, and 0 if all are."""
+    dtype: tl.constexpr = parts.dtype.element_ty
+    most = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), -float("inf"), dtype)
+    for i in tl.range(num_tiles(group, plan)):
+        at = tile_at(i, block, group, plan)
+        offsets = tensor_offsets(group.parts, at, plan)
+        mean = load(parts + plane, offsets, at.mask, dtype)
+        most = tl.where((load(parts, offsets, at.mask, dtype) > 0.0) & (mean > most), mean, most)
+    most = tl.max(tl.max(most, 2), 1)[:, None, None]
+    return tl.where(most == -float("inf"), 0.0, most)
 
 
 @triton.jit

@@ -19,6 +19,7 @@ from .modules import (
     InstanceNorm3d,
     LayerNorm,
     RMSNorm,
+    SyncBatchNorm,
 )
 from .named import normalize
 from .planning.stages import Activation
@@ -37,6 +38,7 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "RMSNorm",
+    "SyncBatchNorm",
     "batch_norm",
     "convert",
     "explain",

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from . import functional, named
+from . import distributed, functional, named
 from .autograd.function import has_kernels
 from .autograd.surrounded import expanded
 from .checks import Refused
 from .modulation import along, modulated
 from .planning.plan import Device
-from .planning.schedule import Problem, backward_schedule, forward_schedule
+from .planning.schedule import Problem, backward_schedule, forward_schedule, gathered_moments, gathered_sums
 from .planning.stages import ALONE, SPREAD
 from .runtime import clusters as switch
 from .runtime import compiling, devices
+from .runtime.processes import wire_bytes
 from .runtime.switch import whole_number, yes_or_no
 from .surroundings import Around, surroundings
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .autograd.call import Call
-    from .planning.schedule import Launch, Schedule
+    from .planning.schedule import Gathered, Launch, Schedule
+    from .planning.stages import Stages
 
 #: The names of what surrounds a norm.
 _SURROUNDING = (*Around.__annotations__, "lengths")
@@ -53,11 +55,25 @@ class Direction(NamedTuple):
         schedule: the launches.
         moved: bytes that all launches read and write, every access counted.
         compulsory: bytes with every distinct input read once and every result written once.
+        gathered: the launches that take what all processes tell, if groups extend over processes.
+        wire: bytes that this process then receives of the others.
     """
 
     schedule: Schedule
     moved: int
     compulsory: int
+    gathered: Gathered | None = None
+    wire: int = 0
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """All launches, in order."""
+        steps = self.schedule.launches
+        if self.gathered is None:
+            return steps
+        before = [step for step in steps if step is not self.schedule.apply]
+        after = [step for step in (self.gathered.merge, self.gathered.average, self.schedule.apply) if step]
+        return (*before, *after)
 
 
 class Explanation(NamedTuple):
@@ -69,7 +85,8 @@ class Explanation(NamedTuple):
         problem: the norm and the shape.
         forward, backward: either direction; the schedules are those a GPU would run, whatever the route.
         device: what they are planned for.
-        around: the names of the tensors that surround the norm.
+        around: the names of what surrounds the norm and is not in ``problem``.
+        processes: how many processes its groups extend over.
     """
 
     name: str
@@ -79,12 +96,14 @@ class Explanation(NamedTuple):
     backward: Direction
     device: Device
     around: tuple[str, ...] = ()
+    processes: int = 1
 
     def __str__(self) -> str:
+        without = _pytorchs(self.name if self.processes == 1 else "")
         routes = {
             "triton": "the Triton kernels, on the GPU",
             "interpreter": "the Triton kernels, in Triton's interpreter on the CPU",
-            "torch": f"{_pytorchs(self.name)}, since this device has no Triton; a GPU would run what follows",
+            "torch": f"{without}, since this device has no Triton; a GPU would run what follows",
         }
         norm = self.problem.norm
         table = self.device.tuned
@@ -101,32 +120,40 @@ class Explanation(NamedTuple):
             ),
         ]
         stages = self.problem.stages
-        settings = [
-            f"{name} {getattr(value, 'name', value)}"
-            for name, value in stages._asdict().items()
-            if value != getattr(ALONE, name)
-        ]
-        settings = [setting for setting in settings if not setting.startswith("masked")]  # the mask is named
+        settings = _settings(stages)
         if self.around or settings:
-            lines.insert(1, f"in the same pass: {', '.join((*self.around, *settings))}")
+            where = "in the same pass" if self.processes == 1 else "around it, by PyTorch's operations"
+            lines.insert(1, f"{where}: {', '.join((*self.around, *settings))}")
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
-            schedule = direction.schedule
+            schedule, launches = direction.schedule, direction.launches
             lines.append(
-                f"{name}: {schedule.strategy}, {len(schedule.launches)} "
-                f"launch{'es' if len(schedule.launches) > 1 else ''}, {direction.moved:,} bytes moved, "
+                f"{name}: {schedule.strategy}, {len(launches)} "
+                f"launch{'es' if len(launches) > 1 else ''}, {direction.moved:,} bytes moved, "
                 f"{direction.moved / direction.compulsory:.2f} x the compulsory {direction.compulsory:,}"
             )
             lines.append(f"  why: {schedule.reason}")
             lines += [f"  passed over: {tile}" for tile in schedule.passed]
             if schedule.tuning:
                 lines.append(f"  tuned{' by predicted time' if predicted else ''}: {schedule.tuning}")
-            lines += [f"  {_describe(step)}" for step in schedule.launches]
+            if direction.gathered:
+                others = self.processes - 1
+                lines.append(
+                    f"  on the wire: {direction.wire // others:,} bytes from each of {others} other "
+                    f"process{'es' if others > 1 else ''}, in one collective"
+                )
+            lines += [f"  {_describe(step)}" for step in launches]
             if stages.quantize:
                 if "q_scale" not in self.around and not schedule.holds_groups:
                     lines.append("  no program holds a group: y is stored, and PyTorch's operations quantize it")
                 lines.append("backward: none, what is quantized has no gradient")
                 break
         return "\n".join(lines)
+
+
+def _settings(stages: Stages) -> list[str]:
+    """The settings that differ from a plain norm's."""
+    settings = {name: value for name, value in stages._asdict().items() if name != "masked"}  # the mask is named
+    return [f"{name} {getattr(v, 'name', v)}" for name, v in settings.items() if v != getattr(ALONE, name)]
 
 
 def _pytorchs(name: str) -> str:
@@ -169,14 +196,18 @@ def forward_direction(
     device: Device,
     y: Tensor | None = None,
     around: Mapping[str, Tensor] = NOTHING,
+    processes: int = 1,
 ) -> Direction:
-    """The forward pass of a checked call, with the tensors ``around`` it."""
+    """The forward pass of a checked call, with the tensors ``around`` it; of groups that extend over ``processes``."""
     y = torch.empty_like(x, device="meta") if y is None else y
     beside = around_forward(x, around)
     mode = "" if call.statistics is None else "use" if call.use_running else "update"
     strides = [None if p is None else p.stride() for p in (weight, bias)]
     dtypes, layouts = dtypes_of(x, weight), layouts_of(x, beside)
-    schedule = forward_schedule(call.problem, x.stride(), y.stride(), *strides, dtypes, device, mode, layouts)
+    apart = processes > 1
+    schedule = forward_schedule(
+        call.problem, x.stride(), y.stride(), *strides, dtypes, device, "" if apart else mode, layouts, apart
+    )
     parameters = sum(p.numel() * p.itemsize for p in (weight, bias) if p is not None)
     if call.statistics is not None:
         parameters += sum(t.numel() * t.itemsize for t in call.statistics[:2]) * (1 if call.use_running else 2)
@@ -189,10 +220,20 @@ def forward_direction(
         walked["gate"] = around["gate"]
     again = whole(walked) if schedule.strategy in ("streamed", "split") else 0
     moved = compulsory + again + 4 * (schedule.parts + _merged_parts(schedule.apply)) * size
+    groups = schedule.num_groups * size
+    if apart:
+        gathered = gathered_moments(call.problem, processes, bool(mode))
+        if schedule.merge:
+            moved += 4 * (schedule.parts * size + groups)
+        # statistics and correction come back; what one element's share of a group is waits for the backward pass
+        moved += gathered.planes * processes * groups + stats + groups * 3
+        moved += 4 * groups if gathered.average else 0
+        wire = wire_bytes(gathered.planes, schedule.num_groups, size, processes)
+        return Direction(schedule, moved, compulsory, gathered, wire)
     if schedule.merge:  # statistics and correction come back
-        moved += 4 * schedule.parts * size + stats + schedule.num_groups * size * 2
+        moved += 4 * schedule.parts * size + stats + groups * 2
     if schedule.parameters:
-        moved += 4 * schedule.num_groups * size
+        moved += 4 * groups
     return Direction(schedule, moved, compulsory)
 
 
@@ -256,6 +297,7 @@ def backward_direction(
     device: Device,
     dy: Tensor | None = None,
     around: Mapping[str, Tensor] = NOTHING,
+    processes: int = 1,
 ) -> Direction:
     """The backward pass of a checked call, for a gradient in the memory format of the result."""
     x = around_forward(x, around).get("total", x)  # what was normalized
@@ -276,6 +318,7 @@ def backward_direction(
         call.use_running,
         layouts_of(x, beside),
         bias.stride() if bias is not None and computes_again(call, around) else None,
+        processes > 1,
     )
     size = statistics_size(x)
     gradients = sum(p.numel() * p.itemsize for p in parameters)
@@ -298,6 +341,11 @@ def backward_direction(
         moved += 2 * tensor + stats
     if "x_scale" in around:  # its gradient takes a walk of its own
         moved += 2 * tensor + (whole({"gate": around["gate"]}) if call.problem.stages.gate_first else 0)
+    if processes > 1:
+        gathered = gathered_sums(call.problem, processes)
+        moved += (gathered.planes * (processes + 1) + 1) * schedule.num_groups * size
+        wire = wire_bytes(gathered.planes, schedule.num_groups, size, processes)
+        return Direction(schedule, moved, compulsory, gathered, wire)
     return Direction(schedule, moved, compulsory)
 
 
@@ -315,8 +363,8 @@ def _not_ours(function: Any) -> str:
     return f"explain() takes {', '.join(_FUNCTIONS)} of normtriton, not {said}{hint}"
 
 
-def _checked(name: str, x: Any, given: dict[str, Any]) -> tuple[Call | None, Tensor | None, Tensor | None]:
-    """A call and its parameters as the kernels are handed them; no call, if they do not take it."""
+def _checked(name: str, x: Any, given: dict[str, Any], part: bool) -> tuple[Call | None, Tensor | None, Tensor | None]:
+    """A call, or a ``part`` of one, and its parameters as the kernels are handed them; no call, if they do not."""
     weight, bias = given.get("weight"), given.get("bias")
     if not isinstance(x, torch.Tensor):
         return None, weight, bias
@@ -325,6 +373,8 @@ def _checked(name: str, x: Any, given: dict[str, Any]) -> tuple[Call | None, Ten
         call, weight, bias, fits = named.prepare(name, x, _words(name, x, given), weight, bias, eps)
         return call if fits else None, weight, bias
     given = {key: value for key, value in given.items() if key != "dim"}
+    if part and name in ("batch_norm", "instance_norm", "group_norm"):
+        given["part"] = True
     with suppress(Refused):
         call = _CHECKS[name](x, **given)
         if name in ("batch_norm", "instance_norm"):
@@ -376,18 +426,23 @@ def explain(
     x = arguments.pop("input")
     around = {key: arguments.pop(key) for key in _SURROUNDING if key in arguments} | arguments.pop("around", {})
     around = {k: v for k, v in around.items() if k not in _SURROUNDING or isinstance(v, torch.Tensor) or v}
-    call, weight, bias = _checked(name, x, arguments)
+    group = arguments.pop("process_group")
+    among = None if group is None else distributed.shared(name, group)
+    call, weight, bias = _checked(name, x, arguments, among is not None)
+    processes = among.size if among and call and not call.use_running else 1
     tensors: dict[str, Tensor] = {}
     modulation: dict[str, Tensor] = {}
+    stages = ALONE
     if call is not None and around:
         if name == "normalize":
             around = named.along_axes(name, x, _words(name, x, arguments), around)
         tensors, modulation, stages = surroundings(name, x, weight, around, partial(along, call.problem))
-        call = call._replace(problem=call.problem._replace(stages=stages))
-        try:
-            call, weight, bias = modulated(call, weight, bias, modulation)
-        except Refused:
-            raise ValueError(f"nothing to explain: {_pytorchs(name)} and others take this call") from None
+        if processes == 1:
+            call = call._replace(problem=call.problem._replace(stages=stages))
+            try:
+                call, weight, bias = modulated(call, weight, bias, modulation)
+            except Refused:
+                raise ValueError(f"nothing to explain: {_pytorchs(name)} and others take this call") from None
     if call is None:
         statistics = {
             k: t.clone() for k, t in arguments.items() if k.startswith("running") and isinstance(t, torch.Tensor)
@@ -402,12 +457,14 @@ def explain(
         device = device._replace(clusters=clusters)
     if x.numel() == 0:
         raise ValueError(f"nothing to explain: input of shape {tuple(x.shape)} is empty and launches nothing")
+    beside = tensors if processes == 1 else NOTHING
     return Explanation(
         name,
         route,
         call.problem,
-        forward_direction(call, x, weight, bias, device, around=tensors),
-        backward_direction(call, x, weight, bias, device, around=tensors),
+        forward_direction(call, x, weight, bias, device, around=beside, processes=processes),
+        backward_direction(call, x, weight, bias, device, around=beside, processes=processes),
         device,
-        (*tensors, *modulation),
+        (*tensors, *modulation, *(() if processes == 1 else _settings(stages))),
+        processes,
     )

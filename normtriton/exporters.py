@@ -2,8 +2,9 @@
 
 ONNX's exporter decomposes what it has no translation for, by the table of all decompositions: so it turns
 ``torch.ops.normtriton.normalize`` into PyTorch's own operators, and these into ONNX's. Fusing before quantization looks
-modules up by their exact classes. A tracer of `torch.fx` knows the modules that it does not look into by where their
-class is defined, so it is told of the library's here: a check in each call of a module would take 0.3 µs.
+modules up by their exact classes. `DistributedDataParallel` refuses `torch.nn.SyncBatchNorm` on the CPU. A tracer of
+`torch.fx` knows the modules that it does not look into by where their class is defined, so it is told of the library's
+here: a check in each call of a module would take 0.3 µs.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from torch import nn
 from torch._decomp import register_decomposition
 from torch.fx import Proxy, Tracer
+from torch.nn.parallel import DistributedDataParallel
 
 from .autograd.composed import composed, measured
 from .autograd.derivatives import Axes
 from .autograd.operators import rule_from
 from .convert.replace import LIBRARY, restore
-from .modules import Leaf
+from .modules import Leaf, SyncBatchNorm
 from .planning import norms
 
 if TYPE_CHECKING:
@@ -136,6 +138,22 @@ for _module in list(sys.modules.values()):  # it is imported by name
         vars(_module)["fuse_conv_bn_eval"] = _refusing(_fuse_conv_bn_eval, 1)
 _to_sync = _refusing(nn.SyncBatchNorm.convert_sync_batchnorm, 0)
 nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_to_sync)  # type: ignore[method-assign]  # it was bound to the class
+
+
+def _on_the_cpu(original: Callable[..., None]) -> Callable[..., None]:
+    """What `DistributedDataParallel` says of a `SyncBatchNorm` on the CPU: not of the library's, which works there."""
+
+    @wraps(original)
+    def handle(self: DistributedDataParallel, module: nn.Module) -> None:
+        synced = [m for m in module.modules() if isinstance(m, nn.SyncBatchNorm)]
+        if self.device_type != "cpu" or not all(isinstance(m, SyncBatchNorm) for m in synced):
+            original(self, module)
+
+    return handle
+
+
+_refuse_the_cpu = _on_the_cpu(DistributedDataParallel._passing_sync_batchnorm_handle)
+DistributedDataParallel._passing_sync_batchnorm_handle = _refuse_the_cpu  # type: ignore[method-assign]
 
 
 def _is_leaf(original: Callable[..., bool]) -> Callable[..., bool]:

@@ -29,7 +29,7 @@ from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import named
+from . import distributed, named
 from .autograd import amp
 from .autograd.call import Call
 from .autograd.function import normalize_unwatched, own, tracing_state, unwatched
@@ -90,6 +90,8 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    process_group: Any = None,
     **around: Unpack[Around],
 ) -> Tensor:
     """Normalize each channel over batch and space; equals `F.batch_norm` with the same arguments.
@@ -106,6 +108,7 @@ def batch_norm(
         training: normalize by the batch's own statistics.
         momentum: weight of the new statistics, any real number.
         eps: added to the variance, so in units of input squared. Positive in training, else not negative.
+        process_group: the processes that the groups extend over, as of `normtriton.normalize`.
         around: residual, scale, skip, gate, activation and the like, as of `normtriton.normalize`.
     Returns:
         (N, C, *spatial), dtype and memory format of input.
@@ -117,7 +120,9 @@ def batch_norm(
         NotImplementedError: input is not floating point.
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
-    return counting_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, None, **around)
+    return counting_batch_norm(
+        input, running_mean, running_var, weight, bias, training, momentum, eps, None, process_group, **around
+    )
 
 
 def counting_batch_norm(
@@ -130,11 +135,23 @@ def counting_batch_norm(
     momentum: float,
     eps: float,
     batches: Tensor | None,
+    process_group: Any = None,
     **around: Unpack[Around],
 ) -> Tensor:
     """`batch_norm`, whose kernel counts the batch on the way: ``batches``, () int64 or None, grows by one."""
+    given = (running_mean, running_var, weight, bias, training, momentum, eps)
+    if process_group is not None and training:  # given statistics need nobody
+        return _across(
+            batch_norm,
+            process_group,
+            (input, *given),
+            (weight, bias),
+            around,
+            lambda u, w, b: (batch_norm_call(u, *given, batches, part=True), _flat(w), _flat(b)),
+            lambda: counting_batch_norm(input, *given, batches, **around),
+            partial(_per_channel_view, input),
+        )
     if around:
-        given = (running_mean, running_var, weight, bias, training, momentum, eps)
         statistics = (running_mean, running_var)
         return _surrounded(
             batch_norm,
@@ -146,10 +163,9 @@ def counting_batch_norm(
             partial(_per_channel_view, input),
         )
     if not takes(input, running_mean, running_var, weight, bias):
-        y = _by_pytorch(batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
+        y = _by_pytorch(batch_norm, input, *given)
     else:
         way = SHORT if unwatched(input, running_mean, running_var, weight, bias, batches) else LONG
-        given = (running_mean, running_var, weight, bias, training, momentum, eps)
         try:
             call = batch_norm_call(input, *given, batches, way)
         except Refused:
@@ -173,6 +189,8 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    process_group: Any = None,
     **around: Unpack[Around],
 ) -> Tensor:
     """Normalize each channel of each sample over space; equals `F.instance_norm` with the same arguments.
@@ -190,6 +208,7 @@ def instance_norm(
         use_input_stats: normalize by each instance's own statistics.
         momentum: weight of the new statistics.
         eps: added to the variance, so in units of input squared.
+        process_group: the processes that the groups extend over, as of `normtriton.normalize`.
         around: residual, scale, skip, gate, activation and the like, as of `normtriton.normalize`.
     Returns:
         (N, C, *spatial), dtype and memory format of input.
@@ -199,8 +218,19 @@ def instance_norm(
         NotImplementedError: input is not floating point.
     Source: Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022.
     """
+    given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    if process_group is not None and use_input_stats:
+        return _across(
+            instance_norm,
+            process_group,
+            (input, *given),
+            (weight, bias),
+            around,
+            lambda u, w, b: (instance_norm_call(u, *given, part=True), _flat(w), _flat(b)),
+            lambda: instance_norm(input, *given, **around),
+            partial(_per_channel_view, input),
+        )
     if around:
-        given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return _surrounded(
             instance_norm,
             (input, *given),
@@ -215,10 +245,8 @@ def instance_norm(
             partial(_per_channel_view, input),
         )
     if not takes(input, running_mean, running_var, weight, bias):
-        given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return _by_pytorch(instance_norm, input, *given)
     way = SHORT if unwatched(input, running_mean, running_var, weight, bias) else LONG
-    given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
     try:
         call = instance_norm_call(input, *given, way)
     except Refused:
@@ -236,6 +264,7 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     dim: int | Sequence[int] | None = None,
+    process_group: Any = None,
     **around: Unpack[Around],
 ) -> Tensor:
     """Normalize over the last dimensions; equals `F.layer_norm` with the same arguments.
@@ -249,6 +278,7 @@ def layer_norm(
         weight, bias: normalized_shape or None, each on its own.
         eps: added to the variance, so in units of input squared.
         dim: a dimension, or several in the order of the weight's; None for the last ones.
+        process_group: the processes that the groups extend over, as of `normtriton.normalize`.
         around: residual, scale, skip, gate, activation and the like, as of `normtriton.normalize`.
     Returns:
         The shape, dtype and memory format of input.
@@ -260,7 +290,18 @@ def layer_norm(
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     if dim is not None:
-        return _over_dimensions(layer_norm, input, normalized_shape, weight, bias, eps, dim, around)
+        return _over_dimensions(layer_norm, input, normalized_shape, weight, bias, eps, dim, process_group, around)
+    if process_group is not None:
+        return _across(
+            layer_norm,
+            process_group,
+            (input, normalized_shape, weight, bias, eps),
+            (weight, bias),
+            around,
+            lambda u, w, b: (layer_norm_call(u, normalized_shape, w, b, eps), w, b),
+            lambda: layer_norm(input, normalized_shape, weight, bias, eps, **around),
+            _as_it_is,
+        )
     if around:
         return _surrounded(
             layer_norm,
@@ -288,6 +329,8 @@ def group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    process_group: Any = None,
     **around: Unpack[Around],
 ) -> Tensor:
     """Normalize each group of channels of each sample; equals `F.group_norm` with the same arguments.
@@ -299,6 +342,7 @@ def group_norm(
         num_groups: divides C.
         weight, bias: (C,) or None.
         eps: added to the variance, so in units of input squared.
+        process_group: the processes that the groups extend over, as of `normtriton.normalize`.
         around: residual, scale, skip, gate, activation and the like, as of `normtriton.normalize`.
     Returns:
         (N, C, *spatial), dtype and memory format of input.
@@ -311,6 +355,17 @@ def group_norm(
         NotImplementedError: input is not floating point.
     Source: Wu and He 2018, arXiv:1803.08494.
     """
+    if process_group is not None:
+        return _across(
+            group_norm,
+            process_group,
+            (input, num_groups, weight, bias, eps),
+            (weight, bias),
+            around,
+            lambda u, w, b: (group_norm_call(u, num_groups, w, b, eps, part=True), w, b),
+            lambda: group_norm(input, num_groups, weight, bias, eps, **around),
+            partial(_per_channel_view, input),
+        )
     if around:
         return _surrounded(
             group_norm,
@@ -339,6 +394,7 @@ def rms_norm(
     eps: float | None = None,
     *,
     dim: int | Sequence[int] | None = None,
+    process_group: Any = None,
     **around: Unpack[Around],
 ) -> Tensor:
     """Divide by the root mean square over the last dimensions; equals `F.rms_norm` with the same arguments.
@@ -352,6 +408,7 @@ def rms_norm(
         weight: normalized_shape or None.
         eps: added to the mean square; None is the machine epsilon of float32, for float64 input that of float64.
         dim: a dimension, or several in the order of the weight's; None for the last ones.
+        process_group: the processes that the groups extend over, as of `normtriton.normalize`.
         around: residual, scale, skip, gate, activation and the like, as of `normtriton.normalize`.
     Returns:
         The shape, dtype and memory format of input.
@@ -364,7 +421,18 @@ def rms_norm(
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     if dim is not None:
-        return _over_dimensions(rms_norm, input, normalized_shape, weight, None, eps, dim, around)
+        return _over_dimensions(rms_norm, input, normalized_shape, weight, None, eps, dim, process_group, around)
+    if process_group is not None:
+        return _across(
+            rms_norm,
+            process_group,
+            (input, normalized_shape, weight, eps),
+            (weight, None),
+            around,
+            lambda u, w, _b: (rms_norm_call(u, normalized_shape, w, eps), w, None),
+            lambda: rms_norm(input, normalized_shape, weight, eps, **around),
+            _as_it_is,
+        )
     if around:
         return _surrounded(
             rms_norm,
@@ -403,6 +471,42 @@ def _surrounded(
     return surround(function.__name__, args[0], *parameters, around, call, plain, spread)
 
 
+def _across(
+    function: Callable[..., Tensor],
+    process_group: Any,
+    args: tuple[Any, ...],
+    parameters: tuple[Tensor | None, Tensor | None],
+    around: Mapping[str, Any],
+    call: Callable[..., tuple[Call, Tensor | None, Tensor | None]],
+    alone: Callable[[], Tensor],
+    spread: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A norm whose groups extend over processes; while `torch.fx` traces, record that it is to be called.
+
+    Raises:
+        What PyTorch's function raises for these arguments.
+        NotImplementedError: it takes them, but the kernels do not.
+    """
+    if any(isinstance(arg, Proxy) for arg in (*args, *around.values())):
+        return handle_torch_function(function, args, *args, process_group=process_group, **around)
+    name = function.__name__
+    among = distributed.shared(name, process_group)
+    if among is None:
+        return alone()
+
+    def checked(*given: Any) -> tuple[Call, Tensor | None, Tensor | None]:
+        try:
+            return call(*given)
+        except Refused:
+            with torch.no_grad():
+                getattr(F, name)(*(t.clone() if isinstance(t, torch.Tensor) else t for t in args))
+            raise NotImplementedError(
+                f"{name}(): process_group= takes what the kernels do, not what PyTorch's own function takes besides"
+            ) from None
+
+    return distributed.run(name, among, args[0], *parameters, around, checked, spread)
+
+
 def _over_dimensions(
     function: Callable[..., Tensor],
     x: Tensor,
@@ -411,6 +515,7 @@ def _over_dimensions(
     bias: Tensor | None,
     eps: float | None,
     dim: int | Sequence[int],
+    process_group: Any,
     around: Mapping[str, Any],
 ) -> Tensor:
     """Layer or RMS norm of other dimensions than the last."""
@@ -418,14 +523,16 @@ def _over_dimensions(
     every = (x, weight, bias, *around.values())
     if has_torch_function_variadic(*every) and overloaded(*every):
         given = (weight, bias, eps) if centered else (weight, eps)
-        return handle_torch_function(function, every, x, normalized_shape, *given, dim=dim, **around)
+        options = {"dim": dim, "process_group": process_group, **around}
+        return handle_torch_function(function, every, x, normalized_shape, *given, **options)
     if tracing_state() is None:
         words = named.of_dimensions(name, x, dim, normalized_shape, centered)
     else:
         with quiet_about_sizes():
             words = named.of_dimensions(name, x, dim, normalized_shape, centered)
     eps = own_eps(x) if eps is None else eps
-    return named.run(name, x, words, weight, bias, eps, torch.float32 if amp.upcasts(x) else None, around)
+    dtype = torch.float32 if amp.upcasts(x) else None
+    return named.run(name, x, words, weight, bias, eps, dtype, around, process_group)
 
 
 def _as_it_is(parameter: Tensor) -> Tensor:
@@ -476,14 +583,15 @@ def batch_norm_call(
     eps: float,
     batches: Tensor | None = None,
     way: Way | None = None,
+    part: bool = False,
 ) -> Call:
-    """Check `batch_norm`'s arguments; ``batches`` counts them."""
+    """Check `batch_norm`'s arguments, or those of a ``part`` of it, of which one value is fine; ``batches`` counts."""
     way = way or _way()
     check_memory(x, weight, bias, running_mean, running_var)
     problem, channels, values = way.per_channel(norms.BATCH, x.shape)
     eps = eps if type(eps) is float else number(eps)
     if training is True:
-        if values == 1 or eps <= 0.0:
+        if (values == 1 and not part) or eps <= 0.0:
             raise Refused
     elif eps < 0.0 or training is not False or running_mean is None:
         raise Refused
@@ -502,13 +610,14 @@ def instance_norm_call(
     momentum: float,
     eps: float,
     way: Way | None = None,
+    part: bool = False,
 ) -> Call:
-    """Check `instance_norm`'s arguments."""
+    """Check `instance_norm`'s arguments, or those of a ``part`` of it."""
     way = way or _way()
     check_memory(x, weight, bias, running_mean, running_var)
     if use_input_stats is True:
         problem, channels, values = way.per_channel(norms.INSTANCE, x.shape)
-        if values == 1:
+        if values == 1 and not part:
             raise Refused
     elif use_input_stats is not False or running_mean is None:
         raise Refused
@@ -543,14 +652,20 @@ def rms_norm_call(
 
 
 def group_norm_call(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, way: Way | None = None
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    way: Way | None = None,
+    part: bool = False,
 ) -> Call:
-    """Check `group_norm`'s arguments."""
+    """Check `group_norm`'s arguments, or those of a ``part`` of it."""
     check_memory(x, weight, bias)
     num_groups = num_groups if type(num_groups) is int else integer(num_groups)
     eps = eps if type(eps) is float else number(eps)
     shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
-    return _with_dtype(x, (way or _way()).group_problem_call(x.shape, num_groups, *shapes, eps))
+    return _with_dtype(x, (way or _way()).group_problem_call(x.shape, num_groups, *shapes, eps, part))
 
 
 def _group_problem_call(
@@ -559,11 +674,12 @@ def _group_problem_call(
     weight: torch.Size | None,
     bias: torch.Size | None,
     eps: float,
+    part: bool,
 ) -> Call:
     """The `Call` of shapes that agree."""
     if len(shape) < 2 or num_groups <= 0 or shape[1] % num_groups:
         raise Refused
-    if shape[0] * shape[1] // num_groups * prod(shape[2:]) == 1:
+    if not part and shape[0] * shape[1] // num_groups * prod(shape[2:]) == 1:
         raise Refused
     if not {weight, bias} <= {None, shape[1:2]}:
         raise Refused

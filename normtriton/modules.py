@@ -11,6 +11,7 @@ from inspect import Parameter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F  # noqa: F401, N812  scripted functions call it so
 from torch import nn
 
@@ -38,6 +39,7 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "RMSNorm",
+    "SyncBatchNorm",
 ]
 
 
@@ -78,6 +80,7 @@ class Leaf(nn.Module):
 
         activation, offset, round_first, gate_first: see `normtriton.normalize`. What surrounds the norm and is a
             tensor, residual, scale, shift, skip and gate, is given with the input: ``norm(x, skip=identity)``.
+        process_group: the processes that the groups extend over, see `normtriton.normalize`.
         dim: of layer and RMS norm, the dimensions to normalize; None for the last ones.
     """
 
@@ -86,7 +89,8 @@ class Leaf(nn.Module):
     offset = 0.0
     round_first = False
     gate_first = False
-    _settings = cast("tuple[str, ...]", ("activation", "offset", "round_first", "gate_first"))
+    process_group = cast("Any", None)
+    _settings = cast("tuple[str, ...]", ("activation", "offset", "round_first", "gate_first", "process_group"))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Make `torch.nn`'s module, with settings."""
@@ -134,13 +138,13 @@ class Leaf(nn.Module):
 
     def _surrounded(self, around: Any) -> Any:
         """What surrounds a call: what is given with it, and the settings."""
-        return {name: getattr(self, name) for name in Leaf._settings} | around
+        return {name: value for name in Leaf._settings if (value := getattr(self, name))} | around
 
 
 class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
     @scripted_as(nn.modules.batchnorm._BatchNorm.forward)
     def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002  PyTorch's name, here and below
-        if self.activation or self.offset or self.round_first or self.gate_first:
+        if self.process_group is not None or self.activation or self.offset or self.round_first or self.gate_first:
             around = self._surrounded(around)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]  # torch has no types for it
         momentum, parameters, buffers = self.momentum, self._parameters, self._buffers
@@ -188,7 +192,7 @@ class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
 class _InstanceNorm(Leaf, nn.modules.instancenorm._InstanceNorm):
     @scripted_as(nn.modules.instancenorm._InstanceNorm.forward)
     def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002
-        if self.activation or self.offset or self.round_first or self.gate_first:
+        if self.process_group is not None or self.activation or self.offset or self.round_first or self.gate_first:
             around = self._surrounded(around)
         if not around:
             return super().forward(input)  # checks it, and calls the method below
@@ -230,6 +234,73 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     """`torch.nn.BatchNorm3d`, computed by `normtriton.batch_norm`."""
 
 
+class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
+    """`torch.nn.SyncBatchNorm`, computed by `normtriton.batch_norm`, with `Leaf`'s settings.
+
+    Differs in that it takes tensors on the CPU. Parts of a batch may differ in size, and in what they hold of each
+    sample; some may be empty. In evaluation, and where there is one process, nothing is sent.
+
+    Args:
+        process_group: a ProcessGroup, or a DeviceMesh of one dimension; None for all processes.
+    """
+
+    _settings = tuple(name for name in Leaf._settings if name != "process_group")  # torch.nn's class has it
+
+    @scripted_as(nn.SyncBatchNorm.forward)
+    def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002
+        group = None
+        if self.training and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD if self.process_group is None else self.process_group
+        given: Any = {"process_group": group, **around}
+        return super().forward(input, **given)
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
+        """`torch.nn.SyncBatchNorm.convert_sync_batchnorm`, to this class: of `torch.nn`'s batch norms and of these.
+
+        Differs in that `normtriton`'s settings are kept, a ``process_group`` too if none is given.
+        """
+        made = module
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            group = getattr(module, "process_group", None) if process_group is None else process_group
+            made = _moved(module, cls, process_group=group)
+            made.converted_from = getattr(module, "converted_from", type(module))
+        for name, child in module.named_children():
+            made.add_module(name, cls.convert_sync_batchnorm(child, process_group))
+        return made
+
+    @staticmethod
+    def revert_sync_batchnorm(module: nn.Module, otherwise: type[nn.Module] = BatchNorm2d) -> nn.Module:
+        """The reverse of `convert_sync_batchnorm`, with the parameters and statistics of now.
+
+        Args:
+            module: whose `torch.nn.SyncBatchNorm`s, these and their subclasses, get back the class that they had.
+            otherwise: the class of those that were made as they are, or converted by `torch.nn.SyncBatchNorm`.
+        Returns:
+            The module, with others in their places; another, if it is one of them itself.
+        """
+        made = module
+        if isinstance(module, nn.SyncBatchNorm):
+            made = _moved(module, getattr(module, "converted_from", otherwise))
+        for name, child in module.named_children():
+            made.add_module(name, SyncBatchNorm.revert_sync_batchnorm(child, otherwise))
+        return made
+
+
+def _moved(module: Any, kind: Any, **more: Any) -> Any:
+    """A batch norm of another class with the same parameters, buffers and settings."""
+    own = getattr(kind, "_settings", ())
+    settings = {name: getattr(module, name) for name in own if name != "process_group" and hasattr(module, name)}
+    sizes = (module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+    made = kind(*sizes, **settings, **more)
+    for members in ("_parameters", "_buffers"):
+        vars(made)[members].update(vars(module)[members])
+    made.train(module.training)
+    if hasattr(module, "qconfig"):
+        made.qconfig = module.qconfig
+    return made
+
+
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
     """`torch.nn.InstanceNorm1d`, computed by `normtriton.instance_norm`."""
 
@@ -255,7 +326,7 @@ class LayerNorm(_OverDimensions, nn.LayerNorm):
 
     @scripted_as(nn.LayerNorm.forward)
     def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002
-        if self.activation or self.offset or self.round_first or self.gate_first:
+        if self.process_group is not None or self.activation or self.offset or self.round_first or self.gate_first:
             around = self._surrounded(around)
         return functional.layer_norm(input, self.normalized_shape, *_affine(self), self.eps, dim=self.dim, **around)
 
@@ -265,7 +336,7 @@ class GroupNorm(Leaf, nn.GroupNorm):
 
     @scripted_as(nn.GroupNorm.forward)
     def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002
-        if self.activation or self.offset or self.round_first or self.gate_first:
+        if self.process_group is not None or self.activation or self.offset or self.round_first or self.gate_first:
             around = self._surrounded(around)
         return functional.group_norm(input, self.num_groups, *_affine(self), self.eps, **around)
 
@@ -278,7 +349,7 @@ class RMSNorm(_OverDimensions, nn.RMSNorm):
 
     @scripted_as(nn.RMSNorm.forward)
     def forward(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
-        if self.activation or self.offset or self.round_first or self.gate_first:
+        if self.process_group is not None or self.activation or self.offset or self.round_first or self.gate_first:
             around = self._surrounded(around)
         return functional.rms_norm(
             x, self.normalized_shape, _parameter(self, "weight"), self.eps, dim=self.dim, **around

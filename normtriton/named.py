@@ -7,8 +7,10 @@ from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from . import distributed
 from .autograd.call import Call
 from .autograd.composed import composed
 from .autograd.function import has_kernels, normalize_unwatched, tracing_state, unwatched
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from .planning.norms import Norm
     from .planning.stages import Activation
+    from .runtime.processes import Named, Processes
 
 __all__ = ["normalize"]
 
@@ -153,11 +156,17 @@ def run(
     eps: float,
     dtype: torch.dtype | None = None,
     around: Mapping[str, Any] | None = None,
+    process_group: Any = None,
 ) -> Tensor:
     """Normalize x as `Words` say, by the kernels, or by PyTorch's operations where there are none.
 
-    ``dtype`` is the result's; None for x's. ``around`` is what surrounds the norm.
+    ``dtype`` is the result's; None for x's. ``around`` is what surrounds the norm, ``process_group`` the processes that
+    its groups extend over.
     """
+    if process_group is not None:
+        among = distributed.shared(function, process_group)
+        if among is not None:
+            return _run_across(function, among, x, words, weight, bias, eps, dtype, around)
     kernels, short = isinstance(x, torch.Tensor) and has_kernels(x), unwatched(x, weight, bias)
     if not kernels and tracing_state() is not None:
         with quiet_about_sizes():
@@ -269,6 +278,26 @@ def _run_surrounded(
     )
 
 
+def _run_across(
+    function: str,
+    among: Processes | Named,
+    x: Tensor,
+    words: Words,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype | None,
+    around: Mapping[str, Any] | None,
+) -> Tensor:
+    call, weight, bias, fits = prepare(function, x, words, weight, bias, eps, short=not is_compiling())
+    if not fits:
+        x, weight, bias = (t if t is None else t.resolve_neg() for t in (x, weight, bias))  # type: ignore[assignment]
+    call = call._replace(dtype=dtype)
+    around = along_axes(function, x, words, around) if around else None
+    spread = partial(along, call.problem)
+    return distributed.run(function, among, x, weight, bias, around, lambda _u, w, b: (call, w, b), spread)
+
+
 def normalize(
     input: Tensor,  # noqa: A002  PyTorch's name
     axes: str,
@@ -293,6 +322,7 @@ def normalize(
     gate_first: bool = False,
     quantize: str | None = None,
     quantize_scale: Tensor | tuple[Tensor, str] | str | None = None,
+    process_group: Any = None,
     **sizes: int,
 ) -> Tensor:
     """Normalize over any axes; batch, layer, instance, group and RMS norm are cases of it.
@@ -366,6 +396,12 @@ def normalize(
             is 0 among integers.
         quantize_scale: given as ``scale`` is; or "group", so that each group's largest absolute value becomes the
             largest number, 448, 57344 or 127. A scale that is made is float32, and broadcasts against the input.
+        process_group: a ProcessGroup, or a DeviceMesh of one dimension: the axes in ``over`` are spread over these
+            processes, and ``input`` is this one's part, of any size along them, none included. The result is its part
+            of what the whole tensor gives, the same formula, and so is the input's gradient. A parameter's gradient is
+            summed over the own part: complete where the parameter is split with the input, elsewhere one of the
+            summands that data parallelism adds up. Every process makes the same calls, with the same sizes of the other
+            axes. What surrounds the norm is computed by PyTorch's operations then. See docs/processes.md.
         sizes: of axes that the shape does not tell; of two starred words, the second's number of dimensions.
     Returns:
         The shape, dtype and memory format of input; with a residual, that and what was normalized.
@@ -375,7 +411,8 @@ def normalize(
         RuntimeError: input, sizes or parameters whose shapes do not agree; a parameter on another device; a gradient of
             what is quantized.
         TypeError: an argument of another type; a size of an axis that is not there.
-        NotImplementedError: input is not floating point, or not strided.
+        NotImplementedError: input is not floating point, or not strided; or with ``process_group`` something watches
+            the call.
     """
     alone = scale[0] if type(scale) is tuple and scale else scale, shift[0] if type(shift) is tuple and shift else shift
     beside = (
@@ -388,7 +425,8 @@ def normalize(
         options |= {"center": center, "residual": residual, "scale": scale, "shift": shift, "skip": skip, "gate": gate}
         options |= {"activation": activation, "x_scale": x_scale, "mask": mask, "lengths": lengths}
         options |= {"quantize": quantize, "quantize_scale": quantize_scale}
-        options |= {"offset": offset, "round_first": round_first, "gate_first": gate_first, **sizes}
+        options |= {"offset": offset, "round_first": round_first, "gate_first": gate_first}
+        options |= {"process_group": process_group, **sizes}
         return handle_torch_function(normalize, every, input, axes, **options)
     words = Words(axes, over, affine, center, tuple(sizes.items()))
     around: dict[str, Any] | None = None
@@ -398,7 +436,7 @@ def normalize(
         around |= {"activation": activation, "x_scale": x_scale, "mask": mask, "lengths": lengths}
         around |= {"offset": offset, "round_first": round_first, "gate_first": gate_first}
         around |= {"quantize": quantize, "quantize_scale": quantize_scale}
-    return run("normalize", input, words, weight, bias, eps, None, around)
+    return run("normalize", input, words, weight, bias, eps, None, around, process_group)
 
 
 _LETTERS = tuple(f"d{i}" for i in range(64))

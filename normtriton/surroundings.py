@@ -191,7 +191,7 @@ def run(
     if _takes(x, weight, bias, around):
         try:
             checked, w, b = call()
-            _check_averages(function, checked, around.stages)
+            check_averages(function, checked, around.stages)
             problem = checked.problem._replace(stages=around.stages)
             checked, w, b = modulated(checked._replace(problem=problem), w, b, around.modulation)
         except Refused:
@@ -227,7 +227,7 @@ def _quantized(
     checked, w, b = call()
     checked = checked._replace(problem=checked.problem._replace(stages=stages))
     if not is_compiling() and _takes(x, weight, bias, around):
-        _check_averages(function, checked, stages)
+        check_averages(function, checked, stages)
         checked, w, b = modulated(checked, w, b, modulation)
         return quantize(checked, x, w, b, tensors)
     scale = tensors.get("q_scale")
@@ -239,7 +239,7 @@ def _quantized(
     return *quantized(y, checked.problem, scale), *total
 
 
-def _check_averages(function: str, call: Call, stages: Stages) -> None:
+def check_averages(function: str, call: Call, stages: Stages) -> None:
     """Refuse to update running statistics with averages of groups that a mask may leave nothing of.
 
     Raises:
@@ -263,7 +263,7 @@ def _masked(
         checked, _, _ = call()
     except Refused:
         raise NotImplementedError(f"{function}(): a mask beside what PyTorch's own function takes alone") from None
-    _check_averages(function, checked, Stages(masked=True))
+    check_averages(function, checked, Stages(masked=True))
     norm = norm_of(checked, mask)
     if checked.statistics is None or checked.use_running:
         return norm

@@ -26,7 +26,7 @@ from normtriton.perf.count.codegen import (
     tensor_accesses,
 )
 from normtriton.perf.count.cubin import usage
-from normtriton.perf.count.launches import Recorded, launches_of, planned, recording
+from normtriton.perf.count.launches import Recorded, launches_across, launches_of, planned, recording
 from normtriton.perf.count.occupancy import resident_blocks
 
 from normtriton.autograd.surrounded import quantize
@@ -208,6 +208,39 @@ def test_real_shapes(case, dtype, layout, name):
             assert min(code.loads) >= 4 and min(code.stores) >= 4, what  # no element goes alone
         if plan.stage != "measure" and not plan.stats_reduced:
             assert wanted in code.stores, what
+
+
+#: Parts of norms whose groups extend over processes: (case, layout, processes).
+ACROSS = [
+    (Case("batch", (32, 256, 14, 14)), "contiguous", 8),
+    (Case("batch", (256, 64, 56, 56)), "channels_last", 3),
+    (Case("group", (2, 512, 128, 128), 32), "channels_last", 2),
+    (Case("layer", (8192, 768)), "contiguous", 8),
+    (Case("rms", (4096, 1024)), "contiguous", 16),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "layout", "processes", "target"),
+    [
+        pytest.param(*one, id=f"{case.name}-{dtype}-{layout}-{target}", marks=[SLOW] * bool((3 * i + j + k) % 8))
+        for i, (case, layout, processes) in enumerate(ACROSS)
+        for j, dtype in enumerate((*DTYPES, "float64"))
+        for k, target in enumerate(TARGETS)
+        for one in [(case, dtype, layout, processes, target)]
+    ],
+)
+def test_groups_that_extend_over_processes(case, dtype, layout, processes, target):
+    """Nothing is spilled between what is measured, told and applied."""
+    call, *tensors = make(case, getattr(torch, dtype), FORMATS[layout])
+    mean, var = torch.empty(2, case.shape[1], device="meta")
+    if case.norm == "batch":
+        call = call._replace(statistics=(mean, var, 1, 1, (), 0.1))
+    launches = launches_across(call, *tensors, processes, machine(target)[1])
+    kernels = [recorded.launch.kernel for recorded in launches["forward"]]
+    assert kernels[0] == kernels[-1] == "forward" and "merge_processes" in kernels
+    for direction, recorded, kernel, code in read(launches, target):
+        assert fused(kernel.asm) == 0 and code.stack == 0, (direction, recorded.launch, code)
 
 
 CLUSTERED = [

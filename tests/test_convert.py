@@ -713,7 +713,6 @@ NOT_NORMS = [
     (TwoEps, "has 2 attributes that could be its eps: variance_epsilon, eps$"),
     (FrozenBatchNorm, "keeps buffers: running_mean"),
     (BatchNormAct, "keeps buffers: running_mean, running_var, num_batches_tracked"),
-    (nn.SyncBatchNorm, "gathers statistics from all processes, which the library does not"),
     (nn.LazyBatchNorm2d, "is not initialized: convert it after its first input"),
 ]
 

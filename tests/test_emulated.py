@@ -6,13 +6,16 @@ What each kernel's text says is read as well: nothing is fused unasked, and thre
 """
 
 import pytest
+import torch
 from kernel_text import faults, fused
 from normtriton.perf.cases import checks
 from normtriton.perf.cases.branches import BRANCHES, CLUSTERED
 from normtriton.perf.commands import emulate
 from normtriton.perf.commands.bench import FLOATING
+from oracle import close, reference
 
-from normtriton.runtime import clusters
+from normtriton import functional
+from normtriton.runtime import apart, clusters
 
 #: Orders in which warps run.
 SEEDS = (1, 2)
@@ -78,3 +81,40 @@ def test_the_sample_has_every_branch_and_dtype():
     names = {check.name.split()[1] for check in sample("sm_90") if check.name.startswith(("branch", "clusters"))}
     assert names == {*BRANCHES, *CLUSTERED}
     assert {check.dtype for check in sample("sm_90")} == {check.dtype for check in sample("sm_80")} == set(FLOATING)
+
+
+#: Parts of norms whose groups extend over processes: (shape, layout, arguments of the oracle).
+ACROSS = {
+    "batch": ((6, 8, 5, 4), torch.channels_last, {"dims": (0, 2, 3), "spread": (1, -1, 1, 1)}),
+    "rms": ((5, 48), torch.contiguous_format, {"dims": (-1,), "spread": (-1,), "centered": False}),
+}
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_groups_that_extend_over_processes(name, device):
+    """What is told, merged and applied, of two processes with the same part and an empty one: that part's own norm."""
+    shape, layout, given = ACROSS[name]
+    x, dy = (torch.randn(shape).to(memory_format=layout) for _ in range(2))
+    channels = shape[1]
+    weight, bias = torch.randn(channels), torch.randn(channels) if name == "batch" else None
+    if name == "batch":
+        running = [device.own(t) for t in (torch.zeros(channels), torch.ones(channels))]
+        call = functional.batch_norm_call(x, *running, weight, bias, True, 0.3, 1e-5)
+    else:
+        call = functional.rms_norm_call(x, (channels,), weight, 1e-5)
+
+    def exchange(told):
+        return torch.stack([torch.zeros_like(told), told, told])
+
+    y, found = apart.forward(call.problem, x, weight, bias, call.eps, call.statistics, call.dtype, exchange)
+    dtypes = weight.dtype, None if bias is None else bias.dtype
+    gradients = apart.backward(call.problem, dy, x, weight, found, dtypes, exchange)
+    want = reference(x, weight, bias, dy, **given)
+    for got, expected in zip((y, *gradients), want[:4], strict=True):
+        assert (got is None) == (expected is None)
+        if got is not None:
+            close(got, expected, slack=8 + 4 * want.hardness)
+    if name == "batch":
+        double = torch.cat([x, x]).double()
+        close(running[0], 0.3 * double.mean((0, 2, 3)), slack=4)
+        close(running[1], 0.7 + 0.3 * double.var((0, 2, 3)), slack=4)

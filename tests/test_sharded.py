@@ -74,12 +74,24 @@ def test_the_sequence_may_be_sharded(mesh):
     assert [g.placements for g in gradients] == [g.placements for g in expected]
 
 
-def test_what_statistics_need_whole_is_gathered(mesh):
-    """Nothing is sent here, so only the placements are of interest."""
-    x = shard(torch.randn(5, 3, 8), mesh, 2)
-    for y in (nt.layer_norm(x, (8,)), nt.rms_norm(x, (8,)), nt.batch_norm(x, None, None, training=True)):
+def test_what_is_needed_whole_is_gathered(mesh):
+    """Channels of which some are a group, or that parameters alone vary along. Only the placements are of interest."""
+    x = shard(torch.randn(5, 4, 8), mesh, 1)
+    for y in (nt.group_norm(x, 2), nt.batch_norm(x, None, None, training=True), nt.instance_norm(x)):
         assert y.placements == (Replicate(),)
         assert y.shape == x.shape
+
+
+def test_given_statistics_need_nobody(mesh):
+    """In evaluation a batch norm is split along the batch, and along space."""
+    mean, var = torch.randn(4), torch.rand(4) + 0.5
+    own = [DTensor.from_local(t, mesh, [Replicate()], run_check=False) for t in (mean, var)]
+    x = torch.randn(5, 4, 8)
+    for dim in (0, 2):
+        y = nt.batch_norm(shard(x, mesh, dim), *own)
+        assert y.placements == (Shard(dim),)
+        part = x.chunk(WORLD, dim)[mesh.get_local_rank()]
+        torch.testing.assert_close(y.to_local(), F.batch_norm(part, mean, var))
 
 
 def test_batch_norm_updates_its_statistics(mesh):

@@ -59,13 +59,18 @@ def words_of(problem: Problem) -> tuple[Any, ...]:
     return (*norm, " ".join(name for name, _ in sizes), [size for _, size in sizes])
 
 
-def operator(function: Callable[..., Any], mutates: tuple[str, ...] = (), overload: str = "") -> Any:
+def operator(
+    function: Callable[..., Any],
+    mutates: tuple[str, ...] = (),
+    overload: str = "",
+    devices: tuple[str, ...] = _DEVICES,
+) -> Any:
     """Define an operator by the function that is its kernel."""
     name = function.__name__.removesuffix("_op")
     full = f"{name}.{overload}" if overload else name
     schema = infer_schema(function, mutates_args=mutates)
     LIBRARY.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for device in _DEVICES:
+    for device in devices:
         LIBRARY.impl(full, function, device)
     return getattr(getattr(torch.ops.normtriton, name), overload or "default")
 

@@ -310,8 +310,6 @@ def _replacement(module: nn.Module, fuse: bool) -> tuple[type[nn.Module], str] |
     settings = "" if base is None else ", ".join(name for name in LIBRARY[base]._settings if hasattr(module, name))
     if plain in LIBRARY and not settings:
         return LIBRARY[plain], f"as normtriton.{plain.__name__}"
-    if isinstance(module, nn.SyncBatchNorm):
-        return "gathers statistics from all processes, which the library does not"
     kept = base is not None and all(getattr(plain, name, None) is getattr(base, name, None) for name in _COMPUTING)
     within = fuse and base is not None and bool(module._modules) and not is_parametrized(module)
     if base is not None and settings and (kept or within):

@@ -273,12 +273,16 @@ def riding(apply: Launch, merge: Launch) -> Launch | None:
     return tile and apply._replace(into=(group, make_plan(group, tile, "merge", merge_access(group), stages=stages)))
 
 
-def second_stage(merge: Launch, apply: Launch, gradients: Launch | None) -> tuple[Launch | None, Launch]:
-    """What follows the first launch of a split backward pass; parameter gradients, if any, are summed on the way."""
-    rides = riding(apply, merge)
+def second_stage(merge: Launch, apply: Launch, gradients: Launch | None, apart: bool) -> tuple[Launch | None, Launch]:
+    """What follows the first launch of a split backward pass; parameter gradients, if any, are summed on the way.
+
+    With ``apart`` sums travel to other processes. What comes back are means, of one number each.
+    """
+    rides = None if apart else riding(apply, merge)
     if rides:
         sums = gradients and finalizer(gradients.kernel, gradients.group, rides.num_warps)
         return None, rides._replace(also=sums and (sums.group, sums.plan))
+    apply = apply._replace(group=apply.group._replace(count=1)) if apart else apply
     return together(merge, gradients) if gradients else merge, apply
 
 
@@ -303,6 +307,7 @@ class Pass(NamedTuple):
         operands: what takes part besides the tensors of full size, or is wanted.
         passed: tiles that were passed over, since their code would spill; filled on the way.
         spread: strides of what broadcasts against the tensors.
+        apart: whether groups are shared with other processes, so that what is measured is merged before it is applied.
         subject: what a tuning is for; None where there may be none.
         tuned: what the device's table has for the subject, or None.
     """
@@ -318,6 +323,7 @@ class Pass(NamedTuple):
     operands: tuple[str, ...]
     passed: list[str]
     spread: dict[str, dict[Key, int]]
+    apart: bool = False
     subject: Subject | None = None
     tuned: Tuning | None = None
 
@@ -416,7 +422,7 @@ class Pass(NamedTuple):
     ) -> Launch | None:
         """The launch whose tiles hold whole groups, a program's or a cluster's; None if none can, or none should."""
         holder = self.tuning.on_chip
-        if holder == "nothing" or self.scattered(group, held=True):
+        if self.apart or holder == "nothing" or self.scattered(group, held=True):
             return None
         tiles = planning.resident_tiles(group, self.itemsize, limit, target, self.tuning)
         if self.device.clusters and holder != "program":
@@ -431,7 +437,7 @@ class Pass(NamedTuple):
 
     def joined(self, cells: Grouping, cluster_limit: int) -> Launch | None:
         """The launch whose clusters hold whole groups of several cells, or None."""
-        if not self.device.clusters or self.tuning.on_chip in ("program", "nothing"):
+        if self.apart or not self.device.clusters or self.tuning.on_chip in ("program", "nothing"):
             return None
         return self.first_that_fits(cells, planning.cluster_cells(cells, self.itemsize, cluster_limit, self.tuning))
 
@@ -492,7 +498,7 @@ class Pass(NamedTuple):
         return prod(self.problem.axes[key] for key in keys)
 
 
-def apart(problem: Problem, around: Around) -> tuple[dict[str, dict[Key, int]], dict[str, dict[Key, int]]]:
+def around_strides(problem: Problem, around: Around) -> tuple[dict[str, dict[Key, int]], dict[str, dict[Key, int]]]:
     """Strides of what surrounds a norm: of what broadcasts against x, and of the tensors of its size."""
     named = {name: problem.tensor(strides) for name, strides in around}
     spread = {name: named.pop(name) for name in SPREAD if name in named}
@@ -510,33 +516,36 @@ def forward_schedule(
     device: Device,
     running: str = "",
     around: Around = (),
+    apart: bool = False,
 ) -> Schedule:
     """The launches of a forward pass, from strides in elements.
 
     ``running`` says what becomes of running statistics: "use" them as constants, "update" them, or neither. ``around``
-    are the tensors that surround the norm.
+    are the tensors that surround the norm. ``apart``: between measuring and applying, moments travel to other
+    processes.
     """
-    spread, beside = apart(problem, around)
+    spread, beside = around_strides(problem, around)
     tensors = {"x": problem.tensor(x), **beside, "y": problem.tensor(y)}
     w, b = (None if p is None else problem.parameter(p) for p in (weight, bias))
     surrounding = [name for name, _ in around]
     operands = tuple(filter(None, ("weight" if w else "", "bias" if b else "", running, *surrounding)))
-    one = Pass(problem, "forward", tensors, w, b, dtypes, device, running == "use", operands, [], spread).looked_up()
+    one = Pass(
+        problem, "forward", tensors, w, b, dtypes, device, running == "use", operands, [], spread, apart
+    ).looked_up()
     group = one.group(problem.over)
     if one.constant:
         schedule = Schedule("constant", "the statistics are given, so that nothing is summed", one.apply(group))
         return schedule._replace(subject=one.subject, tuning=one.tuned)
 
     # one entry a channel: unless that is one a group, the groups' statistics are averaged
-    averaged = running == "update" and one.channels != problem.kept
-    average = average_over(problem, one.stats, one.channels) if averaged else None
+    average = average_over(problem, one.channels) if running == "update" and one.channels != problem.kept else None
     main = one.on_chip(group, planning.RESIDENT_FORWARD, planning.CLUSTER_FORWARD)
     scattered = main is None and one.scattered(group, held=False)
     if scattered:  # whole rows of cells, joined on chip
         main = one.joined(one.group(one.without(problem.cells)), planning.CLUSTER_FORWARD)
     if main:
         schedule = Schedule(*one.held(main), main)
-    elif not scattered and one.chunks(group) == 1:
+    elif not scattered and not apart and one.chunks(group) == 1:
         main = one.walk(group, "streamed")
         reason = f"{group.count} elements a group are too many for registers; {main.grid[0]} programs walk them"
         schedule = Schedule("streamed", reason, main)
@@ -564,8 +573,19 @@ def split_forward(one: Pass, scattered: bool) -> Schedule:
     else:
         reason = f"{count} elements a group are walked by {chunks} programs"
     merged = merging(problem, chunks, problem.kept, keys, {"stats": one.stats})
-    merge = finalizer("merge_moments", merged, stages=problem.stages)
+    merge = finalizer("join_moments" if one.apart else "merge_moments", merged, stages=problem.stages)
     apply = one.apply(one.group(over), chunks)
+    if one.apart:
+        alone = chunks == 1 and not scattered
+        return Schedule(
+            "split",
+            f"groups extend over processes: {reason}",
+            main=one.walk(measured, "measure", chunks),
+            merge=None if alone else merge,
+            apply=apply,
+            chunks=chunks,
+            parts=chunks * one.size(keys),
+        )
     rides = riding(apply, merge)
     return Schedule(
         "split",
@@ -578,9 +598,9 @@ def split_forward(one: Pass, scattered: bool) -> Schedule:
     )
 
 
-def average_over(problem: Problem, each: dict[Key, int], channels: tuple[Key, ...]) -> Launch:
+def average_over(problem: Problem, channels: tuple[Key, ...]) -> Launch:
     """The launch that averages every group's statistics into those of the channels."""
-    own = problem.dense(channels)
+    each, own = problem.dense(problem.kept), problem.dense(channels)
     axes = [
         Axis(
             problem.axes[key],
@@ -591,6 +611,49 @@ def average_over(problem: Problem, each: dict[Key, int], channels: tuple[Key, ..
         for key in problem.kept
     ]
     return finalizer("average_running", build(axes, tensors=("parts",), leader="parts"))
+
+
+def from_processes(problem: Problem, processes: int, planes: int, operands: dict[str, dict[Key, int]]) -> Grouping:
+    """The `Grouping` of what all processes have told, (processes, planes, *kept), merged over the processes."""
+    groups = problem.dense(problem.kept)
+    strides = {"parts": {**groups, SPLIT: planes * problem.num_groups}, "stats": groups, **operands}
+    sizes = {SPLIT: processes} | {key: problem.axes[key] for key in problem.kept}
+    axes = [
+        Axis(size, key == SPLIT, key in problem.affine, {name: s.get(key, 0) for name, s in strides.items()})
+        for key, size in sizes.items()
+    ]
+    return build(axes, tensors=("parts",), leader="parts")
+
+
+class Gathered(NamedTuple):
+    """The launches between processes, of whatever elements each has.
+
+    Attributes:
+        planes: numbers a group that a process tells.
+        merge: merges what all have told.
+        average: averages running statistics (forward), or None.
+    """
+
+    planes: int
+    merge: Launch
+    average: Launch | None = None
+
+
+@lru_cache(maxsize=4096)
+def gathered_moments(problem: Problem, processes: int, updates: bool) -> Gathered:
+    """What follows the exchange of moments; ``updates`` says whether there are running statistics."""
+    planes = 4 if problem.norm.centered else 2
+    channels = tuple(key for key in problem.kept if key in problem.affine)
+    average = average_over(problem, channels) if updates and channels != problem.kept else None
+    return Gathered(planes, finalizer("merge_processes", from_processes(problem, processes, planes, {})), average)
+
+
+@lru_cache(maxsize=4096)
+def gathered_sums(problem: Problem, processes: int) -> Gathered:
+    """What follows the exchange of sums: they become means."""
+    planes = 2 if problem.norm.centered else 1
+    group = from_processes(problem, processes, planes, {"weight": problem.dense(problem.kept)})
+    return Gathered(planes, finalizer("sum_parts", group))
 
 
 @lru_cache(maxsize=4096)
@@ -607,19 +670,20 @@ def backward_schedule(
     constant: bool = False,
     around: Around = (),
     bias: type_strides | None = None,
+    apart: bool = False,
 ) -> Schedule:
     """The launches of a backward pass, from strides in elements.
 
     ``parameters`` says whether dweight or dbias is wanted, ``wants_dx`` whether dx is, ``constant`` whether the forward
     pass used the running statistics. ``around`` are the tensors that surround the norm; ``bias`` is needed where what
-    comes after it is computed again.
+    comes after it is computed again. ``apart``: as of `forward_schedule`; what is applied are means in place of sums.
     """
-    spread, beside = apart(problem, around)
+    spread, beside = around_strides(problem, around)
     tensors = {"x": problem.tensor(x), "dy": problem.tensor(dy), **beside, "dx": problem.tensor(dx)}
     w, b = (None if p is None else problem.parameter(p) for p in (weight, bias))
     wanted = {"weight": w, "bias": b, "gradients": parameters, "dx": wants_dx, "use": constant}
     operands = (*(name for name, there in wanted.items() if there), *(name for name, _ in around))
-    one = Pass(problem, "backward", tensors, w, b, dtypes, device, constant, operands, [], spread).looked_up()
+    one = Pass(problem, "backward", tensors, w, b, dtypes, device, constant, operands, [], spread, apart).looked_up()
     # No group sums for a parameter on its own: gather over many groups, while they all have the same parameters. Where
     # they do not (group norm without space), every element is a cell, and its partial gradient goes through memory.
     if constant:
@@ -762,7 +826,7 @@ def gathering_backward(one: Pass, wants_dx: bool) -> Schedule:
     if wants_dx:
         merge = finalizer("sum_parts", merging(problem, tiles, problem.kept, problem.kept, {"stats": one.stats}))
         apply = one.apply(one.group(problem.over, one.stats))
-        merge, apply = second_stage(merge, apply, gradients)
+        merge, apply = second_stage(merge, apply, gradients, one.apart)
     return Schedule(
         "split",
         f"{group.count} elements a group are swept in {tiles} tiles; {left}",
@@ -792,7 +856,7 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     if main:
         return Schedule(*one.held(main, ", of x and of dy,"), main, parameters=reduce, rows=rows)
     mixed = scattered or (parameters and any(key in problem.affine for key in problem.over))
-    if not mixed and one.chunks(group) == 1:
+    if not mixed and not one.apart and one.chunks(group) == 1:
         main = one.walk(group, "streamed")
         reason = f"{group.count} elements a group are too many for registers; {main.grid[0]} programs walk them"
         return Schedule("streamed", reason, main, parameters=reduce, rows=rows)
@@ -808,7 +872,7 @@ def summing_backward(one: Pass, parameters: bool, wants_dx: bool) -> Schedule:
     if wants_dx:
         merged = merging(problem, chunks, problem.kept, keys, operands)
         merge = finalizer("sum_parts", merged, stages=problem.stages)
-        merge, apply = second_stage(merge, one.apply(measured, chunks), gradients)
+        merge, apply = second_stage(merge, one.apply(measured, chunks), gradients, one.apart)
     return Schedule(
         "split",
         f"{group.count} elements a group are walked by {chunks * (group.count // measured.reduced)} programs",

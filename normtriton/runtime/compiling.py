@@ -14,7 +14,14 @@ import triton.language as tl
 from triton.runtime.jit import MockTensor
 
 from ..kernels.backward import normalize_backward
-from ..kernels.finalize import average_running, merge_moments, sum_parts, sum_twice
+from ..kernels.finalize import (
+    average_running,
+    join_moments,
+    merge_moments,
+    merge_processes,
+    sum_parts,
+    sum_twice,
+)
 from ..kernels.forward import normalize_forward
 from ..kernels.stages import Around, Behind
 from ..planning.plan import Code
@@ -65,6 +72,8 @@ KERNELS = {
     "forward": normalize_forward,
     "backward": normalize_backward,
     "merge_moments": merge_moments,
+    "join_moments": join_moments,
+    "merge_processes": merge_processes,
     "sum_parts": sum_parts,
     "sum_twice": sum_twice,
     "average_running": average_running,

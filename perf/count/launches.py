@@ -11,7 +11,7 @@ import torch
 from normtriton.autograd.surrounded import NAMES, Wanted, run_backward, run_forward
 from normtriton.explain import NOTHING, backward_direction, computes_again, forward_direction
 from normtriton.modulation import NAMES as MODULATION
-from normtriton.runtime import devices, launch
+from normtriton.runtime import apart, devices, launch
 
 from ..cases.shapes import make
 from ..cases.targets import H100
@@ -89,6 +89,22 @@ def launches_of(
     with recording(device) as backward:
         dy = torch.empty_like(total)
         run_backward(call, dy, torch.empty_like(total) if "residual" in around else None, (*kept, *beside), wants)
+    return {"forward": forward, "backward": backward}
+
+
+def launches_across(
+    call: Call, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, processes: int, device: Device
+) -> dict[str, list[Recorded]]:
+    """`launches_of` a part of a call whose groups extend over so many processes. Nothing is told."""
+
+    def exchange(told: torch.Tensor) -> torch.Tensor:
+        return told.new_empty((processes, *told.shape))
+
+    with recording(device) as forward:
+        _y, found = apart.forward(call.problem, x, weight, bias, call.eps, call.statistics, call.dtype, exchange)
+    dtypes = [None if p is None else p.dtype for p in (weight, bias)]
+    with recording(device) as backward:
+        apart.backward(call.problem, torch.empty_like(x), x, weight, found, (dtypes[0], dtypes[1]), exchange)
     return {"forward": forward, "backward": backward}
 
 
