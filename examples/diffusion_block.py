@@ -69,14 +69,13 @@ class OurBlock(Block):
     def __init__(self) -> None:
         """Replace the norms."""
         super().__init__()
-        self.norm1 = nt.LayerNorm(WIDTH, eps=1e-6, elementwise_affine=False)
-        self.norm2 = nt.LayerNorm(WIDTH, eps=1e-6, elementwise_affine=False, gate_first=True)
+        self.norm1, self.norm2 = (nt.LayerNorm(WIDTH, eps=1e-6, elementwise_affine=False) for _ in range(2))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """The second norm gates the attention, adds x, and returns this sum beside its result."""
+        """The second norm scales the attention by its gate, adds x, and returns this sum beside its result."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
         y = self.attention(self.norm1(x, scale=scale1, shift=shift1))
-        y, x = self.norm2(y, gate=gate1.expand_as(y), residual=x, scale=scale2, shift=shift2)
+        y, x = self.norm2(y, x_scale=gate1, residual=x, scale=scale2, shift=shift2)
         return x + gate2 * self.mlp(y)
 
 

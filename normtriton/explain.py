@@ -121,6 +121,11 @@ class Explanation(NamedTuple):
             if schedule.tuning:
                 lines.append(f"  tuned{' by predicted time' if predicted else ''}: {schedule.tuning}")
             lines += [f"  {_describe(step)}" for step in schedule.launches]
+            if stages.quantize:
+                if "q_scale" not in self.around and not schedule.holds_groups:
+                    lines.append("  no program holds a group: y is stored, and PyTorch's operations quantize it")
+                lines.append("backward: none, what is quantized has no gradient")
+                break
         return "\n".join(lines)
 
 

@@ -103,7 +103,8 @@ class Leaf(nn.Module):
         if base is not nn.Module:
             theirs = inspect.signature(base)
             own = [Parameter(n, Parameter.KEYWORD_ONLY, default=getattr(cls, n)) for n in cls._settings]
-            cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *own])  # type: ignore[attr-defined]  # for `inspect`
+            parameters = sorted([*theirs.parameters.values(), *own], key=lambda p: p.kind)  # own ones before **kwargs
+            cls.__signature__ = theirs.replace(parameters=parameters)  # type: ignore[attr-defined]  # for `inspect`
 
     def reset_parameters(self) -> None:
         """As `torch.nn`'s; a weight that counts from ``offset`` begins where it multiplies by 1."""
@@ -127,6 +128,10 @@ class Leaf(nn.Module):
                 f"torch.jit.script compiles torch.nn.{type(self).__name__}, which knows no {self.beyond_torch()}"
             )
         return self
+
+    def surrounded(self, x: Tensor, around: Around) -> Any:
+        """Normalize x with what surrounds it, which most modules take by keyword."""
+        return self(x, **around)
 
     def _surrounded(self, around: Any) -> Any:
         """What surrounds a call: what is given with it, and the settings."""

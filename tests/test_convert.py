@@ -62,10 +62,10 @@ def test_a_norm_of_pytorch_changes_its_class_and_nothing_else(name, kernels):
     torch.testing.assert_close(module(x), want)
     assert kernels
 
-    assert nt.convert(module) == ((), ()), "a second time there is nothing to do"
+    assert nt.convert(module) == Report(), "a second time there is nothing to do"
     report = nt.restore(module)
     assert [(c.name, c.after) for c in report.converted] == [("", kind)]
-    assert type(module) is kind and nt.restore(module) == ((), ())
+    assert type(module) is kind and nt.restore(module) == Report()
 
 
 def test_hooks_and_flags_stay():
@@ -673,8 +673,8 @@ class TwoEps(Rounding):
         self.eps = self.variance_epsilon
 
 
-GATE = "^is a norm with a gate, which convert does not fuse yet: "
-ACTIVATION = "^is a norm with an activation, which convert does not fuse yet: "
+GATE = "^is a norm with a gate, which convert tries to fuse with fuse=True: "
+ACTIVATION = "^is a norm with an activation, which convert tries to fuse with fuse=True: "
 DIFFERS = r"no norm known; nearest is RMS norm of the .*, but its result .* differs by"
 NOT_NORMS = [
     (Bounded, DIFFERS),
@@ -742,7 +742,7 @@ def test_what_is_another_function_is_left_alone_with_the_reason(make, reason):
 )
 def test_what_is_no_norm_is_not_mentioned(module):
     """Neither its name nor its structure is a norm's."""
-    assert nt.convert(module) == ((), ())
+    assert nt.convert(module) == Report()
 
 
 def test_a_container_named_for_the_norm_within_is_not_mentioned():
@@ -1095,7 +1095,7 @@ def test_restored_for_a_while():
     with nt.restored(model) as report:
         within = classes(model)
         assert len(report.converted) == 6 and not any(cls.__module__.startswith("normtriton") for cls in within[1:])
-        assert nt.restore(model) == ((), ())
+        assert nt.restore(model) == Report()
         with nt.restored(model):
             assert classes(model) == within
         assert classes(model) == within

@@ -95,6 +95,11 @@ def test_one_launch(monkeypatch):
     x, r = torch.randn(4, 64), torch.randn(4, 64)
     q, scale, u = nt.RMSNorm(64).requires_grad_(False)(x, residual=r, quantize="int8", quantize_scale="group")
     assert ran == ["forward"] and torch.equal(u, x + r) and scale.shape == (4, 1)
+    said = str(nt.explain(nt.rms_norm, x, (64,), quantize="int8", quantize_scale="group"))
+    assert "quantize int8" in said and "backward: none" in said and "no program holds" not in said
+    long = torch.empty(2, 100_000, device="meta")
+    said = str(nt.explain(nt.rms_norm, long, (100_000,), quantize="int8", quantize_scale="group", clusters=False))
+    assert "no program holds a group: y is stored" in said
     assert near(q, scale, F.rms_norm(u.double(), (64,), eps=torch.finfo(torch.float32).eps), "int8")
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 #: The tensors around a norm, in the order of the formula.
 NAMES = ("residual", "skip", "gate", "x_scale", "mask")
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda z: z,
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
@@ -54,7 +54,7 @@ def in_operations(activation: str | Activation) -> Callable[[Tensor], Tensor]:
         NotImplementedError: a caller's own has none.
     """
     if not isinstance(activation, Activation):
-        return _ACTIVATIONS[activation]
+        return ACTIVATION_FUNCTIONS[activation]
     if activation.function is None:
         raise NotImplementedError(
             f"the kernels do not take this call, and Activation({activation.name}, ...) has no function of PyTorch's "

@@ -3,12 +3,13 @@
 A module is replaced by changing its class and nothing else: it stays the same object, so its parameters, buffers,
 hooks, flags and attributes stay, and so does every reference to it. A class of `torch.nn` becomes the library's
 subclass of that name. Any other class becomes a subclass made for it, of the same name, in which only ``forward``
-differs.
+differs. So does a module in whose code something is joined with a norm, see `normtriton.convert.fuse`.
 """
 
 from __future__ import annotations
 
 import copyreg
+import inspect
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -23,16 +24,23 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .. import modules
 from ..autograd.call import Call
+from ..autograd.derivatives import Axes
 from ..autograd.function import has_kernels
+from ..autograd.surrounded import decomposed
 from ..autograd.ways import normalize
 from ..modules import _parameter, scripted_as
 from ..planning.schedule import Problem
-from .recognize import FUNCTIONS, Recognized, names_eps, recognize, structure_of
+from ..planning.stages import Stages
+from ..surroundings import run as surround
+from .fuse import Fused, forward_of, fusible, with_activation
+from .recognize import FUNCTIONS, Recognized, count_groups, names_eps, recognize, structure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import Tensor
+
+    from ..surroundings import Around
 
 __all__ = ["convert", "restore", "restored"]
 
@@ -67,23 +75,34 @@ class LeftAlone(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `convert` or `restore` did; ``str()`` says it in words."""
+    """What `convert` or `restore` did; ``str()`` says it in words.
 
-    converted: tuple[Converted, ...]
-    left_alone: tuple[LeftAlone, ...]
+    Attributes:
+        converted: the norms.
+        left_alone: norms that are as they were.
+        fused: modules in whose code something is joined with a norm; of these, ``function`` says what.
+        not_fused: norms, and modules that call them, where nothing could be joined.
+    """
+
+    converted: tuple[Converted, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
+    fused: tuple[Converted, ...] = ()
+    not_fused: tuple[LeftAlone, ...] = ()
 
     def __str__(self) -> str:
-        changed: dict[str, list[str]] = defaultdict(list)
-        for name, before, _after, function in self.converted:
-            changed[f"{_full_name(before)}, {function}"].append(name)
-        left: dict[str, list[str]] = defaultdict(list)
-        for name, kind, reason in self.left_alone:
-            left[f"{_full_name(kind)}: {reason}"].append(name)
-        lines = [f"converted: {len(self.converted)}"]
-        lines += [f"  {len(names)} x {what}: {_some(names)}" for what, names in changed.items()]
-        lines += [f"left alone: {len(self.left_alone)}"] if left else []
-        lines += [f"  {len(names)} x {what}: {_some(names)}" for what, names in left.items()]
-        return "\n".join(lines)
+        lines = [f"converted: {len(self.converted)}", *_listed("", self.converted)]
+        lines += [*_listed("left alone", self.left_alone), *_listed("fused", self.fused)]
+        return "\n".join([*lines, *_listed("not fused", self.not_fused)])
+
+
+def _listed(title: str, entries: tuple[Converted, ...] | tuple[LeftAlone, ...]) -> list[str]:
+    """Lines of a report: one for all modules of a class of which the same is to be said."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        said = f", {entry.function}" if isinstance(entry, Converted) else f": {entry.reason}"
+        names[_full_name(entry[1]) + said].append(entry.name)
+    lines = [f"{title}: {len(entries)}"] if title and entries else []
+    return lines + [f"  {len(some)} x {what}: {_some(some)}" for what, some in names.items()]
 
 
 def _full_name(kind: type) -> str:
@@ -99,7 +118,9 @@ def _some(names: list[str]) -> str:
 Selector: TypeAlias = "str | type[nn.Module] | Iterable[str | type[nn.Module]]"
 
 
-def convert(model: nn.Module, *, include: Selector | None = None, exclude: Selector | None = None) -> Report:
+def convert(
+    model: nn.Module, *, include: Selector | None = None, exclude: Selector | None = None, fuse: bool = False
+) -> Report:
     """Replace every norm in a model by the library's, in place.
 
     Replaced are `torch.nn`'s batch, layer, instance, group and RMS norms, subclasses of them that keep their forward,
@@ -120,8 +141,13 @@ def convert(model: nn.Module, *, include: Selector | None = None, exclude: Selec
             as in ``model.named_modules()``, for any of a module's names, with ``*`` for any characters, dots too, as
             `fnmatch` has it; the model's own name is "". A class stands for its instances. Several are given as a list.
         exclude: leave alone what is in these modules, chosen alike, even if it is included. It is not reported.
+        fuse: compute in a norm's pass what stands around it in a module's code, where `torch.fx` can trace that:
+            a residual sum before it, a sum after it, an activation, and any of these together. The module gets a
+            subclass of its class, too, whose forward runs the code that was found, and the module's own wherever
+            something is not as it was when it was traced. Results, gradients and buffers were compared before.
     Returns:
-        The modules that were replaced, and the norms that were not, each with the reason. A module counts as a norm if
+        The modules that were replaced, and the norms that were not, each with the reason; and the same of what was
+        fused. A module counts as a norm if
         it is an instance of `torch.nn`'s, or is named for one or has parameters and an eps, with no norm within it.
     Raises:
         TypeError: model is no module, or a selector is neither pattern nor class.
@@ -137,7 +163,7 @@ def convert(model: nn.Module, *, include: Selector | None = None, exclude: Selec
         if module not in chosen:
             continue
         cls = type(module)
-        decided = _replacement(module)
+        decided = _replacement(module, fuse)
         if isinstance(decided, str):
             left_alone.append(LeftAlone(names[0], cls, decided))
         elif decided is not None:
@@ -145,7 +171,30 @@ def convert(model: nn.Module, *, include: Selector | None = None, exclude: Selec
             changes.append((module, Converted(names[0], cls, _on_top_of(module, plain), function)))
     for module, change in changes:
         module.__class__ = change.after
-    return Report(tuple(change for _, change in changes), tuple(left_alone))
+    fused = _fuse({module: names[0] for module, names in found.items() if module in chosen}) if fuse else ((), ())
+    return Report(tuple(change for _, change in changes), tuple(left_alone), *fused)
+
+
+#: What has no forward, or none in Python.
+_NOT_TRACED = (nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)
+
+
+def _fuse(chosen: dict[nn.Module, str]) -> tuple[tuple[Converted, ...], tuple[LeftAlone, ...]]:
+    """Join what stands around the norms of some modules, whose names are given."""
+    fused: list[Converted] = []
+    not_fused: list[LeftAlone] = []
+    for module, name in chosen.items():
+        cls = type(module)
+        if cls in _originals or isinstance(module, _NOT_TRACED) or is_parametrized(module):
+            continue
+        how, unfused = fusible(module, chosen.__contains__, _originals)
+        for inner, reason in unfused:
+            full = ".".join(filter(None, (name, inner)))
+            not_fused.append(LeftAlone(full, type(module.get_submodule(inner)), reason))
+        if how is not None:
+            module.__class__ = _derived(cls, how)
+            fused.append(Converted(name, cls, type(module), how.words))
+    return tuple(fused), tuple(not_fused)
 
 
 def restore(model: nn.Module) -> Report:
@@ -234,18 +283,18 @@ def _select(found: dict[nn.Module, list[str]], which: str, selector: Selector) -
 
 
 #: The library's class of each of `torch.nn`'s.
-LIBRARY: dict[type[nn.Module], type[nn.Module]] = {
+LIBRARY: dict[type[nn.Module], type[modules.Leaf]] = {
     getattr(nn, name): getattr(modules, name) for name in modules.__all__
 }
 
 #: What each class was before: the library's, and those that `_derived` made.
-_originals = {after: before for before, after in LIBRARY.items()}
+_originals: dict[type[nn.Module], type[nn.Module]] = {after: before for before, after in LIBRARY.items()}
 
 #: Methods in which a norm of `torch.nn` computes.
 _COMPUTING = ("forward", "_apply_instance_norm")
 
 
-def _replacement(module: nn.Module) -> tuple[type[nn.Module], str] | str | None:
+def _replacement(module: nn.Module, fuse: bool) -> tuple[type[nn.Module], str] | str | None:
     """The plain class to give a module, and what it computes; or why it stays as it is; or None if it is no norm."""
     if isinstance(module, torch.jit.ScriptModule):
         return "is compiled by torch.jit" if "norm" in str(module.original_name).lower() else None
@@ -258,13 +307,21 @@ def _replacement(module: nn.Module) -> tuple[type[nn.Module], str] | str | None:
         return "its forward was replaced on the object" if looks else None
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "is not initialized: convert it after its first input" if looks else None
-    if plain in LIBRARY:
+    settings = "" if base is None else ", ".join(name for name in LIBRARY[base]._settings if hasattr(module, name))
+    if plain in LIBRARY and not settings:
         return LIBRARY[plain], f"as normtriton.{plain.__name__}"
     if isinstance(module, nn.SyncBatchNorm):
         return "gathers statistics from all processes, which the library does not"
-    if base is not None and all(getattr(plain, name, None) is getattr(base, name, None) for name in _COMPUTING):
+    kept = base is not None and all(getattr(plain, name, None) is getattr(base, name, None) for name in _COMPUTING)
+    within = fuse and base is not None and bool(module._modules) and not is_parametrized(module)
+    if base is not None and settings and (kept or within):
+        return f"has attributes that normtriton.{base.__name__} takes for settings: {settings}"
+    if base is not None and kept:
         return _derived(plain, LIBRARY[base]), f"as normtriton.{base.__name__}"
-    structure = structure_of(module) if looks else None
+    if base is not None and within:
+        fused = with_activation(module, LIBRARY[base], _originals)
+        return fused if isinstance(fused, str) else (_derived(cls, fused), fused.words)
+    structure = structure_of(module, fuse) if looks else None
     if structure is None or isinstance(structure, str):
         return structure
     found = recognize(structure)
@@ -300,14 +357,18 @@ def _class_like(cls: type) -> Callable[..., Any]:
     return type(cls)
 
 
-_derivations: dict[tuple[type[nn.Module], type[nn.Module] | Recognized], type[nn.Module]] = {}
+#: How a derived class computes: as the library's norm, a function that was recognized, or code that was found.
+How: TypeAlias = "type[nn.Module] | Recognized | Fused"
+
+_derivations: dict[tuple[type[nn.Module], How], type[nn.Module]] = {}
 
 
-def _derived(original: type[nn.Module], how: type[nn.Module] | Recognized) -> type[nn.Module]:
+def _derived(original: type[nn.Module], how: How) -> type[nn.Module]:
     """The subclass of a class whose forward is the library's.
 
     Args:
-        original: a subclass of a norm of `torch.nn` that keeps its forward, or a class that computes a known function.
+        original: a subclass of a norm of `torch.nn` that keeps its forward, a class that computes a known function, or
+            one that calls norms.
         how: the library's norm, or what the modules of the class compute.
     """
     if (original, how) in _derivations:
@@ -319,17 +380,23 @@ def _derived(original: type[nn.Module], how: type[nn.Module] | Recognized) -> ty
             return _empty, (original, how), *rest
         return make, arguments, *rest
 
-    members = {
+    members: dict[str, Any] = {
         "__doc__": original.__doc__,
         "__module__": __name__,
         "__qualname__": original.__qualname__,
         "__reduce_ex__": __reduce_ex__,
     }
-    base: type[nn.Module] = modules.Leaf if isinstance(how, Recognized) else how
-    if isinstance(how, Recognized):
-        members["forward"] = _forward(original, how)
-    # the base comes after the original in the order of resolution, and before torch.nn's
-    derived: type[nn.Module] = _class_like(original)(original.__name__, (original, base), members)
+    bases: tuple[type[nn.Module], ...] = (original,)
+    if isinstance(how, Fused):
+        members["forward"] = forward_of(original, how, _originals)
+        bases = (original,) if how.library is None else (original, how.library)
+    elif isinstance(how, Recognized):
+        members["forward"], members["surrounded"] = _forward(original, how)
+        members["_settings"] = ()  # its attributes are its own, whatever they are called
+        bases = original, modules.Leaf
+    else:  # it comes after the original in the order of resolution, and before torch.nn's
+        bases = original, how
+    derived: type[nn.Module] = _class_like(original)(original.__name__, bases, members)
     _derivations[original, how] = derived
     _originals[derived] = original
     return derived
@@ -339,19 +406,24 @@ def _derived(original: type[nn.Module], how: type[nn.Module] | Recognized) -> ty
 _MAKING_AN_EMPTY_OBJECT = (copyreg.__newobj__, copyreg._reconstructor)  # type: ignore[attr-defined]  # no types for them
 
 
-def _empty(original: type[nn.Module], how: type[nn.Module] | Recognized) -> nn.Module:
+def _empty(original: type[nn.Module], how: How) -> nn.Module:
     """An object of a derived class, to be given its state."""
     return object.__new__(_derived(original, how))
 
 
-def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]:
-    """A forward that runs the kernels on whatever the original was tried on, and on the rest the original."""
+def _forward(original: type[nn.Module], found: Recognized) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A forward that runs the kernels on whatever the original was tried on, and on the rest the original.
+
+    And the same with what surrounds the norm, which is given apart.
+    """
     function = FUNCTIONS[found.function]
     weighted, biased = ("weight" in found.parameters), ("bias" in found.parameters)
     results = {(x, parameters): result for x, parameters, result in found.dtypes}
     autocast_results: dict[tuple[torch.dtype | None, ...], torch.dtype] = {}
     named = (("d", 1),) if function.axis == -1 else ()  # what the shape does not tell
     own, run = original.forward, normalize
+
+    second = found.second
 
     def result_dtype(module: Any, x: Any, weight: Tensor | None, bias: Tensor | None) -> torch.dtype | None:
         """The result's, None for what was not tried."""
@@ -367,15 +439,19 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
                 dtype = parameter.dtype
         if found.size and x.shape[function.axis] != found.size:
             return None
-        if function.grouped and (x.shape[1] % module.num_groups or x.numel() <= module.num_groups):
-            return None
+        if function.grouped:
+            size = x.shape[function.axis]
+            groups = count_groups(found.groups, getattr(module, found.groups), size)
+            if size % groups or x.numel() <= groups:
+                return None
         result = results.get((x.dtype, dtype))
         if result is not None and torch.is_autocast_enabled(x.device.type):
             key = x.dtype, dtype, torch.get_autocast_dtype(x.device.type)
             if key not in autocast_results:  # the original tells, of something small
                 small = [n if axis == function.axis % x.dim() else min(n, 2) for axis, n in enumerate(x.shape)]
                 with torch.no_grad():
-                    autocast_results[key] = own(module, x.new_zeros(small)).dtype
+                    y = own(module, *[x.new_zeros(small)] * (1 if second is None else 2))
+                    autocast_results[key] = (y[0] if isinstance(y, tuple) else y).dtype
             return autocast_results[key]
         return result
 
@@ -388,7 +464,9 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
             return None
         if weight is not None and found.from_one:
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + 1
-        sizes = (("g", module.num_groups),) if function.grouped else named
+        sizes = named
+        if function.grouped:
+            sizes = (("g", count_groups(found.groups, getattr(module, found.groups), x.shape[function.axis])),)
         problem = Problem(function.norm, tuple(x.shape), sizes)
         dtype = None if result == x.dtype else result
         return x, weight, bias, Call(problem, float(getattr(module, found.eps)), dtype=dtype)
@@ -397,8 +475,41 @@ def _forward(original: type[nn.Module], found: Recognized) -> Callable[..., Any]
         _given = taken(self, input)
         return own(self, input) if _given is None else run(*_given)
 
-    # callers may name the argument as the original does, and `torch.jit.script` compiles the original among its names
-    names = forward.__code__.co_varnames
-    code = forward.__code__.replace(co_varnames=(names[0], found.input, *names[2:]))
-    globals_ = getattr(own, "__globals__", forward.__globals__)
-    return scripted_as(own)(FunctionType(code, globals_, "forward", None, forward.__closure__))
+    def forward_of_two(self: Any, input: Any, second: Any) -> Any:  # noqa: A002  they are renamed below
+        _alike = isinstance(input, torch.Tensor) and isinstance(second, torch.Tensor) and second.shape == input.shape
+        if _alike and second.dtype == input.dtype and second.device == input.device:
+            _given = taken(self, input)
+            if _given is not None:
+                return with_around(_given, around_of(second))
+        return own(self, input, second)
+
+    def around_of(t: Any) -> Around:
+        assert second is not None
+        if second.role == "residual":
+            return {"residual": t}
+        return {"gate": t, "activation": second.activation, "gate_first": second.first}
+
+    def with_around(given: tuple[Any, ...], around: Around) -> Any:
+        x, weight, bias, call = given
+        plain = lambda u, w, b: run(u, w, b, call)
+        spread = Axes(call.problem).broadcast
+        return surround(original.__name__, x, weight, bias, around, lambda: (call, weight, bias), plain, spread)
+
+    def surrounded(self: Any, x: Any, around: Any) -> Any:
+        given = taken(self, x)
+        if given is not None:
+            return with_around(given, around)
+        tensors = {name: t for name, t in around.items() if name != "activation"}
+        stages = Stages(around.get("activation", ""))
+        return decomposed(lambda u, _w, _b: own(self, u), lambda p: p, x, None, None, tensors, stages)
+
+    # callers may name the arguments as the original does, and `torch.jit.script` compiles the original among its names
+    ours = forward if second is None else forward_of_two
+    given = (found.input,) if second is None else (found.input, second.name)
+    code = ours.__code__.replace(
+        co_varnames=(ours.__code__.co_varnames[0], *given, *ours.__code__.co_varnames[1 + len(given) :])
+    )
+    defaults = tuple(p.default for p in inspect.signature(own).parameters.values() if p.default is not p.empty)
+    globals_ = getattr(own, "__globals__", ours.__globals__)
+    named_so = FunctionType(code, globals_, "forward", None if second is None else defaults, ours.__closure__)
+    return scripted_as(own)(named_so), surrounded

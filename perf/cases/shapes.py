@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from normtriton import functional
+from normtriton.modulation import NAMES as MODULATION
+from normtriton.modulation import modulated
 from normtriton.planning.stages import ACTIVATIONS, ALONE, Stages
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class Case(NamedTuple):
         channels[-1 if self.norm in ("layer", "rms") else 1] = self.shape[-1 if self.norm in ("layer", "rms") else 1]
         if "x_scale" in names:
             tensors["x_scale"] = x.new_empty(channels)
+        tensors |= dict.fromkeys({*MODULATION} & {*names}, x.new_empty(self.shape[0], *channels[1:]))
         if "mask" in names:  # of tokens, or of positions
             whole = (self.shape[0], 1, *self.shape[2:]) if self.norm not in ("layer", "rms") else self.shape
             tensors["mask"] = x.new_empty(whole, dtype=torch.bool)
@@ -92,6 +95,7 @@ FORMS = {name: Form(stages=Stages(name)) for name in ACTIVATIONS} | {
     "gate-first": Form(("gate",), Stages("silu", gate_first=True)),
     "all": Form(("residual", "skip", "gate"), Stages("gelu_tanh", offset=1.0)),
     "x-scale": Form(("x_scale", "residual")),
+    "modulated": Form(("scale", "shift")),
     "mask": Form(("mask",), Stages("silu", masked=True)),
     "all-mask": Form(("residual", "skip", "gate", "x_scale", "mask"), Stages("gelu", offset=1.0, masked=True)),
     "x-scale-alone": Form(("x_scale", "gate"), Stages("silu", gate_first=True)),
@@ -142,6 +146,9 @@ FUSED = (
     Case("group", (2, 512, 128, 128), 32, "silu"),
     Case("batch", (256, 64, 56, 56), around="relu"),
     Case("batch", (256, 64, 56, 56), around="skip-relu"),
+    Case("layer", (16, 256, 1152), around="modulated"),
+    Case("layer", (64, 197, 768), around="x-scale"),
+    Case("layer", (64, 197, 768), around="mask"),
 )
 
 #: Shapes by the models they come from.
@@ -265,4 +272,7 @@ def make(
         call = functional.batch_norm_call(x, mean, var, weight, bias, True, 0.1, 1e-5, batches)
     if case.around:
         call = call._replace(problem=call.problem._replace(stages=FORMS[case.around].stages))
+    modulation = {name: t for name, t in case.tensors(x).items() if name in MODULATION}
+    if modulation:  # as of adaLN, of a norm without parameters of its own
+        call, weight, bias = modulated(call, None, None, modulation)  # type: ignore[assignment]  # a scale is a weight
     return call, x, weight, bias

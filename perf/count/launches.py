@@ -10,6 +10,7 @@ import torch
 
 from normtriton.autograd.surrounded import NAMES, Wanted, run_backward, run_forward
 from normtriton.explain import NOTHING, backward_direction, computes_again, forward_direction
+from normtriton.modulation import NAMES as MODULATION
 from normtriton.runtime import devices, launch
 
 from ..cases.shapes import make
@@ -115,7 +116,7 @@ def planned(
 ) -> Planned:
     """Plan a case for a device, forward and backward; with parameters of x's dtype, or another."""
     made = call, x, weight, bias = make(case, dtype, memory_format, parameters=parameters)
-    around = case.tensors(x)
+    around = {name: t for name, t in case.tensors(x).items() if name not in MODULATION}  # they are weight and bias
     strategies = {
         "forward": forward_direction(*made, device, around=around).schedule.strategy,
         "backward": backward_direction(*made, device, around=around).schedule.strategy,

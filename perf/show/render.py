@@ -249,15 +249,20 @@ def one_by_one(cell: Cell, direction: str) -> str:
     """
     names, stages = FORMS[cell.case.around]
     gate, after = "gate" in names, bool(stages.activation) and "gate" not in names
+    if "mask" in names:
+        return ""  # PyTorch has no such norm: it takes a dozen operations
     if direction == "forward":
         steps = [
             3 if cell.case.norm in ("batch", "group") else 2,
             *[3] * ("residual" in names),
             *[3] * ("skip" in names),
+            *[2] * ("x_scale" in names),
+            *[2, 2] * ("scale" in names),
         ]
         steps += [2] * after + [2, 3] * gate
     else:
         steps = [2, 3, *[3] * ("residual" in names), *[3] * after, *[3, 3, 3] * gate]
+        steps += [2, 2, 1] * ("x_scale" in names) + [2, 2, 1, 1] * ("scale" in names)
     gpu = MACHINES["H100"][0]
     size = prod(cell.case.shape) * cell.options[0].itemsize
     us = sum(tensors * size / gpu.dram * 1e6 + 1.5 for tensors in steps)

@@ -38,8 +38,6 @@ from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from normtriton.planning.stages import SPREAD
-
 from ..cases.shapes import DIRECTIONS, FORMS
 from ..count import rivals
 from ..count.codegen import pretending
@@ -132,9 +130,11 @@ def joint(cell: Cell) -> Callable[[list[Any], list[Any]], tuple[list[Any], list[
         return t if cell.layout == "contiguous" else ops.clone(t, memory_format=torch.contiguous_format)
 
     def layer(primals: list[Any], pull: Pull) -> tuple[Any, list[Any]]:
-        x, weight, bias = primals
-        y, mean, rstd = ops.native_layer_norm(x, weight.shape, weight, bias, 1e-5)
-        return y, ops.native_layer_norm_backward(pull(y), x, weight.shape, mean, rstd, weight, bias, every)
+        x, weight, bias = primals if len(primals) == 3 else (*primals, None, None)
+        wanted = [True, weight is not None, bias is not None]
+        y, mean, rstd = ops.native_layer_norm(x, case.shape[-1:], weight, bias, 1e-5)
+        gradients = ops.native_layer_norm_backward(pull(y), x, case.shape[-1:], mean, rstd, weight, bias, wanted)
+        return y, [t for t in gradients if t is not None]
 
     def rms(primals: list[Any], pull: Pull) -> tuple[Any, list[Any]]:
         x, weight = primals
@@ -188,7 +188,7 @@ def surrounded(pass_: Any, around: str, primals: list[Any], tangents: list[Any])
     """A norm with what surrounds it, written out as autograd runs it; the last primals are the tensors around it."""
     ops: Any = torch.ops.aten
     names, stages = FORMS[around]
-    if {*names} & {*SPREAD}:
+    if "mask" in names:
         raise ValueError(f"{around}: what torch.compile makes of it is not written out here")
     count = len(primals) - len(names)
     primals, beside = primals[:count], dict(zip(names, primals[count:], strict=True))
@@ -207,13 +207,24 @@ def surrounded(pass_: Any, around: str, primals: list[Any], tangents: list[Any])
         s = ops.sigmoid(z)
         return ops.mul(g, ops.mul(s, ops.add(ops.mul(z, ops.rsub(s, 1.0)), 1.0)))
 
+    def shared(g: Any, like: Any) -> Any:
+        """The gradient of what broadcasts against x."""
+        return ops.sum(g, [i for i, size in enumerate(like.shape) if size == 1], True)
+
     u = ops.mul(x, act(beside["gate"])) if stages.gate_first else x
+    multiplied = u
+    u = ops.mul(u, beside["x_scale"]) if "x_scale" in beside else u
     u = ops.add(u, beside["residual"]) if "residual" in beside else u
 
     def pull(y: Any) -> Any:
         """The gradient of the norm's result, by what follows it."""
         z = ops.add(y, beside["skip"]) if "skip" in beside else y
         g = tangents[0]
+        if "scale" in beside:
+            factor = ops.add(beside["scale"], 1.0)
+            results.append(ops.add(ops.mul(y, factor), beside["shift"]))
+            others["scale"], others["shift"] = shared(ops.mul(g, y), factor), shared(g, factor)
+            return ops.mul(g, factor)
         if "gate" in beside and not stages.gate_first:
             factor = act(beside["gate"])
             results.append(ops.mul(z, factor))
@@ -232,6 +243,9 @@ def surrounded(pass_: Any, around: str, primals: list[Any], tangents: list[Any])
     if "residual" in beside:
         results.append(u)
         dx = others["residual"] = ops.add(dx, tangents[1])
+    if "x_scale" in beside:
+        others["x_scale"] = shared(ops.mul(dx, multiplied), beside["x_scale"])
+        dx = ops.mul(dx, beside["x_scale"])
     if stages.gate_first:
         others["gate"] = slope(ops.mul(dx, x), beside["gate"])
         dx = ops.mul(dx, act(beside["gate"]))
@@ -245,6 +259,8 @@ def inputs(cell: Cell) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     features = case.shape[-1] if case.norm in ("layer", "rms") else case.shape[1]
     x, dy = (torch.empty(case.shape, dtype=dtype, device=_GPU, memory_format=layout) for _ in range(2))
     count = {"rms": 1, "batch": 4}.get(case.norm, 2)
+    if "scale" in case.tensors(x):  # a norm without parameters of its own
+        count = 0
     parameters = [torch.empty(features, dtype=dtype, device=_GPU) for _ in range(count)]
     around = list(case.tensors(x).values())
     tangents = [dy, torch.empty_like(x)] if "residual" in case.tensors(x) else [dy]
