@@ -79,7 +79,8 @@ class Leaf(nn.Module):
     Its constructor takes settings of its own, keyword-only, which modules that were made as `torch.nn`'s have too:
 
         activation, offset, round_first, gate_first: see `normtriton.normalize`. What surrounds the norm and is a
-            tensor, residual, scale, shift, skip and gate, is given with the input: ``norm(x, skip=identity)``.
+            tensor, residual, x_scale, scale, shift, skip, gate and mask, is given with the input, and so is quantize:
+            ``norm(x, skip=identity)``.
         process_group: the processes that the groups extend over, see `normtriton.normalize`.
         dim: of layer and RMS norm, the dimensions to normalize; None for the last ones.
     """

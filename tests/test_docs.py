@@ -30,9 +30,10 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_code_runs(block, capsys):
-    """Each block by itself, and it prints what the lines behind "# > " say."""
-    exec(compile(block, "block", "exec"), {"__name__": "block"})  # noqa: S102  our own
+def test_code_runs(block, capsys, tmp_path):
+    """Each block by itself, from a file, where Triton reads kernels; it prints what the lines behind "# > " say."""
+    (file := tmp_path / "block.py").write_text(block)
+    exec(compile(block, file, "exec"), {"__name__": "block"})  # noqa: S102  our own
     printed = capsys.readouterr().out
     for line in re.findall(r"^# > (.*)$", block, re.MULTILINE):
         assert line in printed, printed
@@ -82,6 +83,38 @@ def test_links_lead_somewhere(page):
         file = (ROOT / page).parent / path if path else ROOT / page
         assert file.exists(), link
         assert not anchor or anchor in anchors(file.read_text()), link
+
+
+#: Three lines of 120 characters.
+LONGEST = 360
+
+
+def sentences(text):
+    """What is read of a page: paragraphs, items and cells by sentence; no code, no formulas, not where links lead."""
+    hidden = r"^ *```.*?^ *```$|\n\n(?:    [^\n]*\n)+|<!--.*?-->|\$\$.*?\$\$|^#[^\n]*$"
+    text = re.sub(hidden, "\n\n", re.sub(r"(\])\([^)]*\)", r"\1", text), flags=re.DOTALL | re.MULTILINE)
+    parts = re.split(r"\n\s*\n|\||^ *(?:[-*]|\d+\.) ", text, flags=re.MULTILINE)
+    return [s for part in parts for s in re.split(r"(?<=[.?!])[*)\"]* (?![a-z])", " ".join(part.split()))]
+
+
+@each_page
+def test_sentences_are_short(page):
+    """None is longer than three lines."""
+    assert [sentence for sentence in sentences(TEXTS[page]) if len(sentence) > LONGEST] == []
+
+
+def test_sentences_are_found():
+    """Across lines, in items and in cells; not in code."""
+    text = "# A\nOne\ntwo. Three [four](five).\n\n    code.\n\n- six. **Seven.** Eight\n  nine\n\n| a. B | c |\n|--|\n"
+    assert [s for s in sentences(text) if s.strip("- ")] == [
+        "One two.", "Three [four].", "six.", "**Seven.", "Eight nine", "a.", "B", "c",
+    ]  # fmt: skip
+    assert len(max(sentences(f"A{' very' * 80} long sentence. A short one."), key=len)) > LONGEST
+
+
+def test_the_readme_is_short():
+    """One screen or two."""
+    assert len(TEXTS["README.md"].splitlines()) <= 150
 
 
 @pytest.mark.parametrize("page", ["docs/moving-over.md", "docs/trust.md"])

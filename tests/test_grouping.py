@@ -121,7 +121,7 @@ def test_every_element_belongs_to_exactly_one_group(drawn):
     ids=["batch", "batch channels_last", "instance", "group", "layer"],
 )
 def test_the_table_of_strides(problem, x, expected):
-    """The five norms are the strides that the README says they are."""
+    """The five norms are the strides that docs/design.md says they are."""
     weight = contiguous(problem.parameter_shape)
     group = forward_schedule(problem, x, x, weight, weight, (torch.float32, None), Device(132)).main.group
     outer = group.x.outer[0] if group.outer else 0

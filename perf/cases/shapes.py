@@ -215,6 +215,19 @@ class Cell(NamedTuple):
         return getattr(torch, self.dtype), torch.channels_last_3d if volume else LAYOUTS[self.layout]
 
 
+#: What training steps meet, by the models that it is met in.
+STEPS = {
+    "transformer": Cell(Case("layer", (8192, 4096)), "contiguous", "bfloat16"),
+    "vision transformer": Cell(Case("layer", (8192, 768)), "contiguous", "bfloat16"),
+    "Llama": Cell(Case("rms", (8192, 4096)), "contiguous", "bfloat16"),
+    "Llama, with its residual sum": Cell(Case("rms", (8192, 4096), around="residual"), "contiguous", "bfloat16"),
+    "diffusion U-Net": Cell(Case("group", (8, 320, 64, 64), 32, "silu"), "channels_last", "bfloat16"),
+    "segmentation": Cell(Case("instance", (8, 64, 256, 256)), "contiguous", "bfloat16"),
+    "ResNet-50, its first blocks": Cell(Case("batch", (256, 64, 56, 56), around="relu"), "channels_last", "bfloat16"),
+    "ResNet-50, its last blocks": Cell(Case("batch", (32, 2048, 7, 7)), "contiguous", "bfloat16"),
+}
+
+
 def cells(
     cases: Iterable[Case] = CASES, layouts: Iterable[str] = tuple(LAYOUTS), dtypes: Iterable[str] = DTYPES
 ) -> list[Cell]:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 #: The instruments that need no GPU.
 INSTRUMENTS = ("traffic", "code", "model")
-#: Instruments and machines of other libraries and of ours; first what the README shows.
+#: Instruments and machines of other libraries and of ours; first those of other libraries.
 THEIRS = ("code", "sm_90"), ("traffic", "H100"), ("model", "H100"), ("model", "H200"), ("model", "A100")
 OURS = (
     *THEIRS,

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cases.shapes import CASES, DIRECTIONS, DTYPES, FORMS, FUSED, OFFERED, OTHERS, TIMED, Case, Cell, cells
+from ..cases.shapes import CASES, DIRECTIONS, DTYPES, FORMS, FUSED, OFFERED, OTHERS, STEPS, TIMED, Case, Cell, cells
 from ..cases.targets import PLANNED_FOR
 from ..time.predict import MACHINES
 from .rows import LIBRARY, Files, Row, load, versions
@@ -216,6 +216,32 @@ def fused(files: Files, dtype: str) -> str:
     return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{text}"
 
 
+def step_times(files: Files, file: str, cell: Cell, library: str) -> list[float]:
+    """Predicted µs of each direction; none where one is missing."""
+    found = [find(files, file, cell, direction, library) for direction in DIRECTIONS]
+    return [] if any("error" in row for row in found) else [row["us"] for row in found]
+
+
+def training(files: Files) -> str:
+    """What training steps meet: ours beside torch.compile and whichever other library takes the least in all."""
+    ours, theirs = "model-H100.jsonl", "model-H100-rivals.jsonl"
+
+    def words(times: list[float]) -> str:
+        return " + ".join(f"{us:.1f}" for us in times) or "not predicted"
+
+    rows = []
+    for model, cell in STEPS.items():
+        others = {library: step_times(files, theirs, cell, library) for library in OFFERED}
+        least = min(filter(others.get, others), key=lambda library: sum(others[library]), default="")
+        layout = "" if cell.layout == "contiguous" else f", {cell.layout}"
+        columns = [
+            words(step_times(files, file, cell, of)) for file, of in ((ours, LIBRARY), (theirs, "torch.compile"))
+        ]
+        rows.append([model, cell.case.name + layout, *columns, f"{least} {words(others.get(least, []))}".strip()])
+    text = table(("model", "norm", LIBRARY, "torch.compile", "best other library"), rows)
+    return f"µs forward + µs backward. Predicted with {made_with(files, (ours, theirs))}.\n\n{text}"
+
+
 def one_by_one(cell: Cell, direction: str) -> str:
     """PyTorch's operations, each moving its tensors at the rate of a large copy, with 1.5 µs to start and end.
 
@@ -261,7 +287,7 @@ def predicted(files: Files, dtype: str, cases: Iterable[Case] = CASES) -> str:
 TABLES: dict[str, Callable[[Files], str]] = {f"beside-{dtype}": partial(beside, dtype=dtype) for dtype in DTYPES}
 TABLES |= {target: partial(ours, target=target, machine=name) for target, (name, _device) in PLANNED_FOR.items()}
 TABLES |= {f"predicted-{dtype}": partial(predicted, dtype=dtype) for dtype in DTYPES}
-TABLES |= {"fused": partial(fused, dtype=DTYPES[0])}
+TABLES |= {"fused": partial(fused, dtype=DTYPES[0]), "training": training}
 TABLES |= {"predicted-others": partial(times, dtype=DTYPES[0], machine="H100", cases=OTHERS)}
 TABLES |= {f"beside-{name}": partial(times, dtype=DTYPES[0], machine=name, cases=CASES) for name in ("H200", "A100")}
 
