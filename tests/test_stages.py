@@ -385,7 +385,7 @@ X = torch.randn(4, 6, 5)
     ("around", "error", "said"),
     [
         ({"residue": X}, TypeError, "got an unexpected keyword argument 'residue'"),
-        ({"activation": "swish"}, ValueError, "activation is one of relu, .* hardswish, not 'swish'"),
+        ({"activation": "swish"}, ValueError, "activation is one of relu, .* hardswish, or an Activation, not 'swish'"),
         ({"offset": "one"}, TypeError, "offset must be a number, not str"),
         ({"skip": X[:1]}, RuntimeError, r"skip of shape \(1, 6, 5\) has not the shape of the input, \(4, 6, 5\)"),
         ({"gate": [1.0]}, TypeError, "argument 'gate' must be Tensor, not list"),
