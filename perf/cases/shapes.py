@@ -148,7 +148,6 @@ FUSED = (
     Case("batch", (256, 64, 56, 56), around="skip-relu"),
     Case("layer", (16, 256, 1152), around="modulated"),
     Case("layer", (64, 197, 768), around="x-scale"),
-    Case("layer", (64, 197, 768), around="mask"),
 )
 
 #: Shapes by the models they come from.
