@@ -191,6 +191,8 @@ OFFERED = {
     "liger-kernel": ("layer", "rms", "group"),
     "flag-gems": ("layer", "rms", "group", "batch", "instance"),
 }
+#: What other libraries compute around a norm in its own pass, forward and backward.
+OFFERED_AROUND = {"liger-kernel": (("rms", "residual"),)}
 #: The norms whose times can be predicted of other libraries: what torch.compile generates is Triton's, too.
 TIMED = {**OFFERED, "torch.compile": NORMS}
 

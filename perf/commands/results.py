@@ -28,7 +28,7 @@ import click
 
 from normtriton.runtime import cache
 
-from ..cases.shapes import DIRECTIONS, DTYPES, FUSED, NORMS, OTHERS, TIMED, cells, offered
+from ..cases.shapes import DIRECTIONS, DTYPES, FUSED, NORMS, OFFERED_AROUND, OTHERS, TIMED, cells, offered
 from ..cli import Refusal
 from ..count import rivals
 from ..show import render
@@ -57,7 +57,9 @@ OURS = (
 def cells_of(instrument: str, machine: str, library: str = LIBRARY) -> list[Cell]:
     """What is measured: the cells of the reports; in bfloat16 alone `OTHERS`, and other libraries not on an H100."""
     if (instrument, machine) == ("model", "H100"):
-        fused = cells(FUSED, dtypes=DTYPES[:1]) if library in (LIBRARY, "torch.compile") else []
+        fused = cells(FUSED, dtypes=DTYPES[:1])
+        if library not in (LIBRARY, "torch.compile"):
+            fused = [one for one in fused if (one.case.norm, one.case.around) in OFFERED_AROUND.get(library, ())]
         return cells() + cells(OTHERS, dtypes=DTYPES[:1]) + fused
     return cells(dtypes=DTYPES[:1]) if library != LIBRARY and instrument == "model" else cells()
 

@@ -206,7 +206,12 @@ def prepare(*, addresses: bool) -> None:
         (torch.cuda, "get_device_capability", lambda *_: (9, 0)),
         (torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=9, minor=0, multi_processor_count=132)),
     ):
-        for name in ("liger_kernel.ops", "flag_gems", "flag_gems.fused.instance_norm"):
+        for name in (
+            "liger_kernel.ops",
+            "liger_kernel.ops.fused_add_rms_norm",
+            "flag_gems",
+            "flag_gems.fused.instance_norm",
+        ):
             _module(name)
 
 
@@ -216,6 +221,14 @@ def _liger(norm: str) -> Callable[..., tuple[Any, Callable[[], Any]]]:
         if norm == "layer":
             y, *saved = ops.layer_norm_forward(x, w, b, 1e-5)
             return y, lambda: ops.layer_norm_backward(dy, saved[0], w, b, saved[1], saved[2])
+        if case.around == "residual":
+            ops, residual = importlib.import_module("liger_kernel.ops.fused_add_rms_norm"), torch.empty_like(x)
+            y, u, rstd, *how = ops.fused_add_rms_norm_forward(x, residual, w, 1e-6, 0.0, "llama")
+            block, warps, stages, mode = how
+            du = torch.empty_like(u)
+            return y, lambda: ops.fused_add_rms_norm_backward(
+                dy, du, u, w, rstd, 0.0, mode, block, warps, stages, False
+            )
         if norm == "rms":
             y, x2, rstd, block, warps, mode = ops.rms_norm_forward(x, w, 1e-6, 0.0, "llama", None)
             return y, lambda: ops.rms_norm_backward(dy, x2, w, rstd, 0.0, mode, block, warps, True, None)

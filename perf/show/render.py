@@ -12,7 +12,21 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cases.shapes import CASES, DIRECTIONS, DTYPES, FORMS, FUSED, OFFERED, OTHERS, STEPS, TIMED, Case, Cell, cells
+from ..cases.shapes import (
+    CASES,
+    DIRECTIONS,
+    DTYPES,
+    FORMS,
+    FUSED,
+    OFFERED,
+    OFFERED_AROUND,
+    OTHERS,
+    STEPS,
+    TIMED,
+    Case,
+    Cell,
+    cells,
+)
 from ..cases.targets import PLANNED_FOR
 from ..time.predict import MACHINES
 from .rows import LIBRARY, Files, Row, load, versions
@@ -208,11 +222,13 @@ def fused(files: Files, dtype: str) -> str:
             for library in (LIBRARY, "torch.compile"):
                 row = find(files, names[library != LIBRARY], cell, direction, library)
                 columns.append(f"{predicted_time(row)}<br>{moved(row)}")
+            others = [name for name, kinds in OFFERED_AROUND.items() if (cell.case.norm, cell.case.around) in kinds]
+            found = [(name, find(files, names[1], cell, direction, name)) for name in others]
+            columns.append("<br>".join(f"{name}<br>{predicted_time(row)}<br>{moved(row)}" for name, row in found))
             columns.append(one_by_one(cell, direction))
             rows.append(columns)
-    text = table(
-        ("norm + what surrounds it", "layout", "direction", LIBRARY, "torch.compile", "PyTorch, by bytes"), rows
-    )
+    head = ("norm + what surrounds it", "layout", "direction", LIBRARY, "torch.compile", "others", "PyTorch, by bytes")
+    text = table(head, rows)
     return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{text}"
 
 
