@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from normtriton.perf.cases.branches import CLUSTERS
+from normtriton.perf.cases.checks import planned_for
 
 import normtriton as nt
 from normtriton.runtime import launch
@@ -101,6 +103,19 @@ def test_one_launch(monkeypatch):
     said = str(nt.explain(nt.rms_norm, long, (100_000,), quantize="int8", quantize_scale="group", clusters=False))
     assert "no program holds a group: y is stored" in said
     assert near(q, scale, F.rms_norm(u.double(), (64,), eps=torch.finfo(torch.float32).eps), "int8")
+
+
+def test_a_cluster(monkeypatch):
+    """Thread blocks that share a group find its largest value together."""
+    ran, run = [], launch._run_clustered
+    monkeypatch.setattr(launch, "_run_clustered", lambda step, *args: (ran.append(step.plan.ctas), run(step, *args))[1])
+    x = torch.randn(2, 40000)
+    with planned_for(CLUSTERS):
+        q, scale = nt.rms_norm(x, (40000,), quantize="float8_e4m3fn", quantize_scale="group")
+    assert min(ran) > 1  # where nothing is trusted yet, a trial runs before it
+    y = F.rms_norm(x.double(), (40000,), eps=torch.finfo(torch.float32).eps)
+    torch.testing.assert_close(scale[:, 0].double(), y.abs().amax(1) / 448, rtol=1e-5, atol=0)
+    assert near(q, scale, y, "float8_e4m3fn")
 
 
 def test_zeros_and_masks():
