@@ -304,7 +304,8 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.use_deterministic_algorithms(mode=True)
-    torch.backends.cudnn.allow_tf32 = False  # it would round the convolutions to 1e-3
+    if torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = False  # it would round the convolutions to 1e-3
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, the kernels in Triton's interpreter"
     print(f"{options.steps} steps of {BATCH} images, {TEST} test images, on: {where}", flush=True)

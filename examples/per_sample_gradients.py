@@ -69,7 +69,8 @@ def update(model: nn.Module, gradients: dict[str, Tensor]) -> Tensor:
 
 def main(steps: int = 3, batch: int = 8) -> list[float]:
     """Train, and print the largest gradients; return the largest distance from a loop, relative, for each step."""
-    torch.backends.cudnn.allow_tf32 = False  # it would round the convolutions to 1e-3
+    if torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = False  # it would round the convolutions to 1e-3
     torch.manual_seed(0)
     model = network().to(DEVICE)
     images = torch.randn(batch, 3, 8, 8, device=DEVICE)

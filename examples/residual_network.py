@@ -84,7 +84,8 @@ def train(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> list[float]
 
 def main(steps: int = 10, batch: int = 8) -> tuple[list[float], list[float]]:
     """Train both models; print and return their losses."""
-    torch.backends.cudnn.allow_tf32 = False  # it would round the convolutions to 1e-3
+    if torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = False  # it would round the convolutions to 1e-3
     torch.manual_seed(0)
     plain, ours = Network().to(DEVICE), OurNetwork().to(DEVICE)
     ours.load_state_dict(plain.state_dict())

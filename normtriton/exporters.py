@@ -1,10 +1,10 @@
 """What is registered with PyTorch's tools, so that they take the library's norms as they take `torch.nn`'s.
 
 ONNX's exporter decomposes what it has no translation for, by the table of all decompositions: so it turns
-``torch.ops.normtriton.normalize`` into PyTorch's own operators, and these into ONNX's. Fusing before quantization looks
-modules up by their exact classes. `DistributedDataParallel` refuses `torch.nn.SyncBatchNorm` on the CPU. A tracer of
-`torch.fx` knows the modules that it does not look into by where their class is defined, so it is told of the library's
-here: a check in each call of a module would take 0.3 µs.
+``torch.ops.normtriton.normalize`` and ``surround`` into PyTorch's own operators, and these into ONNX's. Fusing before
+quantization looks modules up by their exact classes. `DistributedDataParallel` refuses `torch.nn.SyncBatchNorm` on the
+CPU. A tracer of `torch.fx` knows the modules that it does not look into by where their class is defined, so it is told
+of the library's here: a check in each call of a module would take 0.3 µs.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from .autograd.composed import composed, measured
 from .autograd.derivatives import Axes
 from .autograd.operators import rule_from
+from .autograd.surrounded import NAMES, decomposed, multiplied
 from .convert.replace import LIBRARY, restore
 from .modules import Leaf, SyncBatchNorm
 from .planning import norms
+from .planning.stages import Stages
+from .runtime.compiling import statistics_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +63,52 @@ def normalize(x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, *r
         return y, *own, x.new_empty(0), x.new_empty(0)
     new = own_mean.mean(axes.shared), own_var.mean(axes.shared) * (axes.count / (axes.count - 1))
     return y, *own, *(t + momentum * (n - t).to(t.dtype) for t, n in zip((mean, var), new, strict=True))
+
+
+@register_decomposition(torch.ops.normtriton.surround.default)
+def surround(
+    x: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    residual: Maybe,
+    skip: Maybe,
+    gate: Maybe,
+    x_scale: Maybe,
+    mask: Maybe,
+    mean: Maybe,
+    var: Maybe,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    """`normtriton.autograd.surrounded_operators.surround_op` in PyTorch's operators."""
+    *told, constant, momentum, eps, dtype = rest
+    words, stages = told[:6], Stages(*told[6:])
+    problem = rule_from(x, *words).problem
+    axes = Axes(problem)
+
+    def plain(u: Tensor, w: Maybe, b: Maybe) -> Tensor:
+        if mask is None:
+            return normalize(u, w, b, mean, var, *words, constant, momentum, eps, dtype)[0]
+        used = (mean, var) if constant else (None, None)
+        return composed(problem, u, w, b, *used, eps, mask).to(dtype or u.dtype)
+
+    given = dict(zip(NAMES, (residual, skip, gate, x_scale, mask), strict=True))
+    around = {name: t for name, t in given.items() if t is not None}
+    made = decomposed(plain, axes.broadcast, x, weight, bias, around, stages)
+    y, total = made if isinstance(made, tuple) else (made, x.new_empty(0))
+    nothing = x.new_empty(0, dtype=statistics_dtype(x))
+    if constant:
+        return y, total, nothing, nothing, nothing
+    there = None if mask is None else axes.truth(mask)
+    u = total if residual is not None else multiplied(x, around, stages)
+    own_mean, own_var = measured(axes, u, there)
+    count = nothing if there is None else there.sum(axes.over).clamp(min=1).to(nothing.dtype).reshape(-1)
+    return (
+        y,
+        total,
+        own_mean.reshape(-1) if problem.norm.centered else nothing,
+        (own_var + eps).rsqrt().reshape(-1),
+        count,
+    )
 
 
 def _batch_norm(_: Problem, x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, eps: float) -> Tensor:

@@ -95,6 +95,11 @@ def _channels(problem: Problem) -> list[int]:
     return [i for i, key in enumerate(problem.axes) if key in problem.kept and key in problem.affine]
 
 
+def _exact(t: Tensor) -> torch.dtype:
+    """The dtype that products are computed in. `torch.promote_types` says the same, but an exporter records it."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
 def modulated(
     call: Call, weight: Tensor | None, bias: Tensor | None, modulation: Mapping[str, Tensor]
 ) -> tuple[Call, Tensor | None, Tensor | None]:
@@ -117,7 +122,7 @@ def modulated(
     w, b = (None if p is None else own.spread(p) for p in (weight, bias))
     s, t = (None if p is None else _split(problem, p) for p in (scale, shift))
     if s is not None:
-        kind = torch.promote_types(s.dtype, torch.float32)
+        kind = _exact(s)
         if b is not None:
             b = b.to(kind) * (1.0 + s)
         if w is None:
@@ -125,7 +130,7 @@ def modulated(
         else:
             w, offset = (stages.offset + w.to(kind)) * (1.0 + s), 0.0
         stages = stages._replace(offset=offset)
-    b = t if b is None else b if t is None else b.to(torch.promote_types(t.dtype, torch.float32)) + t
+    b = t if b is None else b if t is None else b.to(_exact(t)) + t
     varying = {*wide.affine}
     room = [size if key in varying else 1 for key, size in wide.axes.items()]
     w, b = (None if p is None else p.expand(room).reshape(wide.parameter_shape) for p in (w, b))

@@ -359,8 +359,8 @@ def normalize(
     operations, which round y to the input's dtype first.
 
     For the backward pass u (or x), the parameters, mean and rstd are kept, and of skip and gate what a gradient needs.
-    `torch.compile` sees one operator a direction. `torch.export`, transforms, derivatives of gradients, and float64
-    beside other dtypes take the plain norm and PyTorch's operations.
+    `torch.compile` and `torch.export` see one operator a direction. Transforms, derivatives of gradients, float64
+    beside other dtypes, and an export that updates running statistics take the plain norm and PyTorch's operations.
 
     Where there are no kernels (a CPU tensor outside the interpreter, `torch.jit.trace`) PyTorch's operations compute
     it. Under autocast the result keeps the input's dtype.

@@ -192,6 +192,7 @@ def run(
         try:
             checked, w, b = call()
             check_averages(function, checked, around.stages)
+            _check_exported(checked)
             problem = checked.problem._replace(stages=around.stages)
             checked, w, b = modulated(checked._replace(problem=problem), w, b, around.modulation)
         except Refused:
@@ -237,6 +238,16 @@ def _quantized(
     made = decomposed(plain, spread, x, weight, bias, everything, stages)
     y, *total = made if isinstance(made, tuple) else (made,)
     return *quantized(y, checked.problem, scale), *total
+
+
+def _check_exported(call: Call) -> None:
+    """Refuse what changes in place: an exported program holds that as PyTorch's operations, at its end.
+
+    Raises:
+        Refused: running statistics would.
+    """
+    if call.statistics is not None and not call.use_running and is_exporting():
+        raise Refused
 
 
 def check_averages(function: str, call: Call, stages: Stages) -> None:
@@ -292,7 +303,7 @@ def _takes(x: Tensor, weight: Tensor | None, bias: Tensor | None, around: Surrou
     if is_compiling():
         if isinstance(around.stages.activation, Activation):  # operators are told its name
             return False
-        if _transforms() or is_exporting() or any(map(is_sharded, every)):
+        if _transforms() or any(map(is_sharded, every)):
             return False
     elif not unwatched(x, *whole) or not unwatched(scale, shift, x_scale, mask):
         return False

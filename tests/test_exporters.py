@@ -421,6 +421,37 @@ def test_an_export_carries_the_operator(training, strict):
         same_buffers(module, model)
 
 
+class Around(nn.Module):
+    """Norms with what surrounds them: before, after, by vectors of each sample, with a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.group, self.batch = nt.GroupNorm(2, 4, activation="silu"), nt.BatchNorm2d(4, activation="relu").eval()
+
+    def forward(self, x, r, mask, s):
+        y, u = self.group(x, residual=r, mask=mask, x_scale=s)
+        return nt.layer_norm(self.batch(y, skip=u), (5,), torch.ones(5), scale=s, shift=s, gate=r, activation="sigmoid")
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+def test_an_export_carries_what_surrounds_a_norm(strict):
+    """In the one operator, which decomposes into PyTorch's; and in ONNX."""
+    model = Around()
+    x, r = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5)
+    given = x, r, torch.rand(2, 1, 3, 5) > 0.3, torch.randn(2, 4, 1, 1)
+    want = model(*given)
+    program = torch.export.export(model, given, strict=strict)
+    assert program.graph_module.code.count("normtriton.surround.default") == 3
+    table = torch.export.default_decompositions()
+    table.update(torch._decomp.get_decompositions([torch.ops.normtriton.normalize, torch.ops.normtriton.surround]))
+    decomposed = program.run_decompositions(table)
+    assert "normtriton" not in decomposed.graph_module.code
+    for made in (program.module(), decomposed.module()):
+        same(made(*given), want)
+    if not strict:
+        same(run_onnx(to_onnx(model, given, "export", 23), *given)[0], want)
+
+
 def to_onnx(model, inputs, way, opset, shapes=None):
     """A model in ONNX: by a trace, by `torch.export`, or from an exported program."""
     if way == "trace":

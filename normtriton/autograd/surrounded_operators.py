@@ -1,4 +1,4 @@
-"""A norm with what surrounds it as operators of the dispatcher, one a direction: what `torch.compile` sees of it.
+"""A norm with what surrounds it as operators of the dispatcher, one a direction: what compilers and exporters see.
 
 They have shape rules and a gradient. Transforms, and derivatives of gradients, take `decomposed` in place of them.
 """
