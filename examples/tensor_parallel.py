@@ -1,16 +1,18 @@
-"""A transformer block whose hidden dimension is split over the processes: the features of a token, and the weights.
+"""A transformer block whose hidden dimension is split over the processes: the features of tokens, and the weights.
 
 RMS norm takes its mean square over all parts: ``RMSNorm(features, process_group=group)``. Linear layers come in pairs
-(Shoeybi et al. 2019, arXiv:1909.08053). The first one of a pair needs all features, and computes a part of its outputs:
-some heads of the attention, some units of the MLP. The second one takes these, and its results are summed over the
-processes. Beside the parts, each process trains the whole block in plain PyTorch, from the same weights.
+(Shoeybi et al. 2019, arXiv:1909.08053). The first of a pair takes all features and computes a part of the outputs: some
+heads of the attention, some units of the MLP. The second takes this part, and what processes make of it is summed.
+Beside its part, each process trains the whole block in plain PyTorch, from the same weights and on the same batches.
+
+On CPUs the norms take PyTorch's operations. With ``TRITON_INTERPRET=1`` they run the kernels, which takes a minute.
 
     python -m torch.distributed.run --nproc-per-node 2 examples/tensor_parallel.py
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +21,10 @@ from torch import Tensor, nn
 
 import normtriton as nt
 
-WIDTH, HEADS, EPS = 32, 4, 1e-6
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WIDTH, HEADS, EPS = 32, 4, 1e-6  # 1, 2 or 4 processes share the heads
 
 
 def gather(x: Tensor) -> Tensor:
@@ -37,41 +42,30 @@ def add_up(x: Tensor) -> Tensor:
     return total
 
 
-class Gather(torch.autograd.Function):
-    """`gather`, whose gradient adds up what the processes say of the same feature."""
+class Collective(torch.autograd.Function):
+    """A collective, and the one that its gradient takes: of `gather` this is `add_up`, and of `add_up` `gather`."""
 
     @staticmethod
-    def forward(_ctx: Any, x: Tensor) -> Tensor:
-        """Take a part of the features, return all."""
-        return gather(x)
+    def forward(
+        ctx: Any, x: Tensor, collective: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return ``collective(x)``."""
+        ctx.back = back
+        return collective(x)
 
     @staticmethod
-    def backward(_ctx: Any, dy: Tensor) -> Tensor:
-        """Take a summand for all features, return a part of the sum."""
-        return add_up(dy)
-
-
-class AddUp(torch.autograd.Function):
-    """`add_up`, whose gradient gathers."""
-
-    @staticmethod
-    def forward(_ctx: Any, x: Tensor) -> Tensor:
-        """Take a summand for all features, return a part of the sum."""
-        return add_up(x)
-
-    @staticmethod
-    def backward(_ctx: Any, dy: Tensor) -> Tensor:
-        """Take a part of the features, return all."""
-        return gather(dy)
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of x."""
+        return ctx.back(dy), None, None
 
 
 class Block(nn.Module):
-    """The whole block in plain PyTorch, or one of ``parts`` of its heads and of its MLP's units."""
+    """The whole block in plain PyTorch; with ``parts``, the layers of one of so many processes."""
 
     def __init__(self, parts: int = 1) -> None:
         """Make the layers."""
         super().__init__()
-        heads, units = WIDTH // parts, 4 * WIDTH // parts
+        heads, units = WIDTH // parts, 4 * WIDTH // parts  # the widths of a process's heads and of its MLP
         self.norm1, self.norm2 = (nn.RMSNorm(WIDTH, eps=EPS) for _ in range(2))
         self.query, self.key, self.value = (nn.Linear(WIDTH, heads, bias=False) for _ in "qkv")
         self.out = nn.Linear(heads, WIDTH, bias=False)
@@ -94,7 +88,7 @@ class Block(nn.Module):
 
 
 class PartOfBlock(Block):
-    """One process's part: its features are summed, normalized and added to a stream where they are."""
+    """One process's part of the block: it normalizes and adds to its own features."""
 
     def __init__(self, parts: int) -> None:
         """Replace the norms."""
@@ -103,18 +97,20 @@ class PartOfBlock(Block):
 
     def attention(self, x: Tensor) -> Tensor:
         """Take and return (batch, tokens, WIDTH / parts)."""
-        return AddUp.apply(super().attention(Gather.apply(x)))
+        y = super().attention(Collective.apply(x, gather, add_up))
+        return Collective.apply(y, add_up, gather)
 
     def mlp(self, x: Tensor) -> Tensor:
         """Take and return (batch, tokens, WIDTH / parts)."""
-        return AddUp.apply(super().mlp(Gather.apply(x)))
+        y = super().mlp(Collective.apply(x, gather, add_up))
+        return Collective.apply(y, add_up, gather)
 
 
 def train(rank: int, size: int, steps: int = 4, batch: int = 4, tokens: int = 6) -> float:
     """Train the whole block and its parts; the largest difference of a result, or of a parameter after its gradient."""
 
     def own(t: Tensor, name: str = "") -> Tensor:
-        """Return this process's part: of the last dimension, or of the rows of a pair's first weight."""
+        """Return this process's part of the last dimension; of the weight of a pair's first layer, of the rows."""
         return t.chunk(size, dim=0 if name.startswith(("query", "key", "value", "up")) else -1)[rank]
 
     torch.manual_seed(0)
@@ -131,9 +127,8 @@ def train(rank: int, size: int, steps: int = 4, batch: int = 4, tokens: int = 6)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-        compared = [(ours, own(y))]
-        compared += [(t, own(whole.state_dict()[name], name)) for name, t in part.state_dict().items()]
-        difference = max(difference, *((a - b).abs().max().item() for a, b in compared))
+        pairs = [(t, own(whole.get_parameter(name), name)) for name, t in part.named_parameters()]
+        difference = max(difference, *((a - b).abs().max().item() for a, b in [*pairs, (ours, own(y))]))
         if rank == 0:
             print(f"step {step}: loss of the whole block {loss:.6f}, largest difference so far {difference:.1e}")
     return difference

@@ -1,8 +1,10 @@
-"""A small 3-D U-Net (Cicek et al. 2016, arXiv:1606.06650), whose volume is split along depth over the processes.
+"""A small 3-D U-Net (Cicek et al. 2016, arXiv:1606.06650), whose volumes are split along depth over the processes.
 
-Each process holds a slab. A convolution needs the next slice of either neighbour, which is sent. Group norm takes its
-statistics over all slabs: ``GroupNorm(..., process_group=group)``. Beside the slabs, each process trains a network in
-plain PyTorch on the whole volume, from the same weights.
+Each process holds a slab. A convolution needs one slice of either neighbour, which is sent. Group norm takes its
+statistics over all slabs: ``GroupNorm(..., process_group=group)``. Beside its slab, each process trains a network in
+plain PyTorch on the whole volumes, from the same weights.
+
+On CPUs the norms take PyTorch's operations. With ``TRITON_INTERPRET=1`` they run the kernels, which takes a minute.
 
     python -m torch.distributed.run --nproc-per-node 2 examples/unet_3d.py
 """
@@ -38,7 +40,7 @@ def swap(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Swap(torch.autograd.Function):
-    """`swap` with a gradient, which is a swap too: that of a received slice goes back to where the slice came from."""
+    """`swap`. Its gradient is a swap too: that of a received slice goes back to the process that the slice is of."""
 
     @staticmethod
     def forward(_ctx: Any, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +83,7 @@ class SlabLayer(Layer):
 
 
 class UNet(nn.Module):
-    """Two levels, of which the lower one has half as many slices, rows and columns. Slabs are halved by themselves."""
+    """Two levels, the lower of half the resolution. A slab of an even depth is halved without its neighbours."""
 
     def __init__(self, layer: type[Layer]) -> None:
         """Make it of layers of a class."""
