@@ -599,7 +599,7 @@ def dying(rank, size, new):
     return said, error, time.monotonic() - start, before == digest(*running)
 
 
-def example(rank, size):
-    """How far `examples/data_parallel.py` is from one process."""
+def example(rank, size, name):
+    """How far a program of examples/ for several processes is from one process."""
     with redirect_stdout(None):
-        return runpy.run_path(str(Path(__file__).parent.parent / "examples/data_parallel.py"))["train"](rank, size)
+        return runpy.run_path(str(Path(__file__).parent.parent / f"examples/{name}.py"))["train"](rank, size)

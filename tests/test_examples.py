@@ -2,10 +2,13 @@
 
 import importlib.util
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import across_cases
 import pytest
 import torch
+import worlds
 
 from normtriton.runtime import launch
 
@@ -30,12 +33,13 @@ def launched(monkeypatch):
 
 #: norms in one forward pass
 TRAININGS = {"diffusion_block": 2, "llama_block": 5, "residual_network": 3}
+PARALLEL = ["data_parallel", "tensor_parallel", "unet_3d"]
 
 
 def test_every_example_is_run():
-    """Each program in the folder has a test here, one of several processes in test_processes.py."""
-    others = {"demo", "export_onnx", "per_sample_gradients", "data_parallel"}
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*TRAININGS, *others}
+    """Each program in the folder has a test here."""
+    others = {"demo", "export_onnx", "per_sample_gradients"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*TRAININGS, *PARALLEL, *others}
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -47,6 +51,12 @@ def test_a_training_is_pytorchs(name, launched, capsys):
     assert theirs[-1] < 0.7 * theirs[0]
     torch.testing.assert_close(ours, theirs, rtol=32 * EPS32, atol=0.0)
     assert len(capsys.readouterr().out.splitlines()) >= 1 + steps
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_processes_train_as_one(name):
+    """Losses, gradients and parameters, which are about 1, differ by roundings."""
+    assert max(worlds.run(partial(across_cases.example, name=name), 2)) < 16 * EPS32
 
 
 def test_the_classifier(monkeypatch, tmp_path, capsys):

@@ -44,11 +44,6 @@ def test_one_that_dies(new):
         assert not new or "rank 1 to call" in error
 
 
-def test_the_example_runs():
-    """`DistributedDataParallel` with `SyncBatchNorm` on the CPU: what one process makes of the whole batch."""
-    assert max(worlds.run(across_cases.example, 2)) < 1e-6
-
-
 def test_sync_batch_norm_is_made_of_batch_norms_and_back():
     """The same parameters and buffers, each class and setting given back; of others a class that is asked for."""
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(nt.BatchNorm2d(3, activation="relu", momentum=0.3)).eval())
