@@ -197,6 +197,21 @@ def test_a_scale_of_each_kind(shape):
             torch.testing.assert_close(torch.autograd.grad(y, leaf, dy)[0], got[i])
 
 
+def test_the_residual_alone_twice():
+    """A second derivative by the residual, where nothing that x is made of wants one."""
+    x, s = torch.randn(3, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    r = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    calls = (
+        lambda: nt.layer_norm(x, (8,), x_scale=s, residual=r)[0],
+        lambda: F.layer_norm(x * s + r, (8,)),
+    )
+    twice = []
+    for call in calls:
+        (g,) = torch.autograd.grad(call().pow(3).sum(), r, create_graph=True)
+        twice.append(torch.autograd.grad(g.square().sum(), r)[0])
+    torch.testing.assert_close(*twice)
+
+
 def test_launches(monkeypatch):
     """A mask takes none of its own; the gradient of a scale takes two."""
     ran, run = [], launch._run

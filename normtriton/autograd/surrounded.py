@@ -363,8 +363,11 @@ def _backward_decomposed(
             factors |= {} if x_scale is None else {"x_scale": x_scale}
             product = multiplied(before, factors, through)
             sources = {name: t for name, t in {"x": before, **factors}.items() if t.requires_grad}
-            parts = torch.autograd.grad(product, [*sources.values()], dresidual.to(product.dtype), create_graph=True)
-            of = dict(zip(sources, parts, strict=True))
+            of: dict[str, Tensor] = {}
+            if sources:
+                along = dresidual.to(product.dtype)
+                parts = torch.autograd.grad(product, [*sources.values()], along, create_graph=True)
+                of = dict(zip(sources, parts, strict=True))
             gradients[0] = of.get("x")
             gradients[4:] = of.get("gate") if first else gradients[4], of.get("x_scale")
     dx, dweight, dbias, dskip, dgate, dx_scale = gradients
