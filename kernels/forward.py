@@ -131,7 +131,7 @@ def normalize_forward(
     saved = Saved(mean, rstd, parts, running, eps, around.count if plan.masked else None)
     block = own_block(group, plan)
     where = group_entries(group.stats, block, plan)
-    origin = load_first_input(given, block, dtype, plan) if eps is None and not plan.masked else None
+    origin = load_first_input(given, block, dtype, plan) if eps is None else None
 
     if plan.stage == "resident":
         at = tile_at(0, block, group, plan)

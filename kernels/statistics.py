@@ -9,7 +9,7 @@ from .cluster import for_each_block
 from .memory import Operand, count_up, load, load_first, store, store_entries, stored_once
 from .places import num_cells, num_tiles, own_tiles, tensor_offsets, tile_at
 from .stages import load_input, taking_part
-from .sums import sum_tile, sum_tiles, with_products
+from .sums import max_tile, sum_tile, sum_tiles, with_products
 
 
 class Moments(NamedTuple):
@@ -102,6 +102,8 @@ def moments_of(given, x, at, count, origin, plan: tl.constexpr):
     if plan.masked:
         there = taking_part(given, at, plan)
         count = sum_tile(there.to(x.dtype), plan)
+        if origin is not None:  # one of those that take part
+            origin = tl.where(count == 0.0, 0.0, max_tile(tl.where(there, x, -float("inf")), plan))
         found = moments(tl.where(there, x, 0.0), there, at_least_one(count), origin, plan)
         found = Moments(count, found.mean, found.correction, found.squares)
     else:
@@ -206,24 +208,10 @@ def merge_parts(parts, block, group, plan: tl.constexpr):
     dtype: tl.constexpr = parts.dtype.element_ty
     plane = num_cells(group, plan) * (group.count >> 1)
     if plan.masked:
-        zeros = tl.full((plan.block_kept, plan.block_r1, plan.block_r2), 0.0, dtype)
-        pivot = near_mean(parts, plane, zeros, block, group, plan)
+        pivot = largest_mean(parts, plane, block, group, plan)  # the first part may have no element
     else:
         pivot = load_first(Operand(parts + plane, group.parts), block, dtype, plan)
     return merge_about(parts, plane, pivot, block, group, plan)
-
-
-@triton.jit
-def near_mean(parts, plane, zeros, block, group, plan: tl.constexpr):
-    """About the mean of each of a block's groups, whose first part may be of no elements: (block_kept, 1, 1)."""
-    sums, counts = zeros, zeros
-    for i in tl.range(num_tiles(group, plan)):
-        at = tile_at(i, block, group, plan)
-        offsets = tensor_offsets(group.parts, at, plan)
-        count = load(parts, offsets, at.mask, zeros.dtype)
-        counts += count
-        sums = tl.fma(load(parts + plane, offsets, at.mask, zeros.dtype), count, sums)
-    return sum_tile(sums, plan) / at_least_one(sum_tile(counts, plan))
 
 
 @triton.jit
@@ -241,14 +229,14 @@ def largest_mean(parts, plane, block, group, plan: tl.constexpr):
 
 
 @triton.jit
-def measure_masked(given, block, group, dtype: tl.constexpr, plan: tl.constexpr):
+def measure_masked(given, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`measure` of the elements that take part: tile by tile, since the first ones may have none."""
     first, last = own_tiles(block, group, plan)
     nothing = tl.full((plan.block_kept, 1, 1), 0.0, dtype)
     found = Moments(nothing, nothing, nothing, nothing)
     for i in tl.range(first, last):
         at = tile_at(i, block, group, plan)
-        part = moments_of(given, load_input(given, at, dtype, plan), at, 0.0, None, plan)
+        part = moments_of(given, load_input(given, at, dtype, plan), at, 0.0, origin, plan)
         beside = (part.mean - found.mean) + part.correction
         added = combine(found, Moments(part.count, found.mean, beside, part.squares))
         mean, correction = two_sum(added.mean, added.correction)
@@ -290,7 +278,7 @@ def measure_run(given, pivot, run, group, dtype: tl.constexpr, plan: tl.constexp
 def measure(given, origin, block, group, dtype: tl.constexpr, plan: tl.constexpr):
     """`Moments` of each group over the tiles that this program walks."""
     if plan.masked:
-        found = measure_masked(given, block, group, dtype, plan)
+        found = measure_masked(given, origin, block, group, dtype, plan)
     else:
         found = measure_all(given, origin, block, group, dtype, plan)
     return found

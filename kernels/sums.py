@@ -66,8 +66,11 @@ def sum_tile(values, plan: tl.constexpr):
 
 @triton.jit
 def max_tile(values, plan: tl.constexpr):
-    """The largest of each group's values in a tile, none of them negative: (block_kept, 1, 1)."""
-    flat = summands(values, plan)
+    """The largest of each group's values in a tile: (block_kept, 1, 1). Not of groups of several cells."""
+    if plan.shares_rows:
+        flat = tl.max(values, 2)
+    else:
+        flat = summands(values, plan)
     return spread_out(tl.max(flat, len(flat.shape) - 1, keep_dims=True), values.shape[0])
 
 

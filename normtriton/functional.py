@@ -468,7 +468,14 @@ def _surrounded(
     """A norm with what surrounds it; while `torch.fx` traces, record that it is to be called."""
     if any(isinstance(arg, Proxy) for arg in (*args, *around.values())):
         return handle_torch_function(function, (*args, *around.values()), *args, **around)
-    return surround(function.__name__, args[0], *parameters, around, call, plain, spread)
+    refuse = partial(_raise_pytorchs, function.__name__, args)
+    return surround(function.__name__, args[0], *parameters, around, call, plain, spread, refuse)
+
+
+def _raise_pytorchs(name: str, args: tuple[Any, ...]) -> None:
+    """Raise what PyTorch's function raises for these arguments, if it does; nothing of theirs is written."""
+    with torch.no_grad():
+        getattr(F, name)(*(t.clone() if isinstance(t, torch.Tensor) else t for t in args))
 
 
 def _across(
@@ -498,8 +505,7 @@ def _across(
         try:
             return call(*given)
         except Refused:
-            with torch.no_grad():
-                getattr(F, name)(*(t.clone() if isinstance(t, torch.Tensor) else t for t in args))
+            _raise_pytorchs(name, args)
             raise NotImplementedError(
                 f"{name}(): process_group= takes what the kernels do, not what PyTorch's own function takes besides"
             ) from None

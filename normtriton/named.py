@@ -275,6 +275,7 @@ def _run_surrounded(
         checked,
         lambda u, w, b: run(function, u, alone, w, b, eps, dtype),
         partial(along, call.problem),
+        lambda: None,  # `prepare` has raised it
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
 from torch.compiler import is_compiling, is_exporting
 from torch.overrides import has_torch_function_variadic
 
-from .autograd.composed import blend
+from .autograd.composed import blend, measured
+from .autograd.derivatives import Axes
 from .autograd.function import has_kernels, tracing_state, unwatched
 from .autograd.sharded import is_sharded
 from .autograd.surrounded import NAMES, decomposed, norm_of, quantize, quantized, surround
@@ -168,6 +170,7 @@ def run(
     call: Callable[[], tuple[Call, Tensor | None, Tensor | None]],
     plain: Callable[..., Tensor],
     spread: Callable[[Tensor], Tensor],
+    refuse: Callable[[], object],
 ) -> Tensor:
     """A norm with what surrounds it, (y, u) if there is a residual: by the kernels where they take it, else decomposed.
 
@@ -178,6 +181,7 @@ def run(
         call: checks the plain call; its `Call` and its parameters as the kernels take them.
         plain: the norm alone, of (u, weight, bias).
         spread: makes a parameter broadcast against x.
+        refuse: raises what PyTorch's own function raises for the plain call, if it does.
     """
     if not isinstance(x, torch.Tensor):
         return plain(x, weight, bias)  # raises in its own words
@@ -187,14 +191,10 @@ def run(
         with quiet_about_sizes():
             around = surroundings(function, x, weight, given, spread)
     if around.stages.quantize:
-        return _quantized(function, x, weight, bias, around, call, plain, spread)  # type: ignore[no-any-return]  # more
+        return _quantized(function, x, weight, bias, around, call, plain, spread, refuse)  # type: ignore[no-any-return]  # more
     if _takes(x, weight, bias, around):
         try:
-            checked, w, b = call()
-            check_averages(function, checked, around.stages)
-            _check_exported(checked)
-            problem = checked.problem._replace(stages=around.stages)
-            checked, w, b = modulated(checked._replace(problem=problem), w, b, around.modulation)
+            checked, w, b = _surrounded_call(function, around, call)
         except Refused:
             pass
         else:
@@ -202,8 +202,42 @@ def run(
             return run(checked, x, w, b, around.tensors)  # type: ignore[return-value]
     everything = around.tensors | around.modulation
     if "mask" in everything:
-        plain = _masked(function, call, everything["mask"])
+        plain = _masked(function, _own_call(function, call, refuse), everything["mask"])
     return decomposed(plain, spread, x, weight, bias, everything, around.stages)  # type: ignore[return-value]  # two, as it says
+
+
+def _surrounded_call(
+    function: str, around: Surroundings, call: Callable[[], tuple[Call, Tensor | None, Tensor | None]]
+) -> tuple[Call, Tensor | None, Tensor | None]:
+    """The call for the kernels, with what surrounds it.
+
+    Raises:
+        Refused: they do not take it.
+        NotImplementedError: nothing does, see `check_averages`.
+    """
+    checked, w, b = call()
+    check_averages(function, checked, around.stages)
+    _check_exported(checked)
+    problem = checked.problem._replace(stages=around.stages)
+    return modulated(checked._replace(problem=problem), w, b, around.modulation)
+
+
+def _own_call(
+    function: str, call: Callable[[], tuple[Call, Tensor | None, Tensor | None]], refuse: Callable[[], object]
+) -> Call:
+    """The plain call, where PyTorch's own function cannot take its place.
+
+    Raises:
+        What PyTorch's function raises for these arguments.
+        NotImplementedError: it takes them, but the library does not.
+    """
+    try:
+        return call()[0]
+    except Refused:
+        refuse()
+        raise NotImplementedError(
+            f"{function}(): mask and quantize take what the kernels do, not what PyTorch's own function takes besides"
+        ) from None
 
 
 def _quantized(
@@ -215,29 +249,30 @@ def _quantized(
     call: Callable[[], tuple[Call, Tensor | None, Tensor | None]],
     plain: Callable[..., Tensor],
     spread: Callable[[Tensor], Tensor],
+    refuse: Callable[[], object],
 ) -> Any:
     """(q, scale), and u if there is a residual.
 
     Raises:
         RuntimeError: a gradient would be wanted.
+        What `_own_call` raises.
     """
     tensors, modulation, stages = around
     every = (x, weight, bias, *tensors.values(), *modulation.values())
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in every):
         raise RuntimeError(f"{function}(): what is quantized has no gradient: call it under torch.no_grad()")
-    checked, w, b = call()
-    checked = checked._replace(problem=checked.problem._replace(stages=stages))
-    if not is_compiling() and _takes(x, weight, bias, around):
-        check_averages(function, checked, stages)
-        checked, w, b = modulated(checked, w, b, modulation)
-        return quantize(checked, x, w, b, tensors)
-    scale = tensors.get("q_scale")
+    own = _own_call(function, call, refuse)
+    if not is_compiling() and x.numel() and _takes(x, weight, bias, around):
+        with suppress(Refused):
+            checked, w, b = _surrounded_call(function, around, call)
+            return quantize(checked, x, w, b, tensors)
     everything = {name: t for name, t in tensors.items() if name != "q_scale"} | modulation
     if "mask" in everything:
-        plain = _masked(function, call, everything["mask"])
+        plain = _masked(function, own, everything["mask"])
     made = decomposed(plain, spread, x, weight, bias, everything, stages)
     y, *total = made if isinstance(made, tuple) else (made,)
-    return *quantized(y, checked.problem, scale), *total
+    problem = own.problem._replace(stages=stages)
+    return *quantized(y, problem, tensors.get("q_scale")), *total
 
 
 def _check_exported(call: Call) -> None:
@@ -262,28 +297,19 @@ def check_averages(function: str, call: Call, stages: Stages) -> None:
             raise NotImplementedError(f"{function}(): running statistics are not updated by groups with a mask")
 
 
-def _masked(
-    function: str, call: Callable[[], tuple[Call, Tensor | None, Tensor | None]], mask: Tensor
-) -> Callable[..., Tensor]:
-    """The norm alone of what a mask lets through, in PyTorch's operations.
-
-    Raises:
-        NotImplementedError: what takes the call is PyTorch's own function, which knows no mask.
-    """
-    try:
-        checked, _, _ = call()
-    except Refused:
-        raise NotImplementedError(f"{function}(): a mask beside what PyTorch's own function takes alone") from None
-    check_averages(function, checked, Stages(masked=True))
-    norm = norm_of(checked, mask)
-    if checked.statistics is None or checked.use_running:
+def _masked(function: str, call: Call, mask: Tensor) -> Callable[..., Tensor]:
+    """The norm alone of what a mask lets through, in PyTorch's operations."""
+    check_averages(function, call, Stages(masked=True))
+    norm, statistics = norm_of(call, mask), call.statistics
+    if statistics is None or call.use_running:
         return norm
-    mean, var, _, _, batches, momentum = checked.statistics
+    axes = Axes(call.problem)
+    there = axes.truth(mask)
 
     def updating(u: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        blend(checked.problem, u, mask, mean, var, momentum)
-        for count in batches:
-            count.add_(1)
+        with torch.no_grad():
+            left = torch.where(there, u.reshape(axes.sizes), 0.0).reshape(u.shape)
+            blend(axes, statistics, there.sum(axes.over, keepdim=True), *measured(axes, left, there))
         return norm(u, weight, bias)
 
     return updating
@@ -311,4 +337,5 @@ def _takes(x: Tensor, weight: Tensor | None, bias: Tensor | None, around: Surrou
         check_memory(x, *every[1:])
     except Refused:
         return False
-    return len({t.dtype == torch.float64 for t in (x, *tensors.values()) if t.dtype != torch.bool}) == 1
+    mixed = {t.dtype == torch.float64 for name, t in tensors.items() if name not in ("mask", "q_scale")}
+    return mixed <= {x.dtype == torch.float64}

@@ -1,6 +1,7 @@
 """A mask, and a scale of the input before the norm: of every norm, in every way; what is refused."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -100,6 +101,20 @@ def test_padding_on_the_left():
     right = of_those_that(mask, x.shape)
     want = right.instance_norm(x.nan_to_num(0.0).double(), None, None, None, None, True, 0.1, 1e-5)
     torch.testing.assert_close(y.double(), torch.where(mask, want, 0.0), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [8, 40000], ids=["resident", "split"])
+def test_a_constant_without_eps(size):
+    """What a group of one value, large and not exact in its mean, leaves is 0, wherever its first element lies."""
+    x, mask = torch.full((2, 3, size), 1e4 / 3), torch.rand(2, 1, size) > 0.3
+    mask[..., : size // 3] = False
+    x = torch.where(mask, x, torch.nan)
+    y = nt.instance_norm(x, eps=0.0, mask=mask)
+    assert not y.any()  # as PyTorch's on a CPU without a mask
+    x[..., -1], mask[..., -1] = 1e4 / 3 + 1, True
+    y = nt.instance_norm(x, eps=0.0, mask=mask)
+    want = of_those_that(mask, x.shape).instance_norm(x.nan_to_num(0.0).double(), None, None, None, None, True, 0.1, 0)
+    torch.testing.assert_close(y.double(), torch.where(mask, want, 0.0), rtol=2e-4, atol=2e-6)
 
 
 def test_lengths():
@@ -225,6 +240,16 @@ def test_launches(monkeypatch):
     assert ran == ["forward", "backward", "backward", "sum_parts"]
 
 
+#: Arguments after x, (3, 6, 4), that PyTorch's functions refuse.
+WRONG = {
+    "layer_norm": ((9,),),
+    "rms_norm": ((9,),),
+    "group_norm": (4,),
+    "batch_norm": (torch.zeros(5), torch.ones(5)),
+    "instance_norm": (None, None, torch.ones(5)),
+}
+
+
 def test_what_is_refused():
     """In words that name the values, before anything runs."""
     x, mean, var = torch.randn(3, 6, 4), torch.zeros(6), torch.ones(6)
@@ -238,6 +263,12 @@ def test_what_is_refused():
     with pytest.raises(NotImplementedError, match="running statistics are not updated by groups with a mask"):
         nt.instance_norm(x, mean, var, mask=good)
     assert not mean.any()
+    for around in ({"mask": good}, {"quantize": "int8", "quantize_scale": "group"}):  # PyTorch's words, as without
+        for name, args in WRONG.items():
+            with pytest.raises(Exception) as theirs:  # noqa: PT011  the next line compares them
+                getattr(F, name)(x, *args)
+            with pytest.raises(type(theirs.value), match=re.escape(str(theirs.value))):
+                getattr(nt, name)(x, *args, **around)
     words = ("n c s", "s")
     with pytest.raises(ValueError, match="mask and lengths say the same"):
         nt.normalize(x, words[0], over=words[1], mask=good, lengths=(torch.ones(3, dtype=torch.int64), "n s"))

@@ -129,6 +129,23 @@ def test_zeros_and_masks():
     assert not q[~mask].any() and near(q, scale, y.double(), "int8")
 
 
+@pytest.mark.parametrize("shape", [(3, 0), (0, 4)], ids=str)
+def test_of_no_element(shape):
+    """A group of no element has scale 1, as one of zeros."""
+    q, scale = nt.normalize(torch.empty(shape), "b d", over="d", quantize="int8", quantize_scale="group")
+    assert q.shape == shape and q.dtype == torch.int8 and torch.equal(scale, torch.ones(shape[0], 1))
+
+
+def test_a_scale_of_float32(monkeypatch):
+    """Of a float64 result: by the kernels, like any other."""
+    ran, run = [], launch._run
+    monkeypatch.setattr(launch, "_run", lambda step, *args: (ran.append(step.kernel), run(step, *args)))
+    x, given = torch.randn(3, 16, dtype=torch.float64), torch.tensor(0.02)
+    q, scale = nt.layer_norm(x, (16,), quantize="int8", quantize_scale=given)
+    assert ran == ["forward"] and scale.dtype == torch.float32
+    assert near(q, scale, F.layer_norm(x, (16,)), "int8")
+
+
 def test_other_ways():
     """Compiled, and on a CPU without kernels: PyTorch's operations."""
     x, w = torch.randn(4, 16), torch.randn(16)

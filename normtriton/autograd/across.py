@@ -15,6 +15,7 @@ from ..runtime import apart
 from ..runtime.apart import Found
 from ..runtime.compiling import statistics_dtype
 from ..runtime.processes import summed
+from .composed import blend
 from .derivatives import Axes
 from .function import has_kernels, own, unwatched
 from .passes import on_device
@@ -264,14 +265,7 @@ def masked(
     count = among.gather(there.sum(axes.over, keepdim=True).to(statistics_dtype(x))).sum(0)
     found = composed(call, x, weight, bias, 1 / count.clamp(min=1), among, there)
     if call.statistics is not None:
-        running_mean, running_var, _, _, batches, momentum = call.statistics
-        with torch.no_grad():
-            unbiased = found.variance * (count / (count - 1).clamp(min=1))
-            for running, new in ((running_mean, found.mean), (running_var, unbiased)):
-                blended = running * (1 - momentum) + new.reshape(-1) * momentum
-                running.copy_(torch.where(count.reshape(-1) > 0, blended, running))
-            for updated in batches:
-                updated.add_(1)
+        blend(axes, call.statistics, count, found.mean, found.variance)
     return found.y
 
 

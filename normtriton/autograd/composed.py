@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..planning.schedule import Problem
+    from ..runtime.launch import Statistics
 
 
 def measured(axes: Axes, x: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -54,15 +55,16 @@ def composed(
     return (y if there is None else torch.where(there, y, 0.0)).reshape(x.shape)
 
 
-def blend(problem: Problem, x: Tensor, mask: Tensor, mean: Tensor, var: Tensor, momentum: float) -> None:
-    """Update running statistics by those of the elements where a mask is true; by none of a group without any."""
-    axes = Axes(problem)
-    there = axes.truth(mask)
+def blend(axes: Axes, statistics: Statistics, count: Tensor, mean: Tensor, variance: Tensor) -> None:
+    """Update running statistics by each channel's mean and variance, which are of ``count`` elements; by none of 0.
+
+    The last three have a dimension for each axis.
+    """
+    *running, _, _, batches, momentum = statistics
     with torch.no_grad():
-        x = torch.where(there, x.reshape(axes.sizes), 0.0).reshape(x.shape)
-        count = there.sum(axes.over, keepdim=True)
-        own = measured(axes, x, there)
-        unbiased = own[1] * (count / (count - 1).clamp(min=1))
-        for running, new in ((mean, own[0]), (var, unbiased)):
-            blended = (1.0 - momentum) * axes.spread(running) + momentum * new
-            running.copy_(torch.where(count > 0, blended, axes.spread(running)).reshape(running.shape))
+        unbiased = variance * (count / (count - 1).clamp(min=1))
+        for kept, new in zip(running, (mean, unbiased), strict=True):
+            blended = (1.0 - momentum) * axes.spread(kept) + momentum * new
+            kept.copy_(torch.where(count > 0, blended, axes.spread(kept)).reshape(kept.shape))
+        for updates in batches:
+            updates.add_(1)

@@ -22,6 +22,7 @@ from ..runtime.quantized import KINDS, codes, scale_of
 from .composed import composed
 from .derivatives import Axes
 from .function import normalize, own, unwatched
+from .passes import on_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -383,7 +384,8 @@ def quantized(y: Tensor, problem: Problem, q_scale: Tensor | None) -> tuple[Tens
     """(q, scale) of a result, in PyTorch's operations; without a scale by each group's largest value."""
     kind, axes = problem.stages.quantize, Axes(problem)
     if q_scale is None:
-        largest = y.reshape(axes.sizes).abs().amax(axes.over)
+        view = y.reshape(axes.sizes).abs()
+        largest = view.amax(axes.over) if axes.count else view.sum(axes.over)  # of no element 0
         q_scale = of_groups(problem, scale_of(largest, kind).reshape(-1))
     return codes(y, q_scale, kind), q_scale
 
@@ -398,11 +400,12 @@ def quantize(
     """
     problem = call.problem
     kind, _ = KINDS[problem.stages.quantize]
-    given = dict(around)
+    x, weight, bias = (t if t is None else own(t) for t in (x, weight, bias))  # type: ignore[assignment]  # x is there
+    given = {name: own(t) for name, t in around.items()}
     q_scale = given.get("q_scale")
     if q_scale is None:
         given["own_scale"] = x.new_empty(problem.num_groups, dtype=torch.float32)
-    with torch.no_grad():
+    with torch.no_grad(), on_device(x):
         try:
             codes_, total, *_ = run_forward(call._replace(dtype=torch.uint8), x, weight, bias, given)
             q = codes_.view(kind)

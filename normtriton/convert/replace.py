@@ -491,7 +491,8 @@ def _forward(original: type[nn.Module], found: Recognized) -> tuple[Callable[...
         x, weight, bias, call = given
         plain = lambda u, w, b: run(u, w, b, call)
         spread = Axes(call.problem).broadcast
-        return surround(original.__name__, x, weight, bias, around, lambda: (call, weight, bias), plain, spread)
+        name, ready = original.__name__, lambda: (call, weight, bias)
+        return surround(name, x, weight, bias, around, ready, plain, spread, lambda: None)  # `taken` has tried it
 
     def surrounded(self: Any, x: Any, around: Any) -> Any:
         given = taken(self, x)
