@@ -77,6 +77,7 @@ PATTERNS = {
     "weights": ("o i *k", {"over": "i k"}, (6, 4, 3, 3), "o=6|i=4|k=3|l=3", None),
     "thirds": ("n (a b c)", {"over": "b", "affine": "a c", "a": 2, "b": 3}, (4, 24), "n=4|a=2 b=3 c=4", (2, 4)),
     "last-two": ("*m *d", {"over": "d", "affine": "d", "d": 2}, (5, 4, 6), "m=5|d=4|e=6", (4, 6)),
+    "cells-of-one": ("(a b) (c d)", {"over": "d", "affine": "b d", "b": 6, "d": 1}, (6, 1), "a=1 b=6|c=1 d=1", (6, 1)),
     "all": ("*a", {"over": "a", "affine": "a"}, (5, 6), "a=5|b=6", (5, 6)),
 }
 STARS = {"s": "st", "k": "kl", "d": "de", "a": "ab"}

@@ -759,7 +759,7 @@ def gathers(one: Pass) -> bool:
     gradient = problem.parameter(contiguous(problem.parameter_shape))
     dense = problem.dense(problem.over)
     parts = one.group(problem.over, gradient).parts
-    apart = parts is not None and parts.kept == 0 and all(parts.outer)
+    apart = parts is not None and parts.kept == parts.cell == 0 and all(parts.outer)
     return apart and all(gradient[key] == stride for key, stride in dense.items())
 
 
