@@ -210,6 +210,8 @@ def compare(data: Data, seed: int) -> list[Comparison]:
         for name in NORMS:
             theirs, ours = (run_once(name, library, data, seed, bar) for library in (nn, normtriton))
             results.append(Comparison(name, theirs, ours))
+            if bar.disable:  # no terminal, so no bar
+                print(f"{name} norm: trained with both", flush=True)
     return results
 
 

@@ -94,8 +94,16 @@ def load_spread(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
 
 @triton.jit
 def load_truth(operand, at, plan: tl.constexpr):
-    """The same of truth values, a byte each; false outside the mask."""
-    return tl.load(operand.pointer + spread_offsets(operand.strides, at, plan), mask=at.mask, other=0) != 0
+    """The same of truth values, a byte each; false outside the mask.
+
+    So many of them are loaded at once as of a tensor of full size. By sixteen, a thread would be given sixteen elements
+    of each tensor, more than it stores at once, and threads would exchange them.
+    """
+    offsets = spread_offsets(operand.strides, at, plan)
+    if plan.mask_vector > 1:
+        run: tl.constexpr = (1, 1, plan.mask_vector) if plan.vector_axis == "r2" else (plan.mask_vector, 1, 1)
+        offsets = tl.max_contiguous(tl.multiple_of(offsets, run), run)
+    return tl.load(operand.pointer + offsets, mask=at.mask, other=0) != 0
 
 
 @triton.jit

@@ -50,3 +50,8 @@ __all__ = [
     "restored",
     "rms_norm",
 ]
+
+
+def __dir__() -> list[str]:
+    """What is for users; what it is made of is imported by its full name."""
+    return sorted([*__all__, "__version__", "amp", "clusters", "tuned"])

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .planning.schedule import Gathered, Launch, Schedule
     from .planning.stages import Stages
 
+#: Multiprocessors that calls are planned for which no GPU runs.
+H100_SMS = 132
 #: The names of what surrounds a norm.
 _SURROUNDING = (*Around.__annotations__, "lengths")
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
@@ -103,21 +105,21 @@ class Explanation(NamedTuple):
         routes = {
             "triton": "the Triton kernels, on the GPU",
             "interpreter": "the Triton kernels, in Triton's interpreter on the CPU",
-            "torch": f"{without}, since this device has no Triton; a GPU would run what follows",
+            "torch": f"{without}, since the input is not on a GPU; a GPU would run what follows",
         }
         norm = self.problem.norm
         table = self.device.tuned
         predicted = "predicted time, " if table and table.predicted else ""
+        whose = " of an H100" if self.route != "triton" and self.device.sms == H100_SMS else ""
+        clusters = f"{'with' if self.device.clusters else 'without'} thread-block clusters"
+        tuned = f", tuned by {predicted}{table.source}" if table else ""
         lines = [
             (
-                f"{self.name} of {self.problem.shape}, axes ({norm.axes}): statistics over ({norm.over}), "
-                f"parameters along ({norm.affine})"
+                f"{self.name} of {self.problem.shape}, axes {norm.axes!r}: statistics over {norm.over!r}, "
+                f"{f'parameters along {norm.affine!r}' if norm.affine else 'no parameters'}"
             ),
             f"runs: {routes[self.route]}",
-            (
-                f"planned for {self.device.sms} multiprocessors, {'with' if self.device.clusters else 'without'} "
-                f"thread-block clusters{f', tuned by {predicted}{table.source}' if table else ''}"
-            ),
+            f"planned for {self.device.sms} multiprocessors{whose}, {clusters}{tuned}",
         ]
         stages = self.problem.stages
         settings = _settings(stages)
@@ -127,8 +129,8 @@ class Explanation(NamedTuple):
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
             schedule, launches = direction.schedule, direction.launches
             lines.append(
-                f"{name}: {schedule.strategy}, {len(launches)} "
-                f"launch{'es' if len(launches) > 1 else ''}, {direction.moved:,} bytes moved, "
+                f"{name}: {schedule.strategy}, {_counted(len(launches), 'launch', 'es')}, "
+                f"{direction.moved:,} bytes moved, "
                 f"{direction.moved / direction.compulsory:.2f} x the compulsory {direction.compulsory:,}"
             )
             lines.append(f"  why: {schedule.reason}")
@@ -138,8 +140,8 @@ class Explanation(NamedTuple):
             if direction.gathered:
                 others = self.processes - 1
                 lines.append(
-                    f"  on the wire: {direction.wire // others:,} bytes from each of {others} other "
-                    f"process{'es' if others > 1 else ''}, in one collective"
+                    f"  on the wire: {direction.wire // others:,} bytes from each of "
+                    f"{_counted(others, 'other process', 'es')}, in one collective"
                 )
             lines += [f"  {_describe(step)}" for step in launches]
             if stages.quantize:
@@ -161,6 +163,10 @@ def _pytorchs(name: str) -> str:
     return f"torch.nn.functional.{name}" if name in _CHECKS else "PyTorch's own operations"
 
 
+def _counted(number: int, word: str, plural: str = "s") -> str:
+    return f"{number} {word}{plural if number != 1 else ''}"
+
+
 def _describe(step: Launch) -> str:
     group, plan = step.group, step.plan
     kept = " x ".join(str(n) for n in (*reversed(group.outer), group.kept))
@@ -171,12 +177,12 @@ def _describe(step: Launch) -> str:
     shared = f" in each of {plan.ctas} thread blocks" if plan.ctas > 1 else ""
     merges = f"; merges {step.into[0].reduced} parts of each of its groups" if step.into else ""
     gradients = "; sums the parameters' gradients besides" if step.also else ""
-    ahead = f", {plan.depth - 1} tiles ahead" if plan.depth > 1 else ""
+    ahead = f", {_counted(plan.depth - 1, 'tile')} ahead" if plan.depth > 1 else ""
     room = f", {step.programs} a multiprocessor" if plan.accumulate else ""
     return (
         f"{step.kernel}{stage}: {kept} kept{cells}, {reduced} reduced; tile {plan.block_kept} x {plan.block_r1} x "
-        f"{plan.block_r2}, {step.num_warps} warps{shared}{ahead}, grid {step.grid[0]} x {step.grid[1]}{room}; "
-        f"{plan.vector} elements an access {axis}{merges}{gradients}"
+        f"{plan.block_r2}, {_counted(step.num_warps, 'warp')}{shared}{ahead}, "
+        f"grid {step.grid[0]} x {step.grid[1]}{room}; {plan.vector} elements an access {axis}{merges}{gradients}"
     )
 
 
@@ -450,7 +456,7 @@ def explain(
         function(x, **{**arguments, **statistics, **around})  # raises, or PyTorch's function takes it
         raise ValueError(f"nothing to explain: {_pytorchs(name)} takes this call")
     route = "torch" if not has_kernels(x) else "triton" if x.is_cuda else "interpreter"
-    device = devices.of(x) if x.is_cuda else Device(132, switch.compiles() and switch.mode() != "off")
+    device = devices.of(x) if x.is_cuda else Device(H100_SMS, switch.compiles() and switch.mode() != "off")
     if sms is not None and sms != device.sms:
         device = Device(sms, device.clusters)  # another device, for which no table was made
     if clusters is not None:

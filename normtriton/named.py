@@ -93,14 +93,14 @@ def _read(
         if given is None:
             return None
         if words.affine is None:
-            raise ValueError(f"normalize(): {name} needs affine, the axes that it varies along, of {norm.axes!r}")
+            raise ValueError(f"normalize(): {name} needs affine=, which of the axes {norm.axes!r} it varies along")
         if given == own and split == ordered:
             return None
         if given == apart:
             return turned
         which = f"{apart} or {own}" if split == ordered and own != apart else f"{apart}"
         raise RuntimeError(
-            f"normalize(): {name} of shape {tuple(given)} does not vary along affine={words.affine!r}, which is "
+            f"normalize(): {name} of shape {tuple(given)} does not vary along {words.affine!r}, which is "
             f"{which} of axes {norm.axes!r} and input of shape {tuple(shape)}"
         )
 
@@ -131,6 +131,13 @@ def _explain_refusal(function: str, x: Tensor, weight: Tensor | None, bias: Tens
             check_tensor(function, name, t, x)
 
 
+def _explain_words(function: str, words: Words) -> None:
+    """Raise which of the axes are not given in words."""
+    for name, given in (("axes", words.axes), ("over", words.over), ("affine", words.affine or "")):
+        if not isinstance(given, str):
+            raise TypeError(f"{function}(): argument '{name}' must be str, as \"n c\", not {type(given).__name__}")
+
+
 def prepare(
     function: str, x: Tensor, words: Words, weight: Tensor | None, bias: Tensor | None, eps: float, short: bool = True
 ) -> tuple[Call, Tensor | None, Tensor | None, bool]:
@@ -143,7 +150,11 @@ def prepare(
         fits = False
     eps = eps if type(eps) is float else _number(eps, function)
     shapes = None if weight is None else weight.shape, None if bias is None else bias.shape
-    call, (weight_view, bias_view) = (_cached_read if short else _read)(words, x.shape, *shapes, eps)
+    try:
+        call, (weight_view, bias_view) = (_cached_read if short else _read)(words, x.shape, *shapes, eps)
+    except (TypeError, AttributeError):
+        _explain_words(function, words)
+        raise
     return call, _laid(weight, weight_view, call), _laid(bias, bias_view, call), fits
 
 

@@ -135,7 +135,7 @@ def _check_quantize(function: str, given: Mapping[str, Any]) -> str:
     if (kind == "") != (scale is None) or (isinstance(scale, str) and scale != "group"):
         said = scale if isinstance(scale, str) or scale is None else type(scale).__name__
         raise ValueError(
-            f'{function}(): with quantize goes quantize_scale, a Tensor or "group": they are {kind or None!r}, {said!r}'
+            f'{function}(): quantize goes with quantize_scale, a Tensor or "group"; they are {kind or None!r}, {said!r}'
         )
     return kind
 

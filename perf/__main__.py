@@ -9,7 +9,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("click", "rich"):
         raise
-    sys.exit(f"{error.name} is not installed: pip install 'normtriton[perf]'")
+    sys.exit(f"{error.name} is not installed: in a copy of the repository, pip install '.[perf]'")
 
 if __name__ == "__main__":
     main(prog_name="python -m normtriton.perf")

@@ -99,8 +99,8 @@ def test_other_ways():
 
 def test_what_is_refused():
     """What is neither a name nor an Activation, and says which there are."""
-    with pytest.raises(ValueError, match=f"activation is one of {ACTIVATIONS[0]}.*, or an Activation, not 'mish'"):
-        nt.layer_norm(torch.randn(2, 8), (8,), activation="mish")
+    with pytest.raises(ValueError, match=f"activation is one of {ACTIVATIONS[0]}.*, or an Activation, not 'no_such'"):
+        nt.layer_norm(torch.randn(2, 8), (8,), activation="no_such")
 
 
 COMPILED = """

@@ -78,6 +78,8 @@ PATTERNS = {
     "thirds": ("n (a b c)", {"over": "b", "affine": "a c", "a": 2, "b": 3}, (4, 24), "n=4|a=2 b=3 c=4", (2, 4)),
     "last-two": ("*m *d", {"over": "d", "affine": "d", "d": 2}, (5, 4, 6), "m=5|d=4|e=6", (4, 6)),
     "cells-of-one": ("(a b) (c d)", {"over": "d", "affine": "b d", "b": 6, "d": 1}, (6, 1), "a=1 b=6|c=1 d=1", (6, 1)),
+    "samples-turned": ("n c t d", {"over": "d", "affine": "c d n"}, (2, 3, 4, 5), "n=2|c=3|t=4|d=5", (3, 5, 2)),
+    "samples-apart": ("n c t d", {"over": "d", "affine": "n c d"}, (2, 3, 4, 5), "n=2|c=3|t=4|d=5", (2, 3, 5)),
     "all": ("*a", {"over": "a", "affine": "a"}, (5, 6), "a=5|b=6", (5, 6)),
 }
 STARS = {"s": "st", "k": "kl", "d": "de", "a": "ab"}
@@ -295,18 +297,24 @@ X = torch.randn(4, 6, 5)
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "said"),
     [
-        ((X, "n c"), {"over": "c"}, RuntimeError, r"axes 'n c' are not those of shape \(4, 6, 5\), which has 3 dim"),
+        ((X, "n c"), {"over": "c"}, RuntimeError, r"axes 'n c' are not those of shape \(4, 6, 5\), .* 3 dim.* not 2"),
         ((X, "n c s t"), {"over": "c"}, RuntimeError, "axes 'n c s t' are not those"),
-        ((X, "n c s t *u"), {"over": "c"}, RuntimeError, r"axes 'n c s t \*u' are not those"),
+        ((X, "n c s t *u"), {"over": "c"}, RuntimeError, r"axes 'n c s t \*u' are not those of .* not at least 4"),
         ((X, "n c c"), {"over": "c"}, ValueError, "axes 'n c c': 'c' names two of them"),
         ((X, "n c s"), {"over": "d"}, ValueError, "over='d': 'd' is none of the axes 'n c s'"),
+        ((X, "ncs"), {"over": "c"}, ValueError, "none of the axes 'ncs', which is one word: spaces stand between"),
+        ((X, "n c s"), {"over": ["c"]}, TypeError, "argument 'over' must be str, as \"n c\", not list"),
+        ((X, "n c s"), {"over": "s", "affine": 1}, TypeError, "argument 'affine' must be str, as \"n c\", not int"),
+        ((X, 3), {"over": "s"}, TypeError, "argument 'axes' must be str, as \"n c\", not int"),
+        ((X, "n (a b c) s"), {"over": "s"}, ValueError, "give all sizes but one of 'a' or 'b' or 'c', as a=2"),
+        ((X, "n ... s"), {"over": "s"}, ValueError, r"\*s for any number of dimensions, .* not '\.\.\.'"),
         ((X, "n c s"), {"over": "c c"}, ValueError, "over='c c': 'c' is named twice"),
         ((X, "n c s"), {"over": ""}, ValueError, "over='' names none of the axes 'n c s'"),
         ((X, "n c s"), {"over": "c", "affine": "e"}, ValueError, "affine='e': 'e' is none of the axes"),
         ((X, "n c-s s"), {"over": "c"}, ValueError, "axes 'n c-s s': a word is a name, .* not 'c-s'"),
         ((X, "n (c s"), {"over": "c"}, ValueError, r"axes 'n \(c s': a parenthesis is not closed"),
         ((X, "n () s"), {"over": "s"}, ValueError, r"axes 'n \(\) s': a word is a name"),
-        ((X, "n (g k) s"), {"over": "s"}, ValueError, r"axes 'n \(g k\) s': the sizes of 'k' are missing"),
+        ((X, "n (g k) s"), {"over": "s"}, ValueError, r"axes 'n \(g k\) s': give the size of 'g' or 'k', as g=2"),
         ((X, "n (g k) s"), {"over": "s", "g": 4}, RuntimeError, r"with g=4 do not fit dimension 1 of shape \(4, 6"),
         ((X, "n (g k) s"), {"over": "s", "g": 0}, RuntimeError, "with g=0 do not fit"),
         ((X, "n (g k) s"), {"over": "s", "g": 3, "k": 3}, RuntimeError, "with g=3, k=3 do not fit"),
@@ -314,14 +322,14 @@ X = torch.randn(4, 6, 5)
         ((X, "n c s"), {"over": "s", "d": 7}, TypeError, "unexpected keyword argument 'd', .* none of 'n c s'"),
         ((X, "n (g k) s"), {"over": "s", "g": 3.0}, TypeError, "the size of axis 'g' must be an int, not float"),
         ((X, "*a *b"), {"over": "b"}, ValueError, r"axes '\*a \*b': the number of dimensions that '\*b' stands for"),
-        ((X, "n c s"), {"over": "s", "weight": torch.ones(6)}, ValueError, "weight needs affine, the axes that it"),
+        ((X, "n c s"), {"over": "s", "weight": torch.ones(6)}, ValueError, "weight needs affine=, which of the axes"),
         (
             (X, "n c s"), {"over": "s", "affine": "c", "weight": torch.ones(5)}, RuntimeError,
-            r"weight of shape \(5,\) does not vary along affine='c', which is \(6,\) of axes 'n c s' and input",
+            r"weight of shape \(5,\) does not vary along 'c', which is \(6,\) of axes 'n c s' and input",
         ),
         (
             (X, "n (g k) s"), {"over": "s", "affine": "g k", "g": 3, "bias": torch.ones(2, 3)}, RuntimeError,
-            r"bias of shape \(2, 3\) does not vary along affine='g k', which is \(3, 2\) or \(6,\)",
+            r"bias of shape \(2, 3\) does not vary along 'g k', which is \(3, 2\) or \(6,\)",
         ),
         ((X, "n c s"), {"over": "s", "eps": "small"}, TypeError, "argument 'eps' must be a number, not str"),
         (([1.0], "n"), {"over": "n"}, TypeError, "argument 'input' must be Tensor, not list"),
@@ -407,7 +415,7 @@ def test_what_torch_nn_does_not_have():
 def test_explained():
     """In the caller's words."""
     said = str(nt.explain(nt.normalize, torch.empty(2, 3, 32, device="meta"), "b t (h d)", **HEADS))
-    assert "normalize of (2, 3, 32), axes (b t (h d)): statistics over (d), parameters along (d)" in said
+    assert "normalize of (2, 3, 32), axes 'b t (h d)': statistics over 'd', parameters along 'd'" in said
     explained = nt.explain(nt.layer_norm, torch.empty(8, 96, 56, 56, device="meta"), (96,), dim=1)
     assert explained.problem.norm == described("d0 d1 d2 d3", "d1", "d1")
     assert explained.forward.moved == explained.forward.compulsory

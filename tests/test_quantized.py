@@ -175,9 +175,9 @@ def test_what_is_refused():
     x = torch.randn(2, 8)
     with pytest.raises(ValueError, match="quantize is one of float8_e4m3fn, float8_e5m2, int8, not 'int4'"):
         nt.layer_norm(x, (8,), quantize="int4", quantize_scale="group")
-    with pytest.raises(ValueError, match="with quantize goes quantize_scale"):
+    with pytest.raises(ValueError, match="quantize goes with quantize_scale"):
         nt.layer_norm(x, (8,), quantize="int8")
-    with pytest.raises(ValueError, match="with quantize goes quantize_scale"):
+    with pytest.raises(ValueError, match="quantize goes with quantize_scale"):
         nt.layer_norm(x, (8,), quantize_scale="group")
     with pytest.raises(ValueError, match="'tensor'"):
         nt.layer_norm(x, (8,), quantize="int8", quantize_scale="tensor")

@@ -22,6 +22,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import normtriton as nt
+from normtriton.autograd.surrounded import ACTIVATION_FUNCTIONS
 from normtriton.planning.stages import ACTIVATIONS as NAMES
 from normtriton.planning.stages import Stages
 from normtriton.runtime import launch
@@ -523,7 +524,7 @@ def test_explained():
 
 def test_names_of_activations():
     """The oracle knows each of them."""
-    assert {"", *NAMES} == set(ACTIVATIONS)
+    assert {"", *NAMES} == set(ACTIVATIONS) == set(ACTIVATION_FUNCTIONS)
 
 
 @pytest.fixture

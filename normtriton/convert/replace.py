@@ -75,7 +75,7 @@ class LeftAlone(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `convert` or `restore` did; ``str()`` says it in words.
+    """What `convert` did; ``str()`` says it in words.
 
     Attributes:
         converted: the norms.
@@ -90,9 +90,20 @@ class Report(NamedTuple):
     not_fused: tuple[LeftAlone, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"converted: {len(self.converted)}", *_listed("", self.converted)]
+        lines = [f"{self.done}: {len(self.converted)}", *_listed("", self.converted)]
         lines += [*_listed("left alone", self.left_alone), *_listed("fused", self.fused)]
         return "\n".join([*lines, *_listed("not fused", self.not_fused)])
+
+    @property
+    def done(self) -> str:
+        """The word for it."""
+        return "converted"
+
+
+class Restored(Report):
+    """What `restore` did: a `Report` whose ``converted`` lists what has its original class again."""
+
+    done = "restored"
 
 
 def _listed(title: str, entries: tuple[Converted, ...] | tuple[LeftAlone, ...]) -> list[str]:
@@ -224,7 +235,7 @@ def restore(model: nn.Module) -> Report:
             changes.append(Converted(names[0], cls, type(module), f"as {_full_name(_originals[plain])}"))
         elif any(kind in _originals for kind in cls.__mro__):
             left_alone.append(LeftAlone(names[0], cls, "its class was derived from the library's"))
-    return Report(tuple(changes), tuple(left_alone))
+    return Restored(tuple(changes), tuple(left_alone))
 
 
 @contextmanager

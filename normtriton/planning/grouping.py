@@ -12,7 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 class Axis(NamedTuple):
@@ -120,11 +120,18 @@ class Grouping(NamedTuple):
 
         So many neighbouring elements can be moved by one instruction.
         """
+        return self._vector(limit, self.tensors) if self.vector_axis else 1
+
+    def mask_vector(self, limit: int) -> int:
+        """The same of the mask: 1 if it is not contiguous along the tensors' axis, or there is none."""
+        axis, mask = self.vector_axis, self.mask
+        beside = axis and mask is not None and self.cells == 1 and getattr(mask, axis) == 1
+        return self._vector(limit, (mask,)) if beside and mask else 1
+
+    def _vector(self, limit: int, tensors: Iterable[Strides]) -> int:
         axis = self.vector_axis
-        if not axis:
-            return 1
         steps = [self.kept if axis == "kept" else self.r2]
-        for s in self.tensors:
+        for s in tensors:
             steps += [*s.outer, *s.walk, s.r1]
             steps += [s.r2] if axis == "kept" else [s.cell if self.cells > 1 else s.kept]
         vector = limit

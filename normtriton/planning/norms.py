@@ -32,7 +32,10 @@ def words(pattern: str) -> list[tuple[str, ...]]:
         elif part.removeprefix("*").isidentifier() and split is None:
             found.append((part,))
         else:
-            raise ValueError(f"axes {pattern!r}: a word is a name, as n or *s, or several in parentheses, not {part!r}")
+            raise ValueError(
+                f"axes {pattern!r}: a word is a name, as n, or *s for any number of dimensions, or several names in "
+                f"parentheses, not {part!r}"
+            )
     if split is not None:
         raise ValueError(f"axes {pattern!r}: a parenthesis is not closed")
     return found
@@ -87,7 +90,8 @@ def described(axes: str, over: str, affine: str | None = None, centered: bool = 
     for which, chosen in lists.items():
         for name in chosen:
             if name not in known:
-                raise ValueError(f"{which}={' '.join(chosen)!r}: {name!r} is none of the axes {axes!r}")
+                apart = ", which is one word: spaces stand between axes" if len(words(axes)) == 1 else ""
+                raise ValueError(f"{which}={' '.join(chosen)!r}: {name!r} is none of the axes {axes!r}{apart}")
             if chosen.count(name) > 1:
                 raise ValueError(f"{which}={' '.join(chosen)!r}: {name!r} is named twice")
     if not lists["over"]:
@@ -138,7 +142,10 @@ def name_axes(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> l
     if stars:
         lengths[stars[0]] = free
     if free < 0 or (free and not stars) or any(length < 0 for length in lengths.values()):
-        raise RuntimeError(f"axes {pattern!r} are not those of shape {tuple(shape)}, which has {len(shape)} dimensions")
+        raise RuntimeError(
+            f"axes {pattern!r} are not those of shape {tuple(shape)}, which has {len(shape)} dimensions and not "
+            f"{f'at least {len(tokens) - len(stars)}' if stars else len(tokens)}"
+        )
 
     dims: list[list[NamedAxis]] = []
     for token in tokens:
@@ -149,7 +156,8 @@ def name_axes(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> l
         size = shape[len(dims)]
         missing = [name for name in token if name not in sizes]
         if len(missing) > 1:
-            raise ValueError(f"axes {pattern!r}: the sizes of {' and '.join(map(repr, missing[1:]))} are missing")
+            which = f"{'the size' if len(missing) == 2 else 'all sizes but one'} of {' or '.join(map(repr, missing))}"
+            raise ValueError(f"axes {pattern!r}: give {which}, as {missing[0]}=2")
         known = prod([sizes[name] for name in token if name in sizes])
         extents = {name: sizes[name] if name in sizes else size // known if known else 0 for name in token}
         if prod([*extents.values()]) != size or any(extent < 0 for extent in extents.values()):

@@ -246,6 +246,7 @@ class Plan:
         span: elements of the kept axis from one block to the next: below block_kept where a group would be cut.
         block_groups: groups whose cells a resident tile holds and joins, padded to a power of two; 0 if it joins none.
         depth: rounds of the loop of a sweep, or of a walk that measures, that are under way at once.
+        mask_vector: elements of the mask that lie side by side, of those that one instruction may move.
         per_sample: whether a sweep's parameters vary along the outer axes, which then have programs of their own.
         activation, offset, round_first, gate_first, masked, quantize: see `normtriton.planning.stages.Stages`.
     """
@@ -275,6 +276,7 @@ class Plan:
     span: int = 0
     block_groups: int = 0
     depth: int = 1
+    mask_vector: int = 1
     per_sample: bool = False
     activation: str | Activation = ""
     offset: float = 0.0
@@ -675,6 +677,7 @@ def make_plan(
         round_first=stages.round_first,
         gate_first=stages.gate_first,
         masked=stages.masked,
+        mask_vector=group.mask_vector(vector),
         quantize=stages.quantize,
         **flags,
     )

@@ -470,7 +470,7 @@ class Pass(NamedTuple):
 
     def held(self, step: Launch, operands: str = "") -> tuple[str, str]:
         """The strategy of a launch whose tiles hold whole groups, and the reason in words."""
-        strategy, where = "resident", f"{step.num_warps} warps"
+        strategy, where = "resident", f"{step.num_warps} warp{'s' if step.num_warps > 1 else ''}"
         if step.plan.ctas > 1:
             strategy, where = "clustered", f"{step.plan.ctas} thread blocks of {where}, one cluster"
         return strategy, f"{step.group.count} elements a group{operands} fit in the registers of {where}"
@@ -748,8 +748,8 @@ def parameter_columns(one: Pass, num_warps: int = 0) -> Launch | None:
 def gathers(one: Pass) -> bool:
     """Whether many groups share parameters, and none sums for them on its own, as in layer norm.
 
-    So it is where each sample has parameters of its own, too, if samples lie apart in memory, and in the parameters'
-    gradient: then no tile has groups of two.
+    So it is where each sample has parameters of its own, too, if samples lie apart in memory, so that no tile has groups
+    of two, and in that order in the parameters' gradient.
     """
     problem = one.problem
     if problem.summed or not any(key not in problem.affine for key in problem.kept):
@@ -757,9 +757,11 @@ def gathers(one: Pass) -> bool:
     if not any(key in problem.affine for key in problem.kept):
         return True
     gradient = problem.parameter(contiguous(problem.parameter_shape))
-    dense = problem.dense(problem.over)
-    parts = one.group(problem.over, gradient).parts
-    apart = parts is not None and parts.kept == parts.cell == 0 and all(parts.outer)
+    group = one.group(problem.over, gradient)
+    parts, dense = group.parts, problem.dense(problem.over)
+    assert parts is not None
+    rows = tuple(group.count * prod(group.outer[:i]) for i in range(len(group.outer)))
+    apart = parts.kept == parts.cell == 0 and parts.outer == rows
     return apart and all(gradient[key] == stride for key, stride in dense.items())
 
 
