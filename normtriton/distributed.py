@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,7 +30,7 @@ class Started:
     The call is made twice, with this in the place of its process group: to tell, and to finish.
 
     Attributes:
-        among: who shares the groups; None if there is one alone.
+        among: the processes of the group; None without one.
         telling: whether the call is being made to tell.
         told: what it told; None before, and where nobody is told.
     """
@@ -38,17 +39,20 @@ class Started:
         """Make the first ``call``, of a function or module of this ``name``; ``tensors`` are what it reads."""
         if is_compiling():
             raise NotImplementedError(f"{name}.start(): compilers do not trace it")
+        self.among = None if process_group is None else processes(name, process_group)
+        self.telling = True
+        self.told: across.Told | None = None
+        self._name = name
+        self._call: Callable[..., Any] | None = call
         own = [t for t in tensors if isinstance(t, torch.Tensor)]
-        device = own[0].device.type if own else "cpu"
-        self._name, self._versions = name, [(t, t._version) for t in own if not t.is_inference()]
-        self._gradients, self._autocast = torch.is_grad_enabled(), cast("Any", nullcontext())
-        if torch.amp.is_autocast_available(device):
-            options = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-            self._autocast = torch.autocast(device, *options)
-        self.among = None if process_group is None else cast("Processes | None", shared(name, process_group))
-        self.telling, self.told = True, cast("across.Told | None", None)
+        self._versions = [(t, t._version) for t in own if not t.is_inference()]
+        self._modes: list[Callable[[], Any]] = [partial(torch.set_grad_enabled, torch.is_grad_enabled())]
+        for device in {t.device.type for t in own}:
+            if torch.amp.is_autocast_available(device):
+                options = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+                self._modes.append(partial(torch.autocast, device, *options))
         call(self)
-        self.telling, self._call = False, cast("Callable[..., Any] | None", call)
+        self.telling = False
 
     def finish(self) -> Any:
         """Wait for what the others told, and return the call's result; once.
@@ -68,7 +72,9 @@ class Started:
                     f"[{t.type()} {[*t.shape]}] is at version {t._version}; expected version {version} instead"
                 )
         call, self._call, self._versions = self._call, None, []
-        with torch.set_grad_enabled(self._gradients), self._autocast:
+        with ExitStack() as stack:
+            for mode in self._modes:
+                stack.enter_context(mode())
             return call(self)
 
 
@@ -85,7 +91,7 @@ def shared(function: str, process_group: Any) -> Processes | Named | None:
 def sharing(function: str, process_group: Any) -> Processes | Named | Started | None:
     """`shared`, or the started call in the place of a ``process_group``."""
     if isinstance(process_group, Started):
-        return process_group if process_group.among else None
+        return process_group if process_group.among and process_group.among.size > 1 else None
     return shared(function, process_group)
 
 

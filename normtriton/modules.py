@@ -153,7 +153,8 @@ class Leaf(nn.Module):
             What the call raises of what is wrong with its arguments, or if the others make another one.
         """
         name, training = type(self).__name__, self.training
-        if self._forward_pre_hooks or self._forward_hooks or self._backward_pre_hooks or self._backward_hooks:
+        hooks = self._forward_pre_hooks, self._forward_hooks, self._backward_pre_hooks, self._backward_hooks
+        if any(hooks) or nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]  # torch has no types
             raise NotImplementedError(f"{name}.start(): the module has hooks, which run in a call alone")
 
         def call(group: Started) -> Any:
