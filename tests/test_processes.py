@@ -44,6 +44,13 @@ def test_one_that_dies(new):
         assert not new or "rank 1 to call" in error
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_started_call_waits_for_nobody(size):
+    """Two tell before the first is heard, while another process has not begun."""
+    for wrong, _ in worlds.run(partial(across_cases.outcome, across_cases.in_flight), size, timeout=10.0):
+        assert not wrong, wrong
+
+
 @pytest.mark.parametrize("dies", [True, False], ids=["dies", "differs"])
 def test_one_that_leaves_a_started_call(dies):
     """What happens between start and finish is said by finish, which leaves running statistics as they were."""
