@@ -140,7 +140,7 @@ def counting_batch_norm(
 ) -> Tensor:
     """`batch_norm`, whose kernel counts the batch on the way: ``batches``, () int64 or None, grows by one."""
     given = (running_mean, running_var, weight, bias, training, momentum, eps)
-    if process_group is not None and training:  # given statistics need nobody
+    if process_group is not None:
         return _across(
             batch_norm,
             process_group,
@@ -150,6 +150,7 @@ def counting_batch_norm(
             lambda u, w, b: (batch_norm_call(u, *given, batches, part=True), _flat(w), _flat(b)),
             lambda: counting_batch_norm(input, *given, batches, **around),
             partial(_per_channel_view, input),
+            training,
         )
     if around:
         statistics = (running_mean, running_var)
@@ -219,7 +220,7 @@ def instance_norm(
     Source: Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022.
     """
     given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    if process_group is not None and use_input_stats:
+    if process_group is not None:
         return _across(
             instance_norm,
             process_group,
@@ -229,6 +230,7 @@ def instance_norm(
             lambda u, w, b: (instance_norm_call(u, *given, part=True), _flat(w), _flat(b)),
             lambda: instance_norm(input, *given, **around),
             partial(_per_channel_view, input),
+            use_input_stats,
         )
     if around:
         return _surrounded(
@@ -487,8 +489,11 @@ def _across(
     call: Callable[..., tuple[Call, Tensor | None, Tensor | None]],
     alone: Callable[[], Tensor],
     spread: Callable[[Tensor], Tensor],
+    measures: bool = True,
 ) -> Tensor:
     """A norm whose groups extend over processes; while `torch.fx` traces, record that it is to be called.
+
+    Where it ``measures`` nothing, since statistics are given, it needs nobody.
 
     Raises:
         What PyTorch's function raises for these arguments.
@@ -497,9 +502,9 @@ def _across(
     if any(isinstance(arg, Proxy) for arg in (*args, *around.values())):
         return handle_torch_function(function, args, *args, process_group=process_group, **around)
     name = function.__name__
-    among = distributed.shared(name, process_group)
+    among = distributed.sharing(name, process_group) if measures else None
     if among is None:
-        return alone()
+        return args[0] if distributed.telling(process_group) else alone()
 
     def checked(*given: Any) -> tuple[Call, Tensor | None, Tensor | None]:
         try:

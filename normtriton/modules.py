@@ -17,6 +17,7 @@ from torch import nn
 
 from . import functional
 from .autograd.operators import counts_batches
+from .distributed import Started, telling
 from .surroundings import check_settings
 
 if TYPE_CHECKING:
@@ -133,6 +134,41 @@ class Leaf(nn.Module):
             )
         return self
 
+    def start(self, x: Tensor, **around: Unpack[Around]) -> Started:
+        """Begin a call whose groups extend over processes: tell them of x, and wait for nobody.
+
+            started = norm.start(x, residual=r)
+            ...                                  # the processes talk
+            y, u = started.finish()              # norm(x, residual=r)
+
+        What comes before the norm is computed, and x is measured. `finish` waits for the others, computes the rest and
+        updates running statistics; a call that is not finished leaves them as they are. Where there is nobody to tell,
+        as without a ``process_group``, `finish` is the whole call. Several calls may be started before the first is
+        finished; all processes start and finish them in the same order.
+
+        Args:
+            x, around: as of the call. They and the parameters are not to be changed before `finish`.
+        Raises:
+            NotImplementedError: a mask, a compiler, or a module with hooks, which are of a call in one piece.
+            What the call raises of what is wrong with its arguments, or if the others make another one.
+        """
+        name, training = type(self).__name__, self.training
+        hooks = self._forward_pre_hooks, self._forward_hooks, self._backward_pre_hooks, self._backward_hooks
+        if any(hooks) or nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]  # torch has no types
+            raise NotImplementedError(f"{name}.start(): the module has hooks, which run in a call alone")
+
+        def call(group: Started) -> Any:
+            if self.training != training:
+                raise RuntimeError(f"{name}: a call was started in {'training' if training else 'evaluation'}")
+            given: Any = {**around, "process_group": group}
+            return self.forward(x, **given)
+
+        return Started(name, call, (x, *around.values(), *self.parameters()), self._shared_with())
+
+    def _shared_with(self) -> Any:
+        """The process group of a call."""
+        return self.process_group
+
     def surrounded(self, x: Tensor, around: Around) -> Any:
         """Normalize x with what surrounds it, which most modules take by keyword."""
         return self(x, **around)
@@ -160,7 +196,9 @@ class _BatchNorm(Leaf, nn.modules.batchnorm._BatchNorm):
             mean, var = _parameter(self, "running_mean"), _parameter(self, "running_var")
             if updating:
                 batches = _parameter(self, "num_batches_tracked")
-        if batches is not None and not self._counts_itself(input, batches, mean):
+        if batches is not None and not (
+            self._counts_itself(input, batches, mean) or telling(around.get("process_group"))
+        ):
             batches.add_(1)
             if momentum is None:  # the cumulative average
                 momentum = 1.0 / float(batches)
@@ -249,11 +287,13 @@ class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
 
     @scripted_as(nn.SyncBatchNorm.forward)
     def forward(self, input: Tensor, **around: Unpack[Around]) -> Tensor:  # noqa: A002
-        group = None
-        if self.training and dist.is_available() and dist.is_initialized():
-            group = dist.group.WORLD if self.process_group is None else self.process_group
-        given: Any = {"process_group": group, **around}
+        given: Any = {"process_group": self._shared_with(), **around}
         return super().forward(input, **given)
+
+    def _shared_with(self) -> Any:
+        if self.training and dist.is_available() and dist.is_initialized():
+            return dist.group.WORLD if self.process_group is None else self.process_group
+        return None
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from .distributed import Started
     from .planning.norms import Norm
     from .planning.stages import Activation
     from .runtime.processes import Named, Processes
@@ -175,9 +176,11 @@ def run(
     its groups extend over.
     """
     if process_group is not None:
-        among = distributed.shared(function, process_group)
+        among = distributed.sharing(function, process_group)
         if among is not None:
             return _run_across(function, among, x, words, weight, bias, eps, dtype, around)
+        if distributed.telling(process_group):
+            return x
     kernels, short = isinstance(x, torch.Tensor) and has_kernels(x), unwatched(x, weight, bias)
     if not kernels and tracing_state() is not None:
         with quiet_about_sizes():
@@ -292,7 +295,7 @@ def _run_surrounded(
 
 def _run_across(
     function: str,
-    among: Processes | Named,
+    among: Processes | Named | Started,
     x: Tensor,
     words: Words,
     weight: Tensor | None,

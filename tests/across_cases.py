@@ -379,11 +379,17 @@ def watched(_rank, _size):
     x, group = torch.randn(4, 6), dist.group.WORLD
     norm = partial(nt.layer_norm, normalized_shape=(6,), process_group=group)
     found = []
-    for run in (norm, partial(checkpoint, norm, use_reentrant=False)):
+    module = nt.LayerNorm(6, process_group=group)
+
+    def in_two(x):
+        return module.start(x).finish()
+
+    for run in (norm, *(partial(checkpoint, each, use_reentrant=False) for each in (norm, in_two))):
         mine = x.clone().requires_grad_()
         y = run(mine)
         found.append((y, *torch.autograd.grad(y, mine, x.cos())))
-    alike(found, rtol=0, atol=0)
+    for other in found[1:]:
+        alike((found[0], other), rtol=0, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
         low = x.bfloat16()
         assert norm(low).dtype == F.layer_norm(low, (6,)).dtype
@@ -497,6 +503,18 @@ def compiled(rank, size):
         assert len(sent) == 6
         found.append([y, *(p.grad for p in net.parameters()), *net.buffers()])
     alike(found, rtol=1e-5, atol=1e-5)
+
+    norm = nt.SyncBatchNorm(2)
+
+    def in_two(x):
+        return norm.start(x).finish()
+
+    with pytest.raises(NotImplementedError, match="compilers"):
+        torch.compile(in_two, backend="aot_eager")(x)
+    apart = torch.compiler.disable(in_two)
+    with torch.no_grad():
+        y = torch.compile(lambda x: apart(2.0 * x).sin(), backend="aot_eager")(x)
+    assert torch.equal(y, norm(2.0 * x).sin())
     return ""
 
 
@@ -517,7 +535,154 @@ def masked(rank, size):
     return digest(*found[1][1:])
 
 
+#: Modules by their channels, the whole input, which dimension of it is spread, and the tensors that surround a call.
+STARTED = {
+    "batch": (partial(nt.SyncBatchNorm, activation="relu"), (6, 4, 3, 2), 0, ("residual", "skip")),
+    "batch-averages": (partial(nt.SyncBatchNorm, momentum=None), (6, 4, 3), 0, ()),
+    "instance": (partial(nt.InstanceNorm1d, affine=True, track_running_stats=True), (4, 6), 1, ("gate",)),
+    "group": (partial(nt.GroupNorm, 2), (2, 4, 6), 2, ("scale", "shift")),
+    "layer": (partial(nt.LayerNorm, dim=1), (2, 10, 3), 1, ()),
+    "rms": (
+        partial(nt.RMSNorm, offset=1.0, round_first=True, gate_first=True, activation="silu"),
+        (3, 10),
+        1,
+        ("residual", "gate", "x_scale"),
+    ),
+}
+
+
+def started(rank, size):
+    """Calls that are started, two at once, beside calls in one piece: the same bits of all that comes out."""
+    for kind, shape, dim, names in STARTED.values():
+        made = partial(torch.randn, generator=torch.Generator().manual_seed(12))
+        whole = [{name: made(4) if name in ("scale", "shift") else made(shape) for name in ("x", *names)} for _ in "ab"]
+        parts = [{k: part(t, dim, rank, size) if t.dim() > 1 else t for k, t in each.items()} for each in whole]
+        channels = parts[0]["x"].shape[dim] if 10 in shape else 4
+        found = []
+        for at_once in (False, True):
+            module = kind(channels, process_group=dist.group.WORLD)
+            given = [{name: t.clone().requires_grad_() for name, t in each.items()} for each in parts]
+            calls = [(each["x"], {name: each[name] for name in names}) for each in given]
+            if at_once:
+                begun = [module.start(x, **around) for x, around in calls]
+                results = [call.finish() for call in begun]
+            else:
+                results = [module(x, **around) for x, around in calls]
+            results = [t for y in results for t in (y if isinstance(y, tuple) else (y,))]
+            leaves = [*(t for each in given for t in each.values()), *module.parameters()]
+            gradients = torch.autograd.grad(results, leaves, [t.detach().cos() for t in results])
+            found.append([*results, *gradients, *module.buffers()])
+        alike(found, rtol=0, atol=0)
+    return ""
+
+
+@contextmanager
+def recorded():
+    """The order in which calls tell, and hear, by the numbers of their groups."""
+    order, gather, hear = [], processes._gather, processes.Processes._hear
+
+    def telling(heard, told, **options):
+        order.append(("tell", told.numel() // 4))
+        return gather(heard, told, **options)
+
+    def hearing(self, work, heard, *rest):
+        order.append(("hear", heard[0].numel() // 4))
+        return hear(self, work, heard, *rest)
+
+    with patch.object(processes, "_gather", telling), patch.object(processes.Processes, "_hear", hearing):
+        yield order
+
+
+def in_flight(rank, size):
+    """What two calls tell is on its way when the first is heard; finished in reverse, with the results of one piece.
+
+    The last process starts when the others say that they have, which they would not if they waited for it.
+    """
+    few, many = nt.SyncBatchNorm(4), nt.SyncBatchNorm(6)
+    a, b = torch.randn(3, 4, 2), torch.randn(3, 6, 2)
+    for _ in range(2):  # then all know that these calls follow each other
+        want = [few(a), many(b)]
+    store = dist.distributed_c10d._get_default_store()
+    if rank == size - 1:
+        store.wait([f"{other} started" for other in range(size - 1)])
+    with recorded() as order:
+        first, second = few.start(a), many.start(b)
+        store.set(f"{rank} started", "")
+        assert order == [("tell", 4), ("tell", 6)]
+        found = second.finish(), first.finish()
+    assert order[2:] == [("hear", 6), ("hear", 4)]
+    alike((found[::-1], want), rtol=0, atol=0)
+    return ""
+
+
+def begun(rank, size):
+    """What becomes of a call between its start and its finish: left, finished twice, changed, switched, refused."""
+    x, residual = torch.randn(3, 4, 2), torch.randn(3, 4, 2)
+    norm = nt.SyncBatchNorm(4)
+    kept = digest(*norm.buffers())
+    left = norm.start(x, residual=residual)
+    assert digest(*norm.buffers()) == kept
+    y, _u = norm.start(x, residual=residual).finish()
+    del left
+    assert norm.num_batches_tracked == 1 and torch.equal(y, nt.SyncBatchNorm(4)(x + residual))
+
+    call = norm.start(x)
+    call.finish()
+    with pytest.raises(RuntimeError, match="SyncBatchNorm: a started call is finished once, and this one is already"):
+        call.finish()
+    words = r"modified by an inplace operation: \[torch.FloatTensor \[3, 4, 2\]\] is at version 1; expected version 0"
+    for changed, around in ((x.clone(), {}), (residual.clone(), {"residual": residual})):
+        given = {"residual": changed} if around else {}
+        call = norm.start(x if around else changed, **given)
+        changed.add_(1.0)
+        with pytest.raises(RuntimeError, match=words):
+            call.finish()
+    call = norm.start(x)
+    with pytest.raises(RuntimeError, match="a call was started in training"):
+        norm.eval(), call.finish()
+    call = norm.start(x)
+    with torch.no_grad():
+        norm.weight.mul_(2.0)
+    with pytest.raises(RuntimeError, match=r"inplace operation: \[torch.FloatTensor \[4\]\]"):
+        call.finish()
+
+    with counted() as sent:  # evaluation, no group, and one process alone
+        alone = [dist.new_group([r]) for r in range(size)][rank]
+        for module in (norm, nt.InstanceNorm1d(4, affine=True), nt.LayerNorm(2), nt.LayerNorm(4, dim=1)):
+            assert torch.equal(module.start(x).finish(), module(x))
+        for kind in (partial(nt.BatchNorm1d, 4, momentum=None), partial(nt.RMSNorm, 2)):
+            module, other = (kind(process_group=alone) for _ in "ab")
+            kept = digest(*module.buffers())
+            call = module.start(x)
+            assert digest(*module.buffers()) == kept
+            alike(([call.finish(), *module.buffers()], [other(x), *other.buffers()]), rtol=0, atol=0)
+    assert not sent
+
+    norm.train()
+    mask = torch.ones(3, 1, 2, dtype=torch.bool)
+    with pytest.raises(NotImplementedError, match="a call with a mask has three collectives, and is not started"):
+        norm.start(x, mask=mask)
+    with pytest.raises(NotImplementedError, match="process_group= takes plain tensors"):
+        torch.vmap(lambda t: norm.start(t).finish())(torch.randn(2, *x.shape))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nothing'"):
+        norm.start(x, nothing=x)
+    handle = norm.register_forward_hook(lambda *_: None)
+    with pytest.raises(NotImplementedError, match=r"SyncBatchNorm.start\(\): the module has hooks"):
+        norm.start(x)
+    handle.remove()
+
+    rms, low = nt.RMSNorm(2, process_group=dist.group.WORLD), x.bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        want, call = rms(low), rms.start(low)
+    with torch.no_grad():
+        y = call.finish()
+    assert y.requires_grad and y.dtype == want.dtype and torch.equal(y, want)
+    return ""
+
+
 EXTRA = {
+    "started": started,
+    "begun": begun,
     "masked": masked,
     "compiled": compiled,
     "dtensors": dtensors,
@@ -597,6 +762,28 @@ def dying(rank, size, new):
     before, start = digest(*running), time.monotonic()
     error = attempt(few.double() if new else few, *running, training=True, process_group=group)
     return said, error, time.monotonic() - start, before == digest(*running)
+
+
+def parting(rank, size, dies):
+    """One process dies, or starts another call, before the others finish theirs, which they know.
+
+    Whether it was start or finish that raised, what, and whether running statistics are as they were.
+    """
+    group = dist.new_group([*range(size)], timeout=timedelta(seconds=3))
+    few, many = (nt.SyncBatchNorm(channels, process_group=group) for channels in (4, 6))
+    a, b = torch.randn(3, 4, 2), torch.randn(3, 6, 2)
+    many(b), many(b)
+    statistics = few.running_mean, few.running_var, many.running_mean, many.running_var
+    before, step = digest(*statistics), "start"
+    if dies and rank == 1:
+        os._exit(1)
+    try:
+        call = few.start(a) if rank == 1 else many.start(b)
+        step = "finish"
+        call.finish()
+    except RuntimeError as error:
+        return step, f"{type(error).__name__}: {error}", before == digest(*statistics)
+    return "", "", before == digest(*statistics)
 
 
 def example(rank, size, name):

@@ -44,6 +44,24 @@ def test_one_that_dies(new):
         assert not new or "rank 1 to call" in error
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_started_call_waits_for_nobody(size):
+    """Two tell before the first is heard, while another process has not begun."""
+    for wrong, _ in worlds.run(partial(across_cases.outcome, across_cases.in_flight), size, timeout=10.0):
+        assert not wrong, wrong
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["dies", "differs"])
+def test_one_that_leaves_a_started_call(dies):
+    """What happens between start and finish is said by finish, which leaves running statistics as they were."""
+    first, other, last = worlds.run(partial(across_cases.parting, dies=dies), 3)
+    assert dies == (other is None)
+    for step, said, unchanged in (first, last):
+        assert (step, unchanged) == ("finish", True)
+        assert dies or ("did not call alike" in said and "rank 1 with" in said)
+    assert dies or (other[0] == "start" and "did not call alike" in other[1])
+
+
 def test_sync_batch_norm_is_made_of_batch_norms_and_back():
     """The same parameters and buffers, each class and setting given back; of others a class that is asked for."""
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(nt.BatchNorm2d(3, activation="relu", momentum=0.3)).eval())

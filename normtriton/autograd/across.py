@@ -6,7 +6,7 @@ wanted is composed of PyTorch's operations, and of sums over processes that can 
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..planning.schedule import Problem
+    from ..runtime.apart import Apply
     from ..runtime.launch import Statistics
     from ..runtime.processes import Processes
     from .call import Call
     from .derivatives import Wants
+
+    #: Waits for what all processes told, and updates running statistics by it: y, and the statistics of whole groups.
+    Hear = Callable[[Statistics | None], tuple[Tensor, Found]]
 
 
 @lru_cache(maxsize=4096)
@@ -44,15 +48,29 @@ def signature(problem: Problem, dtype: torch.dtype, eps: float, gradient: bool, 
     )
 
 
+class Told(NamedTuple):
+    """A norm of a part that is measured and told, and not normalized yet.
+
+    Attributes:
+        x, weight, bias: of the norm.
+        among: who is told.
+        hear: gives what is left to compute.
+    """
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    among: Processes
+    hear: Hear
+
+
 class Across(torch.autograd.Function):
     """Keeps x, weight, and the statistics of whole groups."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call, among: Processes, gradient: bool
-    ) -> Tensor:
-        y, found = forward(call, x, weight, bias, among, gradient)
-        ctx.kept = call, among, None if bias is None else bias.dtype
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call, told: Told) -> Tensor:
+        y, found = told.hear(call.statistics)
+        ctx.kept = call, told.among, None if bias is None else bias.dtype
         ctx.save_for_backward(x, weight, found.mean, found.rstd, found.share)
         return y
 
@@ -62,10 +80,10 @@ class Across(torch.autograd.Function):
         call, among, bias_dtype = ctx.kept
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or not unwatched(dy):
-            return *_backward_composed(dy, x, weight, share, call, among, bias_dtype, needs), None, None, None
+            return *_backward_composed(dy, x, weight, share, call, among, bias_dtype, needs), None, None
         wants = needs[0], weight.dtype if needs[1] else None, bias_dtype if needs[2] else None
         found = Found(mean, None, rstd, share)
-        return *backward(call.problem, dy, x, weight, found, wants, among), None, None, None
+        return *backward(call.problem, dy, x, weight, found, wants, among), None, None
 
 
 def normalize(
@@ -77,10 +95,25 @@ def normalize(
         NotImplementedError: tensors that are not plain, or something that watches them.
         RuntimeError: the processes did not call alike.
     """
+    return finish(start(function, x, weight, bias, call, among), call)
+
+
+def start(function: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call, among: Processes) -> Told:
+    """What of `normalize` comes before it waits for the others.
+
+    Raises:
+        As `normalize`, if the others do not agree to the call.
+    """
     _refuse_watched(function, x, weight, bias)
     weight, bias = (None if t is None else own(t) for t in (weight, bias))
     gradient = x.requires_grad and torch.is_grad_enabled()
-    return Across.apply(own(x), weight, bias, call, among, gradient)  # type: ignore[no-any-return, no-untyped-call]
+    x = own(x)
+    return Told(x, weight, bias, among, tell(call, x, weight, bias, among, gradient))
+
+
+def finish(told: Told, call: Call) -> Tensor:
+    """The rest of `normalize`."""
+    return Across.apply(told.x, told.weight, told.bias, call, told)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _refuse_watched(function: str, *tensors: Tensor | None) -> None:
@@ -97,18 +130,23 @@ def _agreed(call: Call, x: Tensor, among: Processes, gradient: bool, masked: boo
     return said
 
 
-def forward(
-    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, among: Processes, gradient: bool
-) -> tuple[Tensor, Found]:
-    """Y, and the statistics of whole groups; ``gradient`` says whether x will have one."""
+def tell(call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, among: Processes, gradient: bool) -> Hear:
+    """Measure x and tell it; ``gradient`` says whether x will have one."""
     if call.problem.num_groups == 0:  # nobody has anything to tell
         nothing = x.new_empty(0, dtype=statistics_dtype(x))
-        return torch.empty_like(x, dtype=call.dtype), Found(nothing, None, nothing.clone(), nothing.clone())
-    problem, eps, statistics, _, dtype = call
-    exchange = partial(among.gather, signature=_agreed(call, x, among, gradient))
+        found = Found(nothing, None, nothing.clone(), nothing.clone())
+        return lambda _statistics: (torch.empty_like(x, dtype=call.dtype), found)
+    said = _agreed(call, x, among, gradient)
     run = apart.forward if has_kernels(x) else _forward
     with on_device(x):
-        return run(problem, x, weight, bias, eps, statistics, dtype, exchange)
+        told, apply = run(call.problem, x, weight, bias, call.eps, call.dtype)
+        heard = among.tell(told, said)
+
+    def hear(statistics: Statistics | None) -> tuple[Tensor, Found]:
+        with on_device(x):
+            return apply(heard(), statistics)
+
+    return hear
 
 
 def backward(
@@ -121,16 +159,15 @@ def backward(
         return run(problem, dy, x, weight, found, (dtypes[0], dtypes[1]), among.gather if wants_dx else None)
 
 
+@torch.no_grad()
 def _forward(
     problem: Problem,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    statistics: Statistics | None,
     dtype: torch.dtype | None,
-    exchange: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Found]:
+) -> tuple[Tensor, Apply]:
     """`apart.forward` by PyTorch's operations."""
     axes, centered = Axes(problem), problem.norm.centered
     view = axes.split(x)
@@ -141,30 +178,33 @@ def _forward(
         correction = axes.mean(view - mean)
     squares = ((view - mean) - correction).square().sum(axes.over, keepdim=True)
     told = (count, mean, correction, squares) if centered else (count, squares)
-    heard = exchange(torch.stack([t.reshape(-1) for t in told]))
-    counts, squares = heard[:, 0], heard[:, -1]
-    total = counts.sum(0)
-    n = total.clamp(min=1)  # of no element
-    mean = correction = torch.zeros_like(total)
-    if centered:
-        pivot = torch.where(counts > 0, heard[:, 1], -torch.inf).amax(0)
-        pivot = torch.where(pivot == -torch.inf, 0.0, pivot)
-        relative = torch.where(counts > 0, (heard[:, 1] - pivot) + heard[:, 2], 0.0)
-        shift = (relative * counts).sum(0) / n
-        squares = squares + (relative - shift).square() * counts
-        mean = pivot + shift
-        correction = (pivot - mean) + shift
-    variance = squares.sum(0) / n
-    rstd = (variance + eps).rsqrt()
-    if eps == 0.0 and problem.norm.constant_is_zero:
-        rstd = torch.where(variance == 0.0, 0.0, rstd)
-    found = Found(mean if centered else None, correction if centered else None, rstd, 1 / n)
-    if statistics is not None and bool((total > 0).all()):
-        _update(axes, statistics, mean, variance * (total / (total - 1)))
-    y = ((view - axes.groups(mean)) - axes.groups(correction)) * axes.groups(rstd)
-    y = y if weight is None else y * axes.spread(weight)
-    y = y if bias is None else y + axes.spread(bias)
-    return torch.empty_like(x, dtype=dtype).copy_(y.reshape(x.shape)), found
+
+    def apply(heard: Tensor, statistics: Statistics | None) -> tuple[Tensor, Found]:
+        counts, squares = heard[:, 0], heard[:, -1]
+        total = counts.sum(0)
+        n = total.clamp(min=1)  # of no element
+        mean = correction = torch.zeros_like(total)
+        if centered:
+            pivot = torch.where(counts > 0, heard[:, 1], -torch.inf).amax(0)
+            pivot = torch.where(pivot == -torch.inf, 0.0, pivot)
+            relative = torch.where(counts > 0, (heard[:, 1] - pivot) + heard[:, 2], 0.0)
+            shift = (relative * counts).sum(0) / n
+            squares = squares + (relative - shift).square() * counts
+            mean = pivot + shift
+            correction = (pivot - mean) + shift
+        variance = squares.sum(0) / n
+        rstd = (variance + eps).rsqrt()
+        if eps == 0.0 and problem.norm.constant_is_zero:
+            rstd = torch.where(variance == 0.0, 0.0, rstd)
+        found = Found(mean if centered else None, correction if centered else None, rstd, 1 / n)
+        if statistics is not None and bool((total > 0).all()):
+            _update(axes, statistics, mean, variance * (total / (total - 1)))
+        y = ((view - axes.groups(mean)) - axes.groups(correction)) * axes.groups(rstd)
+        y = y if weight is None else y * axes.spread(weight)
+        y = y if bias is None else y + axes.spread(bias)
+        return torch.empty_like(x, dtype=dtype).copy_(y.reshape(x.shape)), found
+
+    return torch.stack([t.reshape(-1) for t in told]), apply
 
 
 def _update(axes: Axes, statistics: Statistics, mean: Tensor, variance: Tensor) -> None:

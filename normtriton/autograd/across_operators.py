@@ -60,7 +60,8 @@ def across_op(
     rule = rule_from(x, axes, over, affine, centered, names, sizes, eps=eps, dtype=dtype, momentum=momentum)
     new = () if mean is None or var is None else (mean.clone(), var.clone())
     statistics = as_launched(*new, rule, None) if new else None
-    y, found = across.forward(Call(rule.problem, eps, statistics, dtype=dtype), x, weight, bias, named(group), gradient)
+    call = Call(rule.problem, eps, statistics, dtype=dtype)
+    y, found = across.tell(call, x, weight, bias, named(group), gradient)(statistics)
     own = x.new_empty(0, dtype=statistics_dtype(x)) if found.mean is None else found.mean
     return y, own, found.rstd, found.share, *(new or (x.new_empty(0), x.new_empty(0)))
 

@@ -77,18 +77,39 @@ def decomposed(
 
     ``plain`` is the norm of (u, weight, bias), which minds a mask; ``spread`` makes a parameter broadcast against x.
     """
-    activate = in_operations(stages.activation)
+    given = before(x, weight, bias, around, stages)
+    return after(plain(*given), given[0], spread, x, weight, bias, around, stages)
+
+
+def before(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, around: Mapping[str, Tensor], stages: Stages
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What `decomposed` hands to the norm alone: (u, weight, bias)."""
+    in_operations(stages.activation)  # raises before anything is updated
     if "mask" in around and "residual" not in around:  # what takes no part may be NaN
         x = torch.where(around["mask"], x, 0.0)
     u = multiplied(x, around, stages)
     u = u + around["residual"] if "residual" in around else u
-    if weight is not None and stages.offset:
-        weight = weight + stages.offset
     if stages.round_first and weight is not None:
-        y = plain(u, None, None).to(x.dtype) * spread(weight)
+        return u, None, None
+    return u, weight + stages.offset if weight is not None and stages.offset else weight, bias
+
+
+def after(
+    y: Tensor,
+    u: Tensor,
+    spread: Callable[[Tensor], Tensor],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    around: Mapping[str, Tensor],
+    stages: Stages,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """What `decomposed` makes of the norm alone, y of u."""
+    activate = in_operations(stages.activation)
+    if stages.round_first and weight is not None:
+        y = y.to(x.dtype) * spread(weight + stages.offset if stages.offset else weight)
         y = y if bias is None else y + spread(bias)
-    else:
-        y = plain(u, weight, bias)
     dtype = y.dtype
     y = y * (1.0 + around["scale"]) if "scale" in around else y
     y = y + around["shift"] if "shift" in around else y

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..planning.schedule import Problem
     from .launch import Statistics
 
+    #: What is left of a forward pass: of what all processes told, and of the running statistics that are updated by it,
+    #: it makes y and the statistics of the groups.
+    Apply = Callable[[Tensor, Statistics | None], tuple[Tensor, "Found"]]
+
 
 class Found(NamedTuple):
     """The statistics of groups that extend over processes, (groups,) each.
@@ -41,11 +45,9 @@ def forward(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    statistics: Statistics | None,
     dtype: torch.dtype | None,
-    exchange: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Found]:
-    """Y, and the statistics of the groups; running ones are updated. ``exchange`` is `Processes.gather`."""
+) -> tuple[Tensor, Apply]:
+    """The moments of the own part, to be told, and what is to be done with those of all processes."""
     own = statistics_dtype(x)
     y = torch.empty_like(x) if dtype is None else torch.empty_like(x, dtype=dtype)
     planes, groups = 4 if problem.norm.centered else 2, problem.num_groups
@@ -65,11 +67,15 @@ def forward(
         if schedule.merge:
             launch._run(schedule.merge, kinds, parts, told)
         told = told if planes == 4 else told[::3].contiguous()  # counts and squares
-    found = _found(problem, exchange(told), x, statistics, pair)
-    if schedule and schedule.apply:
-        given = (x, y, weight, bias, found.mean, found.rstd, None, found.correction, pair, None)
-        launch._run(schedule.apply, kinds, *given)
-    return y, found
+
+    def apply(heard: Tensor, statistics: Statistics | None) -> tuple[Tensor, Found]:
+        found = _found(problem, heard, x, statistics, pair)
+        if schedule and schedule.apply:
+            given = (x, y, weight, bias, found.mean, found.rstd, None, found.correction, pair, None)
+            launch._run(schedule.apply, kinds, *given)
+        return y, found
+
+    return told, apply
 
 
 def _found(

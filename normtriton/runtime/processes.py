@@ -7,6 +7,7 @@ processes that have heard the same numbers compute the same bits.
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -67,9 +68,9 @@ class Processes:
         self._calls += 1
         step, self._last = (self._last, signature), None
         if step not in self._known:
-            self._post(signature)
-            missing = self._wait(self._timeout)
-            self._compare(signature)
+            self._post(self._calls, signature)
+            missing = self._wait(self._calls, self._timeout)
+            self._compare(self._calls, signature)
             if missing:
                 raise dist.DistStoreError(
                     f"process_group=: rank {self.rank} waited {self._timeout.total_seconds():g} s for rank "
@@ -78,66 +79,77 @@ class Processes:
             self._known.add(step)
         self._last = signature
 
-    def gather(self, told: Tensor, signature: str | None = None) -> Tensor:
-        """What every process tells, (processes, *told); ``signature`` is of a call that the others may not have made.
+    def gather(self, told: Tensor) -> Tensor:
+        """What every process tells, (processes, *told).
 
         Raises:
-            RuntimeError: as `torch.distributed` has it; or another process has called with another signature.
+            RuntimeError: as `torch.distributed` has it.
+        """
+        return self.tell(told)()
+
+    def tell(self, told: Tensor, signature: str | None = None) -> Callable[[], Tensor]:
+        """Send to the others; what is returned waits for what every process tells, (processes, *told).
+
+        ``signature`` is what they last agreed on, of a call that the others may not have made. Waiting raises what
+        `torch.distributed` does, or a RuntimeError: another process has called with another signature.
         """
         heard = told.new_empty((self.size, *told.shape))
         if heard.numel() == 0:
-            return heard
+            return lambda: heard
         work = _gather(heard.view(-1), told.view(-1), group=self._group(), async_op=True)
-        if signature is None or told.is_cuda:  # there the host does not wait
+        return partial(self._hear, work, heard, self._calls, signature)
+
+    def _hear(self, work: Any, heard: Tensor, call: int, signature: str | None) -> Tensor:
+        if signature is None or heard.is_cuda:  # there the host does not wait
             work.wait()
             return heard
         posted = False
-        while not self._arrived(work, signature):
-            posted = posted or self._post(signature)
-            self._compare(signature)
+        while not self._arrived(work, call, signature):
+            posted = posted or self._post(call, signature)
+            self._compare(call, signature)
         if posted:
-            self._store.delete_key(self._key(self.rank))
+            self._store.delete_key(self._key(call, self.rank))
         return heard
 
-    def _arrived(self, work: Any, signature: str) -> bool:
+    def _arrived(self, work: Any, call: int, signature: str) -> bool:
         """Whether a collective has ended within the patience of a process."""
         try:
             work.wait(PATIENCE)
         except RuntimeError:
             if work.is_completed():  # it failed, and the others may be about to find out
                 self._last = None
-                self._post(signature)
-                self._wait(PATIENCE)
-                self._compare(signature)
+                self._post(call, signature)
+                self._wait(call, PATIENCE)
+                self._compare(call, signature)
                 raise
             return False
         return True
 
-    def _key(self, rank: int) -> str:
-        return f"{self._calls}/{rank}"
+    def _key(self, call: int, rank: int) -> str:
+        return f"{call}/{rank}"
 
-    def _post(self, signature: str) -> bool:
+    def _post(self, call: int, signature: str) -> bool:
         """Say what this process has called with."""
-        self._store.set(self._key(self.rank), signature)
+        self._store.set(self._key(call, self.rank), signature)
         return True
 
-    def _wait(self, patience: timedelta) -> list[int]:
+    def _wait(self, call: int, patience: timedelta) -> list[int]:
         """The ranks that have not said so in time."""
         end, missing = monotonic() + patience.total_seconds(), list(range(self.size))
         while missing and monotonic() < end:
-            missing = [rank for rank in missing if not self._store.check([self._key(rank)])]
+            missing = [rank for rank in missing if not self._store.check([self._key(call, rank)])]
             sleep(0.002 if missing else 0)
         return missing
 
-    def _compare(self, signature: str) -> None:
+    def _compare(self, call: int, signature: str) -> None:
         """Raise what differs, as far as the others have said."""
-        said = {r: signature if r == self.rank else self._heard(r) for r in range(self.size)}
+        said = {r: signature if r == self.rank else self._said(call, r) for r in range(self.size)}
         if len({*said.values()} - {None}) > 1:
             calls = "; ".join(f"rank {rank} with {what}" for rank, what in _runs(said))
             raise RuntimeError(f"process_group=: the processes did not call alike: {calls}")
 
-    def _heard(self, rank: int) -> str | None:
-        key = self._key(rank)
+    def _said(self, call: int, rank: int) -> str | None:
+        key = self._key(call, rank)
         return self._store.get(key).decode() if self._store.check([key]) else None
 
 

@@ -101,7 +101,8 @@ def launches_across(
         return told.new_empty((processes, *told.shape))
 
     with recording(device) as forward:
-        _y, found = apart.forward(call.problem, x, weight, bias, call.eps, call.statistics, call.dtype, exchange)
+        told, apply = apart.forward(call.problem, x, weight, bias, call.eps, call.dtype)
+        _y, found = apply(exchange(told), call.statistics)
     dtypes = [None if p is None else p.dtype for p in (weight, bias)]
     with recording(device) as backward:
         apart.backward(call.problem, torch.empty_like(x), x, weight, found, (dtypes[0], dtypes[1]), exchange)
