@@ -102,6 +102,13 @@ def sum_joined(values, plan: tl.constexpr):
 
 
 @triton.jit
+def max_joined(values, plan: tl.constexpr):
+    """The largest value of a tile's groups of several cells, for each cell: (block_kept, 1, 1)."""
+    of_cells = tl.where(belongs(plan), tl.max(values, 2, keep_dims=True), -float("inf"))
+    return to_cells(tl.max(tl.max(of_cells, 0, keep_dims=True), 1, keep_dims=True), plan)
+
+
+@triton.jit
 def sum_joined_pair(a, b, plan: tl.constexpr):
     """`sum_joined` of two tiles."""
     sum_a, sum_b = sum_pair(join_cells(a, plan), join_cells(b, plan), 1, plan)

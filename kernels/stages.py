@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, slope
+from .cluster import first_of_cells
 from .memory import (
     Operand,
     load,
@@ -197,7 +198,8 @@ def coded(y, given, block, at, plan: tl.constexpr):
         else:  # the tile is the whole group
             scale = max_tile(tl.where(at.mask, tl.abs(y), 0.0), plan) / largest(plan)
             scale = tl.where(scale == 0.0, 1.0, scale)
-            store_entries(given.around.own_scale, group_entries(given.strides.stats, block, plan), scale, plan)
+            where = first_of_cells(group_entries(given.strides.stats, block, plan), block, plan)
+            store_entries(given.around.own_scale, where, scale, plan)
         y = code(y / scale, plan)
     return y
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from . import INTERPRETED
-from .cluster import sum_joined, sum_joined_pair, sum_pair
+from .cluster import max_joined, sum_joined, sum_joined_pair, sum_pair
 
 
 class Sums(NamedTuple):
@@ -66,12 +66,16 @@ def sum_tile(values, plan: tl.constexpr):
 
 @triton.jit
 def max_tile(values, plan: tl.constexpr):
-    """The largest of each group's values in a tile: (block_kept, 1, 1). Not of groups of several cells."""
-    if plan.shares_rows:
-        flat = tl.max(values, 2)
+    """The largest of each group's values in a tile, and of a group's cells: (block_kept, 1, 1)."""
+    if plan.block_groups > 0:
+        largest = max_joined(values, plan)
     else:
-        flat = summands(values, plan)
-    return spread_out(tl.max(flat, len(flat.shape) - 1, keep_dims=True), values.shape[0])
+        if plan.shares_rows:
+            flat = tl.max(values, 2)
+        else:
+            flat = summands(values, plan)
+        largest = spread_out(tl.max(flat, len(flat.shape) - 1, keep_dims=True), values.shape[0])
+    return largest
 
 
 @triton.jit

@@ -1,10 +1,10 @@
 """What is registered with PyTorch's tools, so that they take the library's norms as they take `torch.nn`'s.
 
 ONNX's exporter decomposes what it has no translation for, by the table of all decompositions: so it turns
-``torch.ops.normtriton.normalize`` and ``surround`` into PyTorch's own operators, and these into ONNX's. Fusing before
-quantization looks modules up by their exact classes. `DistributedDataParallel` refuses `torch.nn.SyncBatchNorm` on the
-CPU. A tracer of `torch.fx` knows the modules that it does not look into by where their class is defined, so it is told
-of the library's here: a check in each call of a module would take 0.3 µs.
+``torch.ops.normtriton.normalize``, ``surround`` and ``surround_quantized`` into PyTorch's own operators, and these into
+ONNX's. Fusing before quantization looks modules up by their exact classes. `DistributedDataParallel` refuses
+`torch.nn.SyncBatchNorm` on the CPU. A tracer of `torch.fx` knows the modules that it does not look into by where their
+class is defined, so it is told of the library's here: a check in each call of a module would take 0.3 µs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .autograd.composed import composed, measured
 from .autograd.derivatives import Axes
 from .autograd.operators import rule_from
-from .autograd.surrounded import NAMES, decomposed, multiplied
+from .autograd.surrounded import NAMES, decomposed, multiplied, quantized
 from .convert.replace import LIBRARY, restore
 from .modules import Leaf, SyncBatchNorm
 from .planning import norms
@@ -109,6 +109,30 @@ def surround(
         (own_var + eps).rsqrt().reshape(-1),
         count,
     )
+
+
+@register_decomposition(torch.ops.normtriton.surround_quantized.default)
+def surround_quantized(
+    x: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    residual: Maybe,
+    skip: Maybe,
+    gate: Maybe,
+    x_scale: Maybe,
+    mask: Maybe,
+    q_scale: Maybe,
+    mean: Maybe,
+    var: Maybe,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    """`normtriton.autograd.surrounded_operators.surround_quantized_op` in PyTorch's operators."""
+    *told, kind, constant, eps = rest
+    tensors = (x, weight, bias, residual, skip, gate, x_scale, mask, mean, var)
+    y, total, *_ = surround(*tensors, *told, constant, 0.0, eps, statistics_dtype(x))
+    problem = rule_from(x, *told[:6]).problem._replace(stages=Stages(*told[6:])._replace(quantize=kind))
+    q, scale = quantized(y, problem, q_scale)
+    return q, scale if q_scale is None else x.new_empty(0, dtype=torch.float32), total
 
 
 def _batch_norm(_: Problem, x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, eps: float) -> Tensor:

@@ -14,6 +14,7 @@ from .autograd.derivatives import Axes
 from .autograd.function import has_kernels, tracing_state, unwatched
 from .autograd.sharded import is_sharded
 from .autograd.surrounded import NAMES, decomposed, norm_of, quantize, quantized, surround
+from .autograd.surrounded_operators import quantize_traced
 from .autograd.surrounded_operators import surround as surround_traced
 from .checks import Refused, check_memory, check_tensor, number, overloaded, quiet_about_sizes
 from .modulation import NAMES as MODULATION
@@ -217,7 +218,7 @@ def _surrounded_call(
     """
     checked, w, b = call()
     check_averages(function, checked, around.stages)
-    _check_exported(checked)
+    _check_traced(checked, around.stages)
     problem = checked.problem._replace(stages=around.stages)
     return modulated(checked._replace(problem=problem), w, b, around.modulation)
 
@@ -262,10 +263,10 @@ def _quantized(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in every):
         raise RuntimeError(f"{function}(): what is quantized has no gradient: call it under torch.no_grad()")
     own = _own_call(function, call, refuse)
-    if not is_compiling() and x.numel() and _takes(x, weight, bias, around):
+    if _takes(x, weight, bias, around):
         with suppress(Refused):
             checked, w, b = _surrounded_call(function, around, call)
-            return quantize(checked, x, w, b, tensors)
+            return (quantize_traced if is_compiling() else quantize)(checked, x, w, b, tensors)
     everything = {name: t for name, t in tensors.items() if name != "q_scale"} | modulation
     if "mask" in everything:
         plain = _masked(function, own, everything["mask"])
@@ -275,13 +276,17 @@ def _quantized(
     return *quantized(y, problem, tensors.get("q_scale")), *total
 
 
-def _check_exported(call: Call) -> None:
+def _check_traced(call: Call, stages: Stages) -> None:
     """Refuse what changes in place: an exported program holds that as PyTorch's operations, at its end.
+
+    The operator with a quantized result, which is for inference, changes nothing in place either.
 
     Raises:
         Refused: running statistics would.
     """
-    if call.statistics is not None and not call.use_running and is_exporting():
+    if call.statistics is None or call.use_running:
+        return
+    if is_exporting() or (stages.quantize and is_compiling()):
         raise Refused
 
 

@@ -152,6 +152,17 @@ def test_quantized(case, kind, given, target):
         assert code.stack == 0 and fused(kernel.asm) == 0, code
 
 
+@pytest.mark.parametrize("case", [Case("group", (8, 320, 64, 64), 32), Case("batch", (32, 256, 14, 14))], ids=str)
+def test_quantized_columns(case):
+    """Whose rows a cluster's thread blocks share: by each group's own scale, in one launch without a spill."""
+    call, x, weight, bias = make(case, torch.bfloat16, torch.channels_last)
+    problem = call.problem._replace(stages=Stages(quantize="float8_e4m3fn"))
+    with recording(machine("sm_90")[1]) as launches:
+        quantize(call._replace(problem=problem), x, weight, bias, {})
+    ((_direction, _recorded, kernel, code),) = read({"forward": launches}, "sm_90")
+    assert code.stack == 0 and fused(kernel.asm) == 0, code
+
+
 def kept(passed):
     """Bytes of a thread that a tile may spill: 0, or what the least of those spills that the planner asked about."""
     return min((int(re.search(r": spills (\d+) bytes", line)[1]) for line in passed), default=0)

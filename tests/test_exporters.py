@@ -452,6 +452,37 @@ def test_an_export_carries_what_surrounds_a_norm(strict):
         same(run_onnx(to_onnx(model, given, "export", 23), *given)[0], want)
 
 
+class Quantized(nn.Module):
+    """Norms with quantized results: by a scale of each group's own, with a sum, and by one that is given."""
+
+    def forward(self, x, r, s):
+        q, scale, u = nt.group_norm(x, 2, residual=r, quantize="int8", quantize_scale="group")
+        y, _ = nt.rms_norm(x, (5,), skip=r, activation="silu", quantize="int8", quantize_scale=s)
+        return q, scale, u, y
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+def test_an_export_carries_quantized_results(strict):
+    """In the one operator, which decomposes into PyTorch's; and in ONNX."""
+    model, given = Quantized(), (torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5), torch.tensor(0.02))
+    want = model(*given)
+    program = torch.export.export(model, given, strict=strict)
+    assert program.graph_module.code.count("normtriton.surround_quantized.default") == 2
+    table = torch.export.default_decompositions()
+    operators = torch.ops.normtriton
+    table.update(torch._decomp.get_decompositions([operators.normalize, operators.surround_quantized]))
+    decomposed = program.run_decompositions(table)
+    assert "normtriton" not in decomposed.graph_module.code
+    ways = [program.module()(*given), decomposed.module()(*given)]
+    if not strict:
+        ways.append(run_onnx(to_onnx(model, given, "export", 23), *given))
+    for q, scale, u, y in ways:
+        same(scale, want[1])
+        same(u, want[2])
+        for got, right in ((q, want[0]), (y, want[3])):  # a tie may tip
+            assert got.dtype == torch.int8 and (got.int() - right.int()).abs().sum() <= 1
+
+
 def to_onnx(model, inputs, way, opset, shapes=None):
     """A model in ONNX: by a trace, by `torch.export`, or from an exported program."""
     if way == "trace":

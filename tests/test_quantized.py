@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from normtriton.perf.cases.branches import CLUSTERS
+from normtriton.perf.cases.branches import CLUSTERED, CLUSTERS
 from normtriton.perf.cases.checks import planned_for
 
 import normtriton as nt
@@ -118,6 +119,29 @@ def test_a_cluster(monkeypatch):
     assert near(q, scale, y, "float8_e4m3fn")
 
 
+@pytest.mark.parametrize("name", ["batch-column", "instance-column-one-short", "group-cells", "group-cells-blocks"])
+def test_columns_of_a_cluster(monkeypatch, name):
+    """Thread blocks that share the rows of columns, or of groups of several of them, find each one's largest value."""
+    ran, run = [], launch._run_clustered
+    monkeypatch.setattr(launch, "_run_clustered", lambda step, *args: (ran.append(step.plan), run(step, *args))[1])
+    branch = CLUSTERED[name]
+    x = torch.randn(branch.shape).contiguous(memory_format=torch.channels_last)
+    axes, over, sizes = {
+        "batch": ("n c *s", "n s", {}),
+        "instance": ("n c *s", "s", {}),
+        "group": ("n (g k) *s", "k s", {"g": branch.groups, "affine": "(g k)"}),
+    }[branch.norm]
+    with planned_for(CLUSTERS):
+        q, scale = nt.normalize(x, axes, over=over, **sizes, quantize="int8", quantize_scale="group")
+    assert ran and all(plan.shares_rows and (plan.block_groups > 0) == (branch.norm == "group") for plan in ran)
+    y = nt.normalize(x.double(), axes, over=over, **sizes)
+    split = (x.shape[0], branch.groups, -1, *x.shape[2:]) if branch.groups else x.shape
+    dims = {"batch": (0, 2, 3), "instance": (2, 3), "group": (2, 3, 4)}[branch.norm]
+    largest = y.reshape(split).abs().amax(dims, keepdim=True).expand(y.reshape(split).shape).reshape(x.shape) / 127
+    torch.testing.assert_close(scale.double().expand(x.shape), largest, rtol=1e-5, atol=0)
+    assert near(q, scale, y, "int8")
+
+
 def test_zeros_and_masks():
     """A group of zeros has scale 1; what a mask leaves out has code 0, and no part in a scale."""
     q, scale = nt.layer_norm(torch.zeros(2, 8), (8,), quantize="int8", quantize_scale="group")
@@ -146,17 +170,91 @@ def test_a_scale_of_float32(monkeypatch):
     assert near(q, scale, F.layer_norm(x, (16,)), "int8")
 
 
-def test_other_ways():
-    """Compiled, and on a CPU without kernels: PyTorch's operations."""
-    x, w = torch.randn(4, 16), torch.randn(16)
+def of_groups(x, s, r):
+    return nt.group_norm(x * s + r, 2, quantize="float8_e4m3fn", quantize_scale="group", activation="silu")
 
-    def call(x, w):
-        return nt.rms_norm(x, (16,), w, quantize="float8_e4m3fn", quantize_scale="group")
 
+def of_rows(x, s, r):
+    return nt.rms_norm(x, (5,), s[0, 0], residual=r, mask=r > 0, quantize="float8_e5m2", quantize_scale="group")
+
+
+def of_a_scale(x, s, r):
+    return nt.normalize(x, "b c t", over="t", x_scale=s, skip=r, scale=s, quantize="int8", quantize_scale=s[0, 0, 0])
+
+
+def of_given_statistics(x, s, r):
+    mean, var = torch.zeros(4), torch.ones(4)
+    return nt.batch_norm(x * s, mean, var, gate=r, activation="silu", quantize="int8", quantize_scale="group")
+
+
+def long(x, s, r):
+    x, r = (t.repeat(1, 1, 20_000) for t in (x + s, r))  # on no chip
+    return nt.layer_norm(x, (100_000,), residual=r, quantize="int8", quantize_scale="group")
+
+
+def recorded(backend):
+    """A compiler, and the library's operators in each graph that it was given."""
+    graphs = []
+
+    def compiler(graph, inputs):
+        names = [str(node.target).split(".") for node in graph.graph.nodes]
+        graphs.append([name[1] for name in names if name[0] == "normtriton"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of what inductor imports
+            return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    return compiler, graphs
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    ("call", "backend"),
+    [
+        *((call, "aot_eager") for call in (of_groups, of_rows, of_a_scale, of_given_statistics, long)),
+        (of_rows, "inductor"),
+    ],
+)
+def test_one_operator(call, backend, dynamic):
+    """Is what a compiler sees, and the results have the bits, dtypes and strides of a call."""
     torch._dynamo.reset()
-    got, want = torch.compile(call, backend="aot_eager", fullgraph=True)(x, w), call(x, w)
-    torch.testing.assert_close(got[1], want[1])
-    assert (got[0].float() != want[0].float()).sum() <= 1  # a tie may tip
+    compiler, graphs = recorded(backend)
+    compiled = torch.compile(call, backend=compiler, fullgraph=True, dynamic=dynamic)
+    for n in (3, 6) if dynamic else (3,):
+        given = torch.randn(n, 4, 5), torch.rand(1, 1, 5) + 0.1, torch.randn(n, 4, 5)
+        with torch._dynamo.config.patch(error_on_recompile=n == 6):
+            made, want = compiled(*given), call(*given)
+        assert [(t.dtype, t.shape, t.stride()) for t in made] == [(t.dtype, t.shape, t.stride()) for t in want]
+        for got, right in zip(made, want, strict=True):
+            assert torch.equal(got.float(), right.float())
+    assert {*map(tuple, graphs)} == {("surround_quantized",)}
+
+
+def test_compiled_running_statistics():
+    """Are updated as a call updates them; PyTorch's operations quantize."""
+    x = torch.randn(3, 4, 5)
+    ours, eager = (nt.BatchNorm1d(4, affine=False) for _ in range(2))
+    torch._dynamo.reset()
+    compiler, graphs = recorded("aot_eager")
+    q, scale = torch.compile(ours, backend=compiler, fullgraph=True)(x, quantize="int8", quantize_scale="group")
+    want, right = eager(x, quantize="int8", quantize_scale="group")
+    assert graphs == [["normalize_and_update"]] and (q != want).sum() <= 1
+    torch.testing.assert_close(scale, right)
+    torch.testing.assert_close(dict(ours.named_buffers()), dict(eager.named_buffers()))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["group", "given"])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (0, 4, 5), (2, 2, 100_000)], ids=str)
+def test_the_operator_is_as_it_says(shape, given):
+    """Schema, shape rule and dispatch, by PyTorch's own check; with an open size of the batch, too."""
+    x, r, scale = torch.randn(shape), torch.randn(shape), torch.full((1, 1, 1), 0.1) if given else None
+    tensors = (x, None, None, r if given else None, r, None, None, r > 0)
+    words, stages = ("n c *s", "s", "c", True, "", []), ("relu", 0.0, False, False, True, "int8")
+    op = torch.ops.normtriton.surround_quantized.default
+    torch.library.opcheck(op, (*tensors, scale, None, None, *words, *stages, False, 1e-5))
+
+
+def test_without_kernels():
+    """On a CPU: PyTorch's operations, compiled too."""
     code = """
 import torch, normtriton as nt
 x = torch.randn(3, 5, 8)
@@ -165,6 +263,9 @@ y = torch.nn.functional.layer_norm(x, (8,))
 assert s.shape == (3, 5, 1) and (q * s - y).abs().max() <= s.max() * 0.51
 q, _, u = nt.layer_norm(x, (8,), residual=x, quantize="int8", quantize_scale=torch.tensor(0.1))
 assert (q * 0.1 - torch.nn.functional.layer_norm(2 * x, (8,))).abs().max() <= 0.051 and torch.equal(u, 2 * x)
+call = lambda x: nt.group_norm(x, 5, quantize="int8", quantize_scale="group")
+made, want = torch.compile(call, backend="aot_eager", fullgraph=True)(x), call(x)
+assert all(map(torch.equal, made, want))
 """
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=env)

@@ -425,7 +425,8 @@ def quantize(
     given = {name: own(t) for name, t in around.items()}
     q_scale = given.get("q_scale")
     if q_scale is None:
-        given["own_scale"] = x.new_empty(problem.num_groups, dtype=torch.float32)
+        room = x.new_empty if x.numel() else x.new_ones  # of no element nothing is launched
+        given["own_scale"] = room(problem.num_groups, dtype=torch.float32)
     with torch.no_grad(), on_device(x):
         try:
             codes_, total, *_ = run_forward(call._replace(dtype=torch.uint8), x, weight, bias, given)

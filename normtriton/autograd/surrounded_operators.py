@@ -17,10 +17,11 @@ from torch.library import register_fake
 
 from ..planning.stages import Stages
 from ..runtime.compiling import statistics_dtype
+from ..runtime.quantized import KINDS
 from .call import Call
 from .operators import LIBRARY, operator, rule_from, words_of
 from .passes import as_launched, on_device
-from .surrounded import NAMES, Passes, Wanted, apply, run_backward, run_forward
+from .surrounded import NAMES, Passes, Wanted, apply, of_groups, quantize, run_backward, run_forward
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -200,17 +201,65 @@ def surround_backward_op(
     )
 
 
+def surround_quantized_op(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    skip: Tensor | None,
+    gate: Tensor | None,
+    x_scale: Tensor | None,
+    mask: Tensor | None,
+    q_scale: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    axes: str,
+    over: str,
+    affine: str,
+    centered: bool,
+    names: str,
+    sizes: Sequence[int],
+    activation: str,
+    offset: float,
+    round_first: bool,
+    gate_first: bool,
+    masked: bool,
+    quantize_to: str,
+    constant: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, scale, u); scale is empty if ``q_scale`` is given, u without a residual.
+
+    Args:
+        x to mask, mean, var, axes to masked, constant, eps: as of `surround_op`.
+        q_scale: the scale, with a dimension for each of x's; None for one of each group's own.
+        quantize_to: one of `normtriton.runtime.quantized.KINDS`.
+    """
+    words = (axes, over, affine, centered, names, sizes)
+    stages = (activation, offset, round_first, gate_first, masked, quantize_to)
+    call = _call(x, words, stages, (mean, var, None), constant, 0.0, eps)
+    given = zip((*NAMES, "q_scale"), (residual, skip, gate, x_scale, mask, q_scale), strict=True)
+    q, scale, *total = quantize(call, x, weight, bias, {name: t for name, t in given if t is not None})
+    own_scale = scale if q_scale is None else x.new_empty(0, dtype=torch.float32)
+    return q, own_scale, total[0] if total else x.new_empty(0)
+
+
 _SURROUND = operator(surround_op)
 _UPDATE = operator(surround_and_update_op, ("mean", "var", "batches"))
 _BACKWARD = operator(surround_backward_op)
+_QUANTIZED = operator(surround_quantized_op)
+
+
+def _total(x: Tensor, residual: Tensor | None) -> Tensor:
+    """The sum with a residual, without its numbers."""
+    if residual is None:
+        return x.new_empty(0)
+    return torch.empty_like(x, dtype=torch.promote_types(x.dtype, residual.dtype))
 
 
 def _results(call: Call, x: Tensor, residual: Tensor | None) -> tuple[Tensor, ...]:
     """Of a forward pass, without their numbers."""
-    total = x.new_empty(0)
-    if residual is not None:
-        total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, residual.dtype))
-    return torch.empty_like(x, dtype=call.dtype or x.dtype), total, *_own(call, x)
+    return torch.empty_like(x, dtype=call.dtype or x.dtype), _total(x, residual), *_own(call, x)
 
 
 @register_fake(_SURROUND)
@@ -223,6 +272,15 @@ def _(x: Tensor, _weight: Any, _bias: Any, residual: Any, *rest: Any) -> tuple[T
 def _(x: Tensor, _weight: Any, _bias: Any, residual: Any, *rest: Any) -> tuple[Tensor, ...]:
     *_, _momentum, eps, dtype = rest
     return _results(_call(x, rest[7:13], rest[13:18], (None, None, None), False, 0.0, eps, dtype), x, residual)
+
+
+@register_fake(_QUANTIZED)
+def _(x: Tensor, _weight: Any, _bias: Any, residual: Any, *rest: Any) -> tuple[Tensor, ...]:
+    q_scale, words, kind = rest[4], rest[7:13], rest[18]
+    problem = rule_from(x, *words).problem
+    groups = x.new_empty(problem.num_groups if q_scale is None else 0, dtype=torch.float32)
+    scale = of_groups(problem, groups) if q_scale is None else groups
+    return torch.empty_like(x, dtype=KINDS[kind][0]), scale, _total(x, residual)
 
 
 @register_fake(_BACKWARD)
@@ -292,6 +350,18 @@ def _differentiated(op: Any, updates: bool) -> Any:
 
 LIBRARY.impl(_SURROUND, _differentiated(_SURROUND, updates=False), "Autograd")
 LIBRARY.impl(_UPDATE, _differentiated(_UPDATE, updates=True), "Autograd")
+
+
+def quantize_traced(
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, around: Mapping[str, Tensor]
+) -> tuple[Tensor, ...]:
+    """`normtriton.autograd.surrounded.quantize` for a compiler that traces it: one operator."""
+    tensors, q_scale = (x, weight, bias, *map(around.get, NAMES)), around.get("q_scale")
+    given = (None, None) if call.statistics is None else call.statistics[:2]
+    told = (*words_of(call.problem), *call.problem.stages, call.use_running, call.eps)
+    q, scale, total = torch.ops.normtriton.surround_quantized(*tensors, q_scale, *given, *told)
+    found = (q, scale if q_scale is None else q_scale)
+    return (*found, total) if "residual" in around else found
 
 
 def surround(

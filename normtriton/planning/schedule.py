@@ -210,8 +210,7 @@ class Schedule(NamedTuple):
     @property
     def holds_groups(self) -> bool:
         """Whether a program, or a cluster, has a whole group's result at once."""
-        plan = self.main.plan
-        return plan.stage == "resident" and not plan.block_groups and not plan.shares_rows
+        return self.main.plan.stage == "resident"
 
     @property
     def sums_dy(self) -> bool:
