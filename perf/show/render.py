@@ -213,23 +213,32 @@ def moved(row: Row) -> str:
 
 
 def fused(files: Files, dtype: str) -> str:
-    """Norms with what surrounds them: ours, what torch.compile generates, and PyTorch's operations one by one."""
+    """Norms with what surrounds them: ours, torch.compile's, other libraries', and PyTorch's operations one by one."""
     names = ("model-H100.jsonl", "model-H100-rivals.jsonl")
     rows = []
+    shown = []
+
+    def column(cell: Cell, direction: str, library: str) -> str:
+        row = find(files, names[library != LIBRARY], cell, direction, library)
+        shown.append(row)
+        return "<br>".join(filter(None, (predicted_time(row), moved(row))))
+
     for cell in cells(FUSED, dtypes=(dtype,)):
         for direction in DIRECTIONS:
             columns = [f"{cell.case.name}", cell.layout, direction]
-            for library in (LIBRARY, "torch.compile"):
-                row = find(files, names[library != LIBRARY], cell, direction, library)
-                columns.append(f"{predicted_time(row)}<br>{moved(row)}")
-            others = [name for name, kinds in OFFERED_AROUND.items() if (cell.case.norm, cell.case.around) in kinds]
-            found = [(name, find(files, names[1], cell, direction, name)) for name in others]
-            columns.append("<br>".join(f"{name}<br>{predicted_time(row)}<br>{moved(row)}" for name, row in found))
+            columns += [column(cell, direction, library) for library in (LIBRARY, "torch.compile")]
+            kind = cell.case.norm, cell.case.around
+            others = [
+                f"{', '.join(filter(None, (library, kinds[kind])))}<br>{column(cell, direction, library)}"
+                for library, kinds in OFFERED_AROUND.items()
+                if kind in kinds
+            ]
+            columns.append("<br>".join(others) or "not offered")
             columns.append(one_by_one(cell, direction))
             rows.append(columns)
     head = ("norm + what surrounds it", "layout", "direction", LIBRARY, "torch.compile", "others", "PyTorch, by bytes")
-    text = table(head, rows)
-    return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{text}"
+    days = " and ".join(sorted({row["date"] for row in shown if "date" in row})) or "an unknown day"
+    return f"{dtype}. Predicted with {versions(shown)}; other libraries' code on {days}.\n\n{table(head, rows)}"
 
 
 def step_times(files: Files, file: str, cell: Cell, library: str) -> list[float]:
