@@ -76,7 +76,11 @@ def test_other_libraries(monkeypatch):
     monkeypatch.setattr(rivals, "version", lambda _library: rivals.MISSING)
     status, _text, said = run("traffic", "--libraries", "liger-kernel")
     assert status == 1 and "pip install --no-deps liger-kernel" in said
+    status, _text, said = run("time", "--libraries", "stable-fast", "--shapes", "fused")
+    assert status == 1 and "git clone" in said and "PYTHONPATH" in said
     monkeypatch.setattr(rivals, "version", lambda _library: "1.0")
+    status, _text, said = run("traffic", "--libraries", "stable-fast", "--shapes", "fused")
+    assert status == 1 and "nothing to measure" in said
     status, _text, said = run("codegen", "--libraries", "liger-kernel", "--targets", "sm_80,sm_90")
     assert status == 1 and "not for sm_80" in said
 

@@ -204,41 +204,56 @@ def times(files: Files, dtype: str, machine: str, cases: Iterable[Case]) -> str:
     return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{text}"
 
 
+def crossing(row: Row) -> float:
+    """What crosses the memory bus over the compulsory bytes."""
+    moved = sum(kernel["dram_read"] + kernel["dram_write"] for kernel in row["kernels"])
+    return float(moved / row["compulsory"])
+
+
 def moved(row: Row) -> str:
     """Launches, and what crosses the memory bus over the compulsory bytes."""
-    if "error" in row:
+    return "" if "error" in row else f"{len(row['kernels'])}: {crossing(row):.2f}"
+
+
+def less(ours: Row, theirs: Row) -> str:
+    """What another's pass takes less of than ours, as figures are shown; nothing if it is nothing."""
+    if "error" in ours or "error" in theirs:
         return ""
-    crossing = sum(kernel["dram_read"] + kernel["dram_write"] for kernel in row["kernels"])
-    return f"{len(row['kernels'])}: {crossing / row['compulsory']:.2f}"
+    found = [(f"{row['us']:.1f}", f"{crossing(row):.2f}", f"{len(row['kernels'])}") for row in (theirs, ours)]
+    words = ("{} µs against {}", "{} of the compulsory bytes against {}", "{} launches against {}")
+    pairs = zip(words, *found, strict=True)
+    return ", ".join(said.format(their, our) for said, their, our in pairs if float(their) < float(our))
 
 
 def fused(files: Files, dtype: str) -> str:
     """Norms with what surrounds them: ours, torch.compile's, other libraries', and PyTorch's operations one by one."""
     names = ("model-H100.jsonl", "model-H100-rivals.jsonl")
-    rows = []
-    shown = []
-
-    def column(cell: Cell, direction: str, library: str) -> str:
-        row = find(files, names[library != LIBRARY], cell, direction, library)
-        shown.append(row)
-        return "<br>".join(filter(None, (predicted_time(row), moved(row))))
-
+    rows, shown, lines = [], [], []
     for cell in cells(FUSED, dtypes=(dtype,)):
+        kind = cell.case.norm, cell.case.around
+        others = {name: kinds[kind] for name, kinds in OFFERED_AROUND.items() if kind in kinds}
         for direction in DIRECTIONS:
-            columns = [f"{cell.case.name}", cell.layout, direction]
-            columns += [column(cell, direction, library) for library in (LIBRARY, "torch.compile")]
-            kind = cell.case.norm, cell.case.around
-            others = [
-                f"{', '.join(filter(None, (library, kinds[kind])))}<br>{column(cell, direction, library)}"
-                for library, kinds in OFFERED_AROUND.items()
-                if kind in kinds
-            ]
-            columns.append("<br>".join(others) or "not offered")
-            columns.append(one_by_one(cell, direction))
-            rows.append(columns)
+            ours = find(files, names[0], cell, direction)
+            columns, found = [], [ours]
+            for library, lacks in {"torch.compile": "", **others}.items():
+                row = find(files, names[1], cell, direction, library)
+                name = f"{library}, {lacks}" if lacks else library
+                found.append(row)
+                columns.append("<br>".join(filter(None, (name, predicted_time(row), moved(row)))))
+                if taken := less(ours, row):
+                    lines.append(f"- {cell.case.name}, {cell.layout}, {direction}: {name} takes {taken}.")
+            mine = "<br>".join(filter(None, (predicted_time(ours), moved(ours))))
+            compiled, *rest = columns
+            compiled = compiled.removeprefix("torch.compile<br>")
+            beside = "<br>".join(rest) or "not offered"
+            rows.append([cell.case.name, cell.layout, direction, mine, compiled, beside, one_by_one(cell, direction)])
+            shown += found
     head = ("norm + what surrounds it", "layout", "direction", LIBRARY, "torch.compile", "others", "PyTorch, by bytes")
     days = " and ".join(sorted({row["date"] for row in shown if "date" in row})) or "an unknown day"
-    return f"{dtype}. Predicted with {versions(shown)}; other libraries' code on {days}.\n\n{table(head, rows)}"
+    text = f"{dtype}. Predicted with {versions(shown)}. Other libraries' code was run on the model on {days}."
+    return "\n\n".join(
+        [text, table(head, rows), "Here another takes less than ours:", "\n".join(lines) or "- nowhere."]
+    )
 
 
 def step_times(files: Files, file: str, cell: Cell, library: str) -> list[float]:
