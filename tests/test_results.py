@@ -176,7 +176,7 @@ def test_what_surrounds_a_norm_is_another_offer(library, case, model, traffic):
 
 
 def test_the_fused_table_hides_nothing(monkeypatch):
-    """It says what a library lacks, that it has no backward pass or offers nothing, and where it takes less than ours."""
+    """It says what a library lacks, whether it offers anything or no backward pass, and where it takes less."""
     cell = Cell(Case.named("layer-8192x768+residual"), "contiguous", "bfloat16")
     assert cell.case in FUSED
 
