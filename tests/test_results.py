@@ -198,12 +198,12 @@ def test_the_fused_table_hides_nothing(monkeypatch):
     assert f"Other libraries' code was run on the model on {forward['date']}." in text and "flag-gems 1.0" in text
     lines = {tuple(line.split(" | ")[:3]): line for line in text.splitlines()}
     forward, backward = (lines["| layer-8192x768+residual", "contiguous", of] for of in ("forward", "backward"))
-    assert "| flag-gems, without the sum<br>50% (40%), 7.0 µs<br>1: 0.75 |" in forward
-    assert "| flag-gems, without the sum<br>not predicted: it has no backward pass |" in backward
+    assert "| flag-gems (without the sum)<br>50% (40%), 7.0 µs<br>1: 0.75 |" in forward
+    assert "| flag-gems (without the sum)<br>not predicted: it has no backward pass |" in backward
     assert "| not offered |" in lines["| layer-64x197x768+x-scale", "contiguous", "forward"]
     less = "takes 7.0 µs against 8.0, 0.75 of the compulsory bytes against 1.00."
     assert text.endswith(
         f"\n\nHere another takes less than ours:\n\n"
-        f"- layer-8192x768+residual, contiguous, forward: flag-gems, without the sum {less}"
+        f"- layer-8192x768+residual, contiguous, forward: flag-gems (without the sum) {less}"
     )
     assert render.fused({}, "bfloat16").endswith("\n- nowhere.")

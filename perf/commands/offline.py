@@ -138,8 +138,17 @@ def _run(
         if rows and not as_json:
             place = {job.name: i for i, job in enumerate(wanted)}
             table(sorted(rows, key=lambda row: place[_name(row)]))
-    if failures := sum("error" in row for row in rows):
+    if failures := sum(_why(row).startswith(_FAILED) for row in rows):
         raise Refusal(f"{failures} of {len(rows)} rows could not be measured; they say why")
+
+
+_FAILED = "failed: "
+
+
+def _why(row: Row) -> str:
+    """Why a row has no figures; nothing if it has."""
+    why: str = row.get("error", "")
+    return _FAILED + why if why not in ("", rivals.FORWARD_ONLY) else why
 
 
 def _name(row: Row) -> str:
@@ -156,7 +165,7 @@ def _table(
     body = [
         [
             *(row[name] for name in named),
-            *([f"failed: {row['error']}", *"-" * (len(heads) - 1)] if "error" in row else columns(row)),
+            *([why, *"-" * (len(heads) - 1)] if (why := _why(row)) else columns(row)),
         ]
         for row in rows
     ]

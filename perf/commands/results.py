@@ -9,7 +9,8 @@ sm_80, sm_90, sm_100 and gfx942, each planned for a device of that kind, and rea
 (`normtriton.perf.count.codegen`); "model" predicts their time on an H100, with and without clusters, an H200 and an
 A100 (`normtriton.perf.time.predict`). ``--rivals`` does the same to the other libraries that are installed
 (`normtriton.perf.count.rivals`): for an H100 and sm_90; their time also, in bfloat16, on an H200 and an A100. Times on
-an H100 are also predicted of other shapes, and of norms with what surrounds them beside torch.compile's code.
+an H100 are also predicted of other shapes, and of norms with what surrounds them: beside torch.compile's code, and
+beside those libraries that compute it in a norm's own pass. A row of another library says on which day its code ran.
 
 Results are JSON lines, one a cell and direction, in a file for each instrument and machine. What is there already is
 kept if it was measured with the same versions, plans, kernels and instruments; so a run that was stopped goes on where

@@ -8,8 +8,9 @@
 Their own Python code runs, on tensors without memory that say they are on a GPU; their launches go to
 `normtriton.perf.count.traffic` or are compiled. PyTorch's operations in between (copies to contiguous, sums, casts) are
 charged with whole tensors read and written; their code is not looked at. Where a library times several configurations,
-the middle one of its list is taken. Parameters have x's dtype, as FlagGems saves statistics in it. All figures are
-simulated.
+the middle one of its list is taken. Parameters have x's dtype, as FlagGems saves statistics in it. stable-fast is a
+checkout, and its version the commit; its packages' own code, which loads an extension for CUDA, does not run. All
+figures are simulated.
 """
 
 from __future__ import annotations

@@ -131,8 +131,9 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def made_with(files: Files, names: Iterable[str]) -> str:
-    """What measured some files, in words."""
-    return versions(row for name in names for row in files.get(name, {}).values())
+    """What measured some files, in words, of the libraries that have a column."""
+    rows = (row for name in names for row in files.get(name, {}).values())
+    return versions(row for row in rows if row["library"] in (LIBRARY, *TIMED))
 
 
 def beside(files: Files, dtype: str) -> str:
@@ -237,7 +238,7 @@ def fused(files: Files, dtype: str) -> str:
             columns, found = [], [ours]
             for library, lacks in {"torch.compile": "", **others}.items():
                 row = find(files, names[1], cell, direction, library)
-                name = f"{library}, {lacks}" if lacks else library
+                name = f"{library} ({lacks})" if lacks else library
                 found.append(row)
                 columns.append("<br>".join(filter(None, (name, predicted_time(row), moved(row)))))
                 if taken := less(ours, row):
