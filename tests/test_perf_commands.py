@@ -76,7 +76,11 @@ def test_other_libraries(monkeypatch):
     monkeypatch.setattr(rivals, "version", lambda _library: rivals.MISSING)
     status, _text, said = run("traffic", "--libraries", "liger-kernel")
     assert status == 1 and "pip install --no-deps liger-kernel" in said
+    status, _text, said = run("time", "--libraries", "stable-fast", "--shapes", "fused")
+    assert status == 1 and "git clone" in said and "PYTHONPATH" in said
     monkeypatch.setattr(rivals, "version", lambda _library: "1.0")
+    status, _text, said = run("traffic", "--libraries", "stable-fast", "--shapes", "fused")
+    assert status == 1 and "nothing to measure" in said
     status, _text, said = run("codegen", "--libraries", "liger-kernel", "--targets", "sm_80,sm_90")
     assert status == 1 and "not for sm_80" in said
 
@@ -113,6 +117,25 @@ def test_a_cell_that_fails(monkeypatch, tmp_path):
     assert status == 1
     assert "failed: ValueError: no luck" in text and "1.00" in text
     assert "2 of 4 rows could not be measured" in said
+
+
+def test_a_pass_that_a_library_does_not_have_is_no_failure(monkeypatch):
+    """It says so in its place, and the status is that of a success."""
+
+    def measured(wanted, _processes):
+        figures = {"us": 5.0, "us_alone": 6.0, "of_ceiling": 0.5, "of_ceiling_alone": 0.4, "gbps": 1000.0}
+        launch = {"kernel": "k", "us": 5.0, "stalls": {}, "dram_read": 100, "dram_write": 0, "guessed": 0, "cluster": 1}
+        launch |= dict.fromkeys(("blocks", "warps", "resident", "registers", "spills"), 1)
+        launch |= {f"{name}_busy": 0.5 for name in ("dram", "issue", "port", "queue")}
+        figures |= {"compulsory": 100, "kernels": [launch]}
+        yield wanted[0], wanted[0].rows({"forward": figures, "backward": {"error": rivals.FORWARD_ONLY}})
+
+    monkeypatch.setattr(offline, "measured", measured)
+    monkeypatch.setattr(rivals, "version", lambda _library: "1.0")
+    asked = ("--shapes", "layer-64x256+residual", "--dtypes", "bfloat16", "--libraries", "flag-gems")
+    status, text, said = run("time", *asked)
+    assert status == 0, said
+    assert " it has no backward pass " in text and "failed" not in text
 
 
 def test_a_cell_through_both(monkeypatch, tmp_path):

@@ -9,13 +9,14 @@ import triton
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
     pytest.skip("results are measured with Triton 3.9 or later", allow_module_level=True)
 
-from normtriton.perf.cases.shapes import OFFERED, Cell, cells
+from normtriton.perf.cases.shapes import FUSED, OFFERED, OFFERED_AROUND, Case, Cell, cells, offers
 from normtriton.perf.commands import jobs as running
 from normtriton.perf.commands import results
 from normtriton.perf.commands.jobs import Job, failed, made_from, measured
 from normtriton.perf.commands.results import Store, jobs, update
+from normtriton.perf.count import rivals
 from normtriton.perf.show import render
-from normtriton.perf.show.rows import FIGURES, LIBRARY, key, load
+from normtriton.perf.show.rows import FIGURES, LIBRARY, NAMED, key, load
 
 ROW = next(cell for cell in cells() if cell.case.name == "layer-8192x4096")
 COLUMNS = next(cell for cell in cells() if cell.case.name == "batch-1024x256")
@@ -155,4 +156,54 @@ def test_what_is_offered_is_measured():
     """Every library of the table has a way to be run."""
     from normtriton.perf.count.rivals import RUNS
 
-    assert set(RUNS) == set(OFFERED)
+    assert set(RUNS) == {*OFFERED, *OFFERED_AROUND}
+
+
+@pytest.mark.parametrize(
+    ("library", "case", "model", "traffic"),
+    [
+        ("flag-gems", "layer-8192x768", True, True),
+        ("flag-gems", "layer-8192x768+residual", True, False),
+        ("flag-gems", "rms-8192x4096+gate", False, False),
+        ("stable-fast", "group32-8x320x64x64+silu", True, False),
+        ("stable-fast", "group32-8x320x64x64", False, False),
+        ("torch.compile", "rms-8192x4096+gate", True, False),
+    ],
+)
+def test_what_surrounds_a_norm_is_another_offer(library, case, model, traffic):
+    """A library's norm says nothing of what it computes around one, at which the model alone can look."""
+    assert [offers(library, Case.named(case), which) for which in ("model", "traffic")] == [model, traffic]
+
+
+def test_the_fused_table_hides_nothing(monkeypatch):
+    """It says what a library lacks, whether it offers anything or no backward pass, and where it takes less."""
+    cell = Cell(Case.named("layer-8192x768+residual"), "contiguous", "bfloat16")
+    assert cell.case in FUSED
+
+    def row(library, us, moved):
+        kernel = {"dram_read": moved, "dram_write": 0}
+        times = {"us": us, "us_alone": us, "of_ceiling": 0.5, "of_ceiling_alone": 0.4, "compulsory": 100}
+        return fake(Job("model", "H100", library, cell), **times, kernels=[kernel])
+
+    monkeypatch.setattr(rivals, "version", lambda _library: "1.0")
+    monkeypatch.setattr(rivals, "_commit", lambda _package: "1.0")
+    forward, backward = row("flag-gems", 7.0, 75)
+    backward = {"error": rivals.FORWARD_ONLY} | {name: backward[name] for name in NAMED}
+    ours, theirs = row(LIBRARY, 8.0, 100), (forward, backward)
+    files = {
+        f"model-H100{suffix}.jsonl": {key(row): row for row in rows}
+        for suffix, rows in (("", ours), ("-rivals", theirs))
+    }
+    text = render.fused(files, "bfloat16")
+    assert f"Other libraries' code was run on the model on {forward['date']}." in text and "flag-gems 1.0" in text
+    lines = {tuple(line.split(" | ")[:3]): line for line in text.splitlines()}
+    forward, backward = (lines["| layer-8192x768+residual", "contiguous", of] for of in ("forward", "backward"))
+    assert "| flag-gems (without the sum)<br>50% (40%), 7.0 µs<br>1: 0.75 |" in forward
+    assert "| flag-gems (without the sum)<br>not predicted: it has no backward pass |" in backward
+    assert "| not offered |" in lines["| layer-64x197x768+x-scale", "contiguous", "forward"]
+    less = "takes 7.0 µs against 8.0, 0.75 of the compulsory bytes against 1.00."
+    assert text.endswith(
+        f"\n\nHere another takes less than ours:\n\n"
+        f"- layer-8192x768+residual, contiguous, forward: flag-gems (without the sum) {less}"
+    )
+    assert render.fused({}, "bfloat16").endswith("\n- nowhere.")

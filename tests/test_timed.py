@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -113,3 +114,68 @@ def test_torch_compile_s_kernels_are_timed(norm):
     x = 64 * 256 * 4 if norm.endswith("64x256") else 4 * 2 * 16 * 64 * (2 if norm.startswith("batch") else 1)
     read = [sum(step.dram_read for step in found[direction]) for direction in found]
     assert read[0] >= x and read[1] >= 2 * x  # x, then dy and x
+
+
+SCALE = KERNEL.partition("class")[0]
+
+#: What libraries that have no backward pass are asked for, with their names: made up, by package and module.
+FORWARD_ONLY = {
+    "stable-fast": (
+        "sfast/triton/ops/group_norm.py",
+        """
+def group_norm_silu_forward(x, groups, w, b, eps):
+    y = torch.empty_like(x)
+    scale[(groups,)](x, w, y, w.numel())
+    return y, None, None
+""",
+        "group4-2x16x8x8+silu",
+    ),
+    "flag-gems": (
+        "flag_gems/fused/skip_layernorm.py",
+        """
+def skip_layer_norm(x, residual, shape, w, b):
+    y = torch.empty_like(x)
+    scale[(x.shape[0],)](x, w, y, w.numel())
+    return y
+""",
+        "layer-64x256+residual",
+    ),
+}
+
+
+@pytest.fixture(params=FORWARD_ONLY)
+def forward_only(request, tmp_path, monkeypatch):
+    """(library, case, commit) of a checkout on the path whose packages cannot be imported as they are."""
+    path, function, case = FORWARD_ONLY[request.param]
+    package = path.split("/")[0]
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text(SCALE + function)
+    for folder in file.relative_to(tmp_path).parents[:-1]:
+        extension = "raise ImportError" if folder.name in ("sfast", "triton") else ""
+        (tmp_path / folder / "__init__.py").write_text(extension)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for asked in (["init", "-q"], ["add", "."], ["commit", "-qm", "made up"]):
+        subprocess.run([*git, *asked], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == package}
+    rivals._commit.cache_clear()
+    yield request.param, case, commit[:8]
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        del sys.modules[name]
+    sys.modules.update(before)
+    rivals._commit.cache_clear()
+
+
+def test_a_library_without_a_backward_pass_says_so(forward_only):
+    """Its forward pass is predicted; a checkout's version is its commit, and of its packages only the module runs."""
+    library, case, commit = forward_only
+    if library == "stable-fast":
+        assert rivals.version(library) == commit
+    rivals.prepare(addresses=False)
+    job = Job("model", "H100", library, Cell(Case.named(case), "contiguous", "bfloat16"))
+    found = figures(job)
+    assert [kernel["kernel"] for kernel in found["forward"]["kernels"]] == ["scale"]
+    assert found["backward"] == {"error": "it has no backward pass"}
+    assert "error" not in job.rows(found)[0] and job.rows(found)[1]["made_from"]

@@ -191,15 +191,29 @@ OFFERED = {
     "liger-kernel": ("layer", "rms", "group"),
     "flag-gems": ("layer", "rms", "group", "batch", "instance"),
 }
-#: What other libraries compute around a norm in its own pass, forward and backward.
-OFFERED_AROUND = {"liger-kernel": (("rms", "residual"),)}
+#: What other libraries compute around a norm in its own pass, with what the result lacks.
+OFFERED_AROUND = {
+    "liger-kernel": {("rms", "residual"): ""},
+    "flag-gems": {("rms", "residual"): "in place", ("layer", "residual"): "without the sum"},
+    "stable-fast": {("group", "silu"): ""},
+}
 #: The norms whose times can be predicted of other libraries: what torch.compile generates is Triton's, too.
 TIMED = {**OFFERED, "torch.compile": NORMS}
+#: All other libraries.
+LIBRARIES = tuple(dict.fromkeys((*TIMED, *OFFERED_AROUND)))
 
 
 def offered(instrument: str) -> dict[str, tuple[str, ...]]:
     """The norms of other libraries that an instrument can look at."""
     return TIMED if instrument == "model" else OFFERED
+
+
+def offers(library: str, case: Case, instrument: str) -> bool:
+    """Whether an instrument can look at another library's code for a case: the model alone at what surrounds a norm."""
+    if not case.around:
+        return case.norm in offered(instrument).get(library, ())
+    known = library == "torch.compile" or (case.norm, case.around) in OFFERED_AROUND.get(library, ())
+    return known and instrument == "model"
 
 
 class Cell(NamedTuple):

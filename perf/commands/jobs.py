@@ -15,6 +15,7 @@ import os
 import signal
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -98,7 +99,7 @@ class Job(NamedTuple):
         shared |= {"dtype": dtype, "library": self.library, "instrument": self.instrument, "machine": self.machine}
         shared |= {"triton": triton.__version__, "torch": _TORCH, "made_from": made_from(self)}
         if self.library != LIBRARY:
-            shared["version"] = rivals.version(self.library)
+            shared |= {"version": rivals.version(self.library), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
         return [{**shared, "direction": direction, **figures[direction]} for direction in self.directions]
 
 
@@ -159,7 +160,8 @@ def figures(job: Job) -> dict[str, dict[str, Any]]:
     case, dtype, layout = job.cell.case, *job.cell.options
     if job.library != LIBRARY and job.instrument == "model":
         times = timed.figures(job.library, predict.MACHINES[job.machine][0], job.cell)
-        return {direction: times[direction]._asdict() for direction in job.directions}
+        none = {"error": rivals.FORWARD_ONLY}
+        return {d: times[d]._asdict() if d in times else none for d in job.directions}
     if job.library != LIBRARY:
         return rivals.figures(job.library, job.instrument, job.machine, job.cell)  # both, whatever is asked for
     if job.instrument == "traffic":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..cases.shapes import DIRECTIONS, DTYPES, LAYOUTS, NORMS, TIMED, Case, cells, offered
+from ..cases.shapes import DIRECTIONS, DTYPES, LAYOUTS, LIBRARIES, Case, cells, offers
 from ..cases.targets import PLANNED_FOR
 from ..cli import Refusal, interruptible, json_option, names_option, progress, shapes_option, show, writing
 from ..count import rivals
@@ -46,7 +46,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path, file_okay=False),
             help="Keep the rows in this folder, as JSON lines; what is there and still holds is not measured again.",
         ),
-        names_option("--libraries", "libraries", (LIBRARY, *TIMED), LIBRARY, "Whose norms"),
+        names_option("--libraries", "libraries", (LIBRARY, *LIBRARIES), LIBRARY, "Whose norms"),
         names_option("--directions", "directions", DIRECTIONS, ",".join(DIRECTIONS), "Passes"),
         names_option("--dtypes", "dtypes", FLOATING, ",".join(DTYPES), "Dtypes of x"),
         names_option(
@@ -76,7 +76,7 @@ def _jobs(
         if library == LIBRARY:
             continue
         if rivals.version(library) == rivals.MISSING:
-            raise Refusal(f"{library} is not installed: pip install --no-deps {library}")
+            raise Refusal(f"{library} is not installed: {rivals.remedy(library)}")
         if elsewhere := [machine for machine in machines if (instrument, machine) not in THEIRS]:
             known = ", ".join(machine for which, machine in THEIRS if which == instrument)
             raise Refusal(f"{library} is measured for {known} only, not for {', '.join(elsewhere)}")
@@ -85,7 +85,7 @@ def _jobs(
         for machine in machines
         for cell in cells(cases, layouts, dtypes)
         for library in libraries
-        if cell.case.norm in (NORMS if library == LIBRARY else offered(instrument).get(library, ()))
+        if library == LIBRARY or offers(library, cell.case, instrument)
     ]
     if not wanted:
         raise Refusal("nothing to measure: no such shape has such a layout, or no such library such a norm")
@@ -138,8 +138,17 @@ def _run(
         if rows and not as_json:
             place = {job.name: i for i, job in enumerate(wanted)}
             table(sorted(rows, key=lambda row: place[_name(row)]))
-    if failures := sum("error" in row for row in rows):
+    if failures := sum(_why(row).startswith(_FAILED) for row in rows):
         raise Refusal(f"{failures} of {len(rows)} rows could not be measured; they say why")
+
+
+_FAILED = "failed: "
+
+
+def _why(row: Row) -> str:
+    """Why a row has no figures; nothing if it has."""
+    why: str = row.get("error", "")
+    return _FAILED + why if why not in ("", rivals.FORWARD_ONLY) else why
 
 
 def _name(row: Row) -> str:
@@ -156,7 +165,7 @@ def _table(
     body = [
         [
             *(row[name] for name in named),
-            *([f"failed: {row['error']}", *"-" * (len(heads) - 1)] if "error" in row else columns(row)),
+            *([why, *"-" * (len(heads) - 1)] if (why := _why(row)) else columns(row)),
         ]
         for row in rows
     ]

@@ -9,7 +9,8 @@ sm_80, sm_90, sm_100 and gfx942, each planned for a device of that kind, and rea
 (`normtriton.perf.count.codegen`); "model" predicts their time on an H100, with and without clusters, an H200 and an
 A100 (`normtriton.perf.time.predict`). ``--rivals`` does the same to the other libraries that are installed
 (`normtriton.perf.count.rivals`): for an H100 and sm_90; their time also, in bfloat16, on an H200 and an A100. Times on
-an H100 are also predicted of other shapes, and of norms with what surrounds them beside torch.compile's code.
+an H100 are also predicted of other shapes, and of norms with what surrounds them: beside torch.compile's code, and
+beside those libraries that compute it in a norm's own pass. A row of another library says on which day its code ran.
 
 Results are JSON lines, one a cell and direction, in a file for each instrument and machine. What is there already is
 kept if it was measured with the same versions, plans, kernels and instruments; so a run that was stopped goes on where
@@ -28,7 +29,7 @@ import click
 
 from normtriton.runtime import cache
 
-from ..cases.shapes import DIRECTIONS, DTYPES, FUSED, NORMS, OFFERED_AROUND, OTHERS, TIMED, cells, offered
+from ..cases.shapes import DIRECTIONS, DTYPES, FUSED, LIBRARIES, OTHERS, cells, offers
 from ..cli import Refusal
 from ..count import rivals
 from ..show import render
@@ -57,21 +58,18 @@ OURS = (
 def cells_of(instrument: str, machine: str, library: str = LIBRARY) -> list[Cell]:
     """What is measured: the cells of the reports; in bfloat16 alone `OTHERS`, and other libraries not on an H100."""
     if (instrument, machine) == ("model", "H100"):
-        fused = cells(FUSED, dtypes=DTYPES[:1])
-        if library not in (LIBRARY, "torch.compile"):
-            fused = [one for one in fused if (one.case.norm, one.case.around) in OFFERED_AROUND.get(library, ())]
-        return cells() + cells(OTHERS, dtypes=DTYPES[:1]) + fused
+        return cells() + cells(OTHERS + FUSED, dtypes=DTYPES[:1])
     return cells(dtypes=DTYPES[:1]) if library != LIBRARY and instrument == "model" else cells()
 
 
 def jobs(select: str, others: bool, only: str = "") -> Iterator[Job]:
     """All that there is to measure, of cases whose name contains ``select``; by the instrument ``only``, or by all."""
-    installed = [library for library in TIMED if others and rivals.version(library) != rivals.MISSING]
+    installed = [library for library in LIBRARIES if others and rivals.version(library) != rivals.MISSING]
     for library in (LIBRARY, *installed):
         for instrument, machine in OURS if library == LIBRARY else THEIRS:
             for cell in cells_of(instrument, machine, library):
-                norms = NORMS if library == LIBRARY else offered(instrument).get(library, ())
-                if select in cell.case.name and cell.case.norm in norms and only in ("", instrument):
+                there = library == LIBRARY or offers(library, cell.case, instrument)
+                if there and select in cell.case.name and only in ("", instrument):
                     yield Job(instrument, machine, library, cell)
 
 
@@ -112,7 +110,7 @@ def _order() -> dict[tuple[str, ...], int]:
         (cell.case.name, cell.layout, cell.dtype, direction, library)
         for cell in cells_of("model", "H100")
         for direction in DIRECTIONS
-        for library in (LIBRARY, *TIMED)
+        for library in (LIBRARY, *LIBRARIES)
     )
     return {key: place for place, key in enumerate(keys)}
 

@@ -2,23 +2,29 @@
 
     pip install torch==2.13.0 triton==3.9.0
     pip install --no-deps liger-kernel flag-gems packaging PyYAML sqlalchemy
-    python -m normtriton.perf results --rivals
+    git clone https://github.com/chengzeyi/stable-fast
+    PYTHONPATH=stable-fast/src python -m normtriton.perf results --rivals
 
 Their own Python code runs, on tensors without memory that say they are on a GPU; their launches go to
 `normtriton.perf.count.traffic` or are compiled. PyTorch's operations in between (copies to contiguous, sums, casts) are
 charged with whole tensors read and written; their code is not looked at. Where a library times several configurations,
-the middle one of its list is taken. Parameters have x's dtype, as FlagGems saves statistics in it. All figures are
-simulated.
+the middle one of its list is taken. Parameters have x's dtype, as FlagGems saves statistics in it. stable-fast is a
+checkout, and its version the commit; its packages' own code, which loads an extension for CUDA, does not run. All
+figures are simulated.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import os
+import subprocess
+import sys
 import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from math import prod
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +46,9 @@ if TYPE_CHECKING:
 
     from ..cases.shapes import Case, Cell
     from .l2 import Machine
+
+    #: A forward pass's result, and what runs the backward pass, if the library has one.
+    Passes = tuple[Any, Callable[[], Any] | None]
 
 _GPU = torch.device("cuda", 0)
 _compile = JITFunction.run
@@ -213,10 +222,14 @@ def prepare(*, addresses: bool) -> None:
             "flag_gems.fused.instance_norm",
         ):
             _module(name)
+    for name in ("sfast", "sfast.triton"):  # their own code loads an extension for CUDA, and changes Triton
+        spec = importlib.util.find_spec(name) if version("stable-fast") != MISSING else None
+        if spec is not None:
+            sys.modules[name] = importlib.util.module_from_spec(spec)
 
 
-def _liger(norm: str) -> Callable[..., tuple[Any, Callable[[], Any]]]:
-    def run(x: Any, w: Any, b: Any, dy: Any, case: Case) -> tuple[Any, Callable[[], Any]]:
+def _liger(norm: str) -> Callable[..., Passes]:
+    def run(x: Any, w: Any, b: Any, dy: Any, case: Case) -> Passes:
         ops = importlib.import_module(f"liger_kernel.ops.{norm}_norm")
         if norm == "layer":
             y, *saved = ops.layer_norm_forward(x, w, b, 1e-5)
@@ -240,8 +253,15 @@ def _liger(norm: str) -> Callable[..., tuple[Any, Callable[[], Any]]]:
     return run
 
 
-def _gems(norm: str) -> Callable[..., tuple[Any, Callable[[], Any]]]:
-    def run(x: Any, w: Any, b: Any, dy: Any, case: Case) -> tuple[Any, Callable[[], Any]]:
+def _gems(norm: str) -> Callable[..., Passes]:
+    def run(x: Any, w: Any, b: Any, dy: Any, case: Case) -> Passes:
+        if case.around == "residual":
+            residual = torch.empty_like(x)
+            if norm == "rms":
+                ops = importlib.import_module("flag_gems.fused.fused_add_rms_norm")
+                return ops.fused_add_rms_norm(x, residual, w.shape, w, 1e-6), None
+            ops = importlib.import_module("flag_gems.fused.skip_layernorm")
+            return ops.skip_layer_norm(x, residual, w.shape, w, b), None
         every = (True, True, True)
         n, c = x.shape[:2]
         space = x.numel() // (n * c)
@@ -270,18 +290,48 @@ def _gems(norm: str) -> Callable[..., tuple[Any, Callable[[], Any]]]:
     return run
 
 
-RUNS = {"liger-kernel": _liger, "flag-gems": _gems}
+def _stable_fast(_norm: str) -> Callable[..., Passes]:
+    def run(x: Any, w: Any, b: Any, _dy: Any, case: Case) -> Passes:
+        ops = importlib.import_module("sfast.triton.ops.group_norm")
+        y, _mean, _rstd = ops.group_norm_silu_forward(x, case.groups, w, b, 1e-5)
+        return y, None
+
+    return run
+
+
+RUNS = {"liger-kernel": _liger, "flag-gems": _gems, "stable-fast": _stable_fast}
 MISSING = "not installed"
+#: What stands in place of the figures of a backward pass that a library does not have.
+FORWARD_ONLY = "it has no backward pass"
 
 
 def version(library: str) -> str:
     """A library's version, or that it is not installed."""
     if library == "torch.compile":
         return torch.__version__.split("+")[0]
+    if library == "stable-fast":
+        return _commit("sfast")
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return MISSING
+
+
+def remedy(library: str) -> str:
+    """How to get a library."""
+    if library == "stable-fast":
+        return "git clone https://github.com/chengzeyi/stable-fast, and name stable-fast/src in PYTHONPATH"
+    return f"pip install --no-deps {library}"
+
+
+@cache
+def _commit(package: str) -> str:
+    """The commit of the checkout that a package would be imported from."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return MISSING
+    asked = ("git", "-C", spec.submodule_search_locations[0], "rev-parse", "--short=8", "HEAD")
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def tensors(case: Case, dtype: torch.dtype, layout: torch.memory_format) -> tuple[torch.Tensor, ...]:
@@ -301,6 +351,7 @@ def follow(
     running = 8 * w.numel() if case.norm == "batch" else 0  # in float32
     with recording(forward):
         _y, gradients = RUNS[library](case.norm)(x, w, b, dy, case)
+    assert gradients is not None  # each library has both passes of a norm alone
     with recording(backward):
         gradients()
     return {direction: compulsory_bytes(direction, x, *parameters, running=running) for direction in DIRECTIONS}

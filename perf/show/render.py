@@ -131,8 +131,9 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def made_with(files: Files, names: Iterable[str]) -> str:
-    """What measured some files, in words."""
-    return versions(row for name in names for row in files.get(name, {}).values())
+    """What measured some files, in words, of the libraries that have a column."""
+    rows = (row for name in names for row in files.get(name, {}).values())
+    return versions(row for row in rows if row["library"] in (LIBRARY, *TIMED))
 
 
 def beside(files: Files, dtype: str) -> str:
@@ -204,32 +205,56 @@ def times(files: Files, dtype: str, machine: str, cases: Iterable[Case]) -> str:
     return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{text}"
 
 
+def crossing(row: Row) -> float:
+    """What crosses the memory bus over the compulsory bytes."""
+    moved = sum(kernel["dram_read"] + kernel["dram_write"] for kernel in row["kernels"])
+    return float(moved / row["compulsory"])
+
+
 def moved(row: Row) -> str:
     """Launches, and what crosses the memory bus over the compulsory bytes."""
-    if "error" in row:
+    return "" if "error" in row else f"{len(row['kernels'])}: {crossing(row):.2f}"
+
+
+def less(ours: Row, theirs: Row) -> str:
+    """What another's pass takes less of than ours, as figures are shown; nothing if it is nothing."""
+    if "error" in ours or "error" in theirs:
         return ""
-    crossing = sum(kernel["dram_read"] + kernel["dram_write"] for kernel in row["kernels"])
-    return f"{len(row['kernels'])}: {crossing / row['compulsory']:.2f}"
+    found = [(f"{row['us']:.1f}", f"{crossing(row):.2f}", f"{len(row['kernels'])}") for row in (theirs, ours)]
+    words = ("{} µs against {}", "{} of the compulsory bytes against {}", "{} launches against {}")
+    pairs = zip(words, *found, strict=True)
+    return ", ".join(said.format(their, our) for said, their, our in pairs if float(their) < float(our))
 
 
 def fused(files: Files, dtype: str) -> str:
-    """Norms with what surrounds them: ours, what torch.compile generates, and PyTorch's operations one by one."""
+    """Norms with what surrounds them: ours, torch.compile's, other libraries', and PyTorch's operations one by one."""
     names = ("model-H100.jsonl", "model-H100-rivals.jsonl")
-    rows = []
+    rows, shown, lines = [], [], []
     for cell in cells(FUSED, dtypes=(dtype,)):
+        kind = cell.case.norm, cell.case.around
+        others = {name: kinds[kind] for name, kinds in OFFERED_AROUND.items() if kind in kinds}
         for direction in DIRECTIONS:
-            columns = [f"{cell.case.name}", cell.layout, direction]
-            for library in (LIBRARY, "torch.compile"):
-                row = find(files, names[library != LIBRARY], cell, direction, library)
-                columns.append(f"{predicted_time(row)}<br>{moved(row)}")
-            others = [name for name, kinds in OFFERED_AROUND.items() if (cell.case.norm, cell.case.around) in kinds]
-            found = [(name, find(files, names[1], cell, direction, name)) for name in others]
-            columns.append("<br>".join(f"{name}<br>{predicted_time(row)}<br>{moved(row)}" for name, row in found))
-            columns.append(one_by_one(cell, direction))
-            rows.append(columns)
+            ours = find(files, names[0], cell, direction)
+            columns, found = [], [ours]
+            for library, lacks in {"torch.compile": "", **others}.items():
+                row = find(files, names[1], cell, direction, library)
+                name = f"{library} ({lacks})" if lacks else library
+                found.append(row)
+                columns.append("<br>".join(filter(None, (name, predicted_time(row), moved(row)))))
+                if taken := less(ours, row):
+                    lines.append(f"- {cell.case.name}, {cell.layout}, {direction}: {name} takes {taken}.")
+            mine = "<br>".join(filter(None, (predicted_time(ours), moved(ours))))
+            compiled, *rest = columns
+            compiled = compiled.removeprefix("torch.compile<br>")
+            beside = "<br>".join(rest) or "not offered"
+            rows.append([cell.case.name, cell.layout, direction, mine, compiled, beside, one_by_one(cell, direction)])
+            shown += found
     head = ("norm + what surrounds it", "layout", "direction", LIBRARY, "torch.compile", "others", "PyTorch, by bytes")
-    text = table(head, rows)
-    return f"{dtype}. Predicted with {made_with(files, names)}.\n\n{text}"
+    days = " and ".join(sorted({row["date"] for row in shown if "date" in row})) or "an unknown day"
+    text = f"{dtype}. Predicted with {versions(shown)}. Other libraries' code was run on the model on {days}."
+    return "\n\n".join(
+        [text, table(head, rows), "Here another takes less than ours:", "\n".join(lines) or "- nowhere."]
+    )
 
 
 def step_times(files: Files, file: str, cell: Cell, library: str) -> list[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ..cases.shapes import DIRECTIONS, DTYPES, TIMED, cells
+from ..cases.shapes import DIRECTIONS, DTYPES, LIBRARIES, cells
 from ..cases.targets import PLANNED_FOR
 from ..count.l2 import MACHINES
 
@@ -113,7 +113,7 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
     rows = list(rows)
     places = [(cell.case.name, cell.layout) for cell in cells()] + [place(row) for row in rows]
     rank = {name: at for at, name in reversed(list(enumerate(places)))}
-    libraries = list(dict.fromkeys((LIBRARY, *TIMED, *(row["library"] for row in rows))))
+    libraries = list(dict.fromkeys((LIBRARY, *LIBRARIES, *(row["library"] for row in rows))))
     known = dtypes(rows)
 
     def order(row: Row) -> tuple[int, ...]:

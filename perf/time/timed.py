@@ -109,17 +109,18 @@ def time_compiled(timer: Timer, space: Space, compiled: Any, args: Sequence[Any]
 
 
 def passes(
-    run: Callable[[], tuple[Any, Callable[[], Any]]], timer: Timer, directions: Sequence[str] = DIRECTIONS
+    run: Callable[[], rivals.Passes], timer: Timer, directions: Sequence[str] = DIRECTIONS
 ) -> dict[str, list[Timed]]:
-    """Time what ``run`` does, and what the function that it returns does: a forward and a backward pass."""
+    """Time what ``run`` does, a forward pass, and what the function that it returns does, the backward pass if any."""
     space = Space()
     forward, backward = (Timing(timer, space, quiet=direction not in directions) for direction in DIRECTIONS)
     with rivals.recording(forward):
         _y, gradients = run()
-    if "backward" in directions:
+    there = DIRECTIONS if gradients is not None else DIRECTIONS[:1]
+    if gradients is not None and "backward" in directions:
         with rivals.recording(backward):
             gradients()
-    return {d: one.steps for d, one in zip(DIRECTIONS, (forward, backward), strict=True) if d in directions}
+    return {d: one.steps for d, one in zip(there, (forward, backward), strict=False) if d in directions}
 
 
 def timed(
@@ -129,7 +130,7 @@ def timed(
     directions: Sequence[str] = DIRECTIONS,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, list[Timed]]:
-    """Time a cell of another library: {"forward": [...], "backward": [...]}, a `Timed` a step.
+    """Time a cell of another library: {"forward": [...], "backward": [...]}, a `Timed` a step; what it has of them.
 
     `normtriton.perf.count.rivals.prepare` comes first, once in a process. Each pass begins with an L2 that holds
     nothing of use. Of several configurations that liger-kernel or flag-gems would measure, the middle one of the list
@@ -156,5 +157,5 @@ def figures(library: str, gpu: Gpu, cell: Cell) -> dict[str, Predicted]:
             gpu, together[direction], sum(step.us for step in alone[direction]),
             compulsory(direction, call, x, weight, bias, cell.case.tensors(x)),
         )
-        for direction in DIRECTIONS
+        for direction in together
     }  # fmt: skip
