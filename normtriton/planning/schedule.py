@@ -747,8 +747,8 @@ def parameter_columns(one: Pass, num_warps: int = 0) -> Launch | None:
 def gathers(one: Pass) -> bool:
     """Whether many groups share parameters, and none sums for them on its own, as in layer norm.
 
-    So it is where each sample has parameters of its own, too, if samples lie apart in memory: then no tile has groups of
-    two. They lie in the same order in the parameters' gradient.
+    So it is where each sample has parameters of its own, too, if samples lie apart in memory (then no tile has groups
+    of two) and in the order that the parameters' gradient has.
     """
     problem = one.problem
     if problem.summed or not any(key not in problem.affine for key in problem.kept):
