@@ -11,7 +11,7 @@ import triton.language as tl
 
 from . import INTERPRETED
 from .cluster import by_rows, for_each_block, from_rows, in_first_block
-from .places import Entries, cell_offsets, distance, first_elements, spread_offsets, tensor_offsets
+from .places import Entries, cell_offsets, distance, first_elements, spread_entries, tensor_offsets
 
 
 class Operand(NamedTuple):
@@ -87,23 +87,28 @@ def load_tile(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
 
 
 @triton.jit
-def load_spread(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
-    """A tile of a tensor that broadcasts against those of full size."""
-    return load(operand.pointer, spread_offsets(operand.strides, at, plan), at.mask, dtype)
+def load_spread(operand, at, dtype: tl.constexpr, reduced: tl.constexpr, plan: tl.constexpr):
+    """A tile of a tensor that broadcasts against those of full size; a number a group if it has no ``reduced`` axis."""
+    where = spread_entries(operand.strides, at, reduced, plan)
+    return load(operand.pointer, where.offsets, where.mask, dtype)
 
 
 @triton.jit
-def load_truth(operand, at, plan: tl.constexpr):
-    """The same of truth values, a byte each; false outside the mask.
+def load_truth(operand, at, reduced: tl.constexpr, plan: tl.constexpr):
+    """The same of truth values, a byte each; false outside the tile.
 
     So many of them are loaded at once as of a tensor of full size. By sixteen, a thread would be given sixteen elements
     of each tensor, more than it stores at once, and threads would exchange them.
     """
-    offsets = spread_offsets(operand.strides, at, plan)
+    where = spread_entries(operand.strides, at, reduced, plan)
+    offsets = where.offsets
     if plan.mask_vector > 1:
         run: tl.constexpr = (1, 1, plan.mask_vector) if plan.vector_axis == "r2" else (plan.mask_vector, 1, 1)
         offsets = tl.max_contiguous(tl.multiple_of(offsets, run), run)
-    return tl.load(operand.pointer + offsets, mask=at.mask, other=0) != 0
+    there = tl.load(operand.pointer + offsets, mask=where.mask, other=0) != 0
+    if not reduced:
+        there = there & at.mask
+    return there
 
 
 @triton.jit

@@ -353,16 +353,23 @@ def cell_offsets(strides, at, plan: tl.constexpr):
 
 
 @triton.jit
-def spread_offsets(strides, at, plan: tl.constexpr):
-    """Offsets of a tensor that broadcasts against those of full size: (block_kept, block_r1, block_r2)."""
-    offsets = group_offsets(strides, at, plan) + distance(at.walk, strides.walk)
-    return offsets + (at.r1 * strides.r1)[None, :, None] + (at.r2 * strides.r2)[None, None, :]
-
-
-@triton.jit
 def group_entries(strides, block, plan: tl.constexpr):
     """The entry of each of a block's groups: (block_kept, 1, 1)."""
     return Entries(group_offsets(strides, block, plan), block.exists[:, None, None])
+
+
+@triton.jit
+def spread_entries(strides, at, reduced: tl.constexpr, plan: tl.constexpr):
+    """The entries of a tensor that broadcasts against those of full size, for a tile.
+
+    They are (block_kept, block_r1, block_r2) if it varies along the ``reduced`` axes, else `group_entries`.
+    """
+    offsets, there = group_offsets(strides, at, plan), at.exists[:, None, None]
+    if reduced:
+        offsets += distance(at.walk, strides.walk)
+        offsets = offsets + (at.r1 * strides.r1)[None, :, None] + (at.r2 * strides.r2)[None, None, :]
+        there = at.mask
+    return Entries(offsets, there)
 
 
 @triton.jit

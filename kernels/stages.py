@@ -103,14 +103,14 @@ def multiplied(x, given, at, plan: tl.constexpr):
 def scaled(x, given, at, plan: tl.constexpr):
     """X * x_scale, of one tile, if there is one."""
     if given.strides.x_scale is not None:
-        x *= load_spread(Operand(given.around.x_scale, given.strides.x_scale), at, x.dtype, plan)
+        x *= load_spread(Operand(given.around.x_scale, given.strides.x_scale), at, x.dtype, plan.x_scale_reduced, plan)
     return x
 
 
 @triton.jit
 def taking_part(given, at, plan: tl.constexpr):
     """Which elements of a tile take part, with a mask around the norm."""
-    return load_truth(Operand(given.around.mask, given.strides.mask), at, plan)
+    return load_truth(Operand(given.around.mask, given.strides.mask), at, plan.mask_reduced, plan)
 
 
 @triton.jit
@@ -193,7 +193,9 @@ def coded(y, given, block, at, plan: tl.constexpr):
     if plan.quantize != "":
         y = y.to(tl.float32)
         if given.strides.q_scale is not None:
-            scale = load_spread(Operand(given.around.q_scale, given.strides.q_scale), at, tl.float32, plan)
+            scale = load_spread(
+                Operand(given.around.q_scale, given.strides.q_scale), at, tl.float32, plan.q_scale_reduced, plan
+            )
             scale = tl.where(at.mask, scale, 1.0)
         else:  # the tile is the whole group
             scale = max_tile(tl.where(at.mask, tl.abs(y), 0.0), plan) / largest(plan)

@@ -15,7 +15,7 @@ from .stages import ALONE, Activation, Stages
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from .grouping import Grouping
+    from .grouping import Grouping, Strides
 
 #: Elements of one program's tile that stay in registers from read to write. Forward holds x in float32; compiled: 40960
 #: elements in 16 warps take 80 registers a thread for the tile and do not spill.
@@ -246,6 +246,7 @@ class Plan:
         span: elements of the kept axis from one block to the next: below block_kept where a group would be cut.
         block_groups: groups whose cells a resident tile holds and joins, padded to a power of two; 0 if it joins none.
         depth: rounds of the loop of a sweep, or of a walk that measures, that are under way at once.
+        x_scale_reduced, mask_reduced, q_scale_reduced: whether these vary within a group.
         mask_vector: elements of the mask that lie side by side, of those that one instruction may move.
         per_sample: whether a sweep's parameters vary along the outer axes, which then have programs of their own.
         activation, offset, round_first, gate_first, masked, quantize: see `normtriton.planning.stages.Stages`.
@@ -276,6 +277,9 @@ class Plan:
     span: int = 0
     block_groups: int = 0
     depth: int = 1
+    x_scale_reduced: bool = False
+    mask_reduced: bool = False
+    q_scale_reduced: bool = False
     mask_vector: int = 1
     per_sample: bool = False
     activation: str | Activation = ""
@@ -621,6 +625,11 @@ def overlaps(group: Grouping, tile: Tile, itemsize: int, device: Device, tuning:
         yield tile._replace(depth=depth, programs=programs(depth))
 
 
+def varies_within(strides: Strides | None) -> bool:
+    """Whether an operand varies along the reduced axes, if there is one."""
+    return strides is not None and any((*strides.walk, strides.r1, strides.r2))
+
+
 def make_plan(
     group: Grouping,
     tile: Tile,
@@ -643,7 +652,7 @@ def make_plan(
     r2 = any(s.r2 for s in parameters)
     walk = any(any(s.walk) for s in parameters)
     fixed = group.fixed or (False, False, False)
-    stats_reduced = group.stats is not None and any((*group.stats.walk, group.stats.r1, group.stats.r2))
+    stats_reduced = varies_within(group.stats)
     along_r2 = group.r1 == 1 and not group.walk
     sample = sample and not stats_reduced  # what is summed over samples has a batch's size
     short = tile.shares_rows and group.r1 * group.r2 * group.cells != group.count  # the last thread block's rows are
@@ -677,6 +686,9 @@ def make_plan(
         round_first=stages.round_first,
         gate_first=stages.gate_first,
         masked=stages.masked,
+        x_scale_reduced=varies_within(group.x_scale),
+        mask_reduced=varies_within(group.mask),
+        q_scale_reduced=varies_within(group.q_scale),
         mask_vector=group.mask_vector(vector),
         quantize=stages.quantize,
         **flags,
