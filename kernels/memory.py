@@ -74,10 +74,15 @@ def count_up(pointer, mask):
 
 
 @triton.jit
+def load_rows(pointer, offsets, mask, plan: tl.constexpr):
+    """A tile as it is in memory, 0 outside the mask."""
+    return from_rows(tl.load(pointer + by_rows(offsets, plan), mask=by_rows(mask, plan), other=0), plan)
+
+
+@triton.jit
 def load_raw(operand, at, plan: tl.constexpr):
     """A tile of a tensor of full size as it is in memory, 0 outside the mask."""
-    pointers = operand.pointer + by_rows(tensor_offsets(operand.strides, at, plan), plan)
-    return from_rows(tl.load(pointers, mask=by_rows(at.mask, plan), other=0.0), plan)
+    return load_rows(operand.pointer, tensor_offsets(operand.strides, at, plan), at.mask, plan)
 
 
 @triton.jit
@@ -90,7 +95,11 @@ def load_tile(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
 def load_spread(operand, at, dtype: tl.constexpr, reduced: tl.constexpr, plan: tl.constexpr):
     """A tile of a tensor that broadcasts against those of full size; a number a group if it has no ``reduced`` axis."""
     where = spread_entries(operand.strides, at, reduced, plan)
-    return load(operand.pointer, where.offsets, where.mask, dtype)
+    if reduced:
+        values = load_rows(operand.pointer, where.offsets, where.mask, plan)
+    else:
+        values = tl.load(operand.pointer + where.offsets, mask=where.mask, other=0)
+    return widen(values, dtype)
 
 
 @triton.jit
@@ -105,9 +114,10 @@ def load_truth(operand, at, reduced: tl.constexpr, plan: tl.constexpr):
     if plan.mask_vector > 1:
         run: tl.constexpr = (1, 1, plan.mask_vector) if plan.vector_axis == "r2" else (plan.mask_vector, 1, 1)
         offsets = tl.max_contiguous(tl.multiple_of(offsets, run), run)
-    there = tl.load(operand.pointer + offsets, mask=where.mask, other=0) != 0
-    if not reduced:
-        there = there & at.mask
+    if reduced:
+        there = load_rows(operand.pointer, offsets, where.mask, plan) != 0
+    else:
+        there = (tl.load(operand.pointer + offsets, mask=where.mask, other=0) != 0) & at.mask
     return there
 
 
