@@ -116,6 +116,15 @@ def integers(x, y, z, n, block: tl.constexpr):
 
 
 @triton.jit
+def lower_halves(x, y, n, block: tl.constexpr):
+    """The lower half of each number, with its sign: of a register that is wider than the type it is converted from."""
+    i = tl.program_id(0) * block + tl.arange(0, block)
+    v = tl.load(x + i, mask=i < n, other=0)
+    low = tl.inline_asm_elementwise("cvt.s64.s32 $0, $1;", "=l,l", [v], tl.int64, is_pure=True, pack=1)
+    tl.store(y + i, low, mask=i < n)
+
+
+@triton.jit
 def elementary(x, y, n, block: tl.constexpr):
     i = tl.program_id(0) * block + tl.arange(0, block)
     v = tl.load(x + i, mask=i < n, other=1.0)

@@ -152,6 +152,15 @@ def test_integers():
     assert torch.equal(z, ((want + 2**31) % 2**32 - 2**31).to(torch.int32))
 
 
+@pytest.mark.usefixtures("seeded")
+def test_a_register_that_is_wider_than_the_type():
+    """Is converted from its lower half."""
+    x = torch.randint(-(2**62), 2**62, (500,))
+    y = torch.empty_like(x)
+    run(kernels.lower_halves, 2, x, y, 500, block=256)
+    assert torch.equal(y, x.to(torch.int32).long())
+
+
 def test_elementary_functions(seeded):
     """Exponential, logarithm, roots, sine and cosine."""
     x, y = torch.randn(500), torch.empty(500)

@@ -167,7 +167,7 @@ class Operands:
         return self.constant(value, SIZES[kind] == 8)
 
     def data(self, text: str, kind: str) -> int:
-        """A value that is loaded or stored: its register may be wider than the access."""
+        """A value that is loaded, stored or converted: its register may be wider than the type."""
         operand = self.scope.find(text)
         if operand is None:
             return NOTHING if text == "_" else self.source(text, kind)

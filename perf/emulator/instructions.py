@@ -428,7 +428,7 @@ def _convert(i: Instruction) -> list[Row]:
         raise UnknownError(f"rounding .{rounding}")
     mode |= _MODIFIERS["INTEGRAL"] if integral else 0
     pair = to in ("F16X2", "BF16X2")
-    sources = i.sources(1, *[of] * (2 if pair else 1))
+    sources = [i.operands.data(text, of) for text in i.texts[1 : 3 if pair else 2]]
     name = "CVT_PACK" if pair else "CVT"
     return [Row(name, to, [i.register(0, to)], sources, TYPES[of], mode, _ROUNDING[rounding])]
 

@@ -141,7 +141,7 @@ inline void convert(Step& step) {
     const float* values = step.source<float>(0);
     u32* to = step.destination<u32>();
     step.each([&](int lane) { to[lane] = float_to_bfloat(values[lane]); });
-  } else if (TYPE_BYTES[in.type2] == 8) {
+  } else if (is_wide(in.sources[0]) || TYPE_BYTES[in.type2] == 8) {  // a register may be wider than the type
     is_wide(in.destinations[0]) ? convert_values<u64, u64>(step) : convert_values<u32, u64>(step);
   } else {
     is_wide(in.destinations[0]) ? convert_values<u64, u32>(step) : convert_values<u32, u32>(step);
