@@ -92,14 +92,20 @@ def load_tile(operand, at, dtype: tl.constexpr, plan: tl.constexpr):
 
 
 @triton.jit
+def load_where(pointer, offsets, mask, reduced: tl.constexpr, plan: tl.constexpr):
+    """What `spread_entries` say, as it is in memory: a tile, or a number a group."""
+    if reduced:
+        values = load_rows(pointer, offsets, mask, plan)
+    else:
+        values = tl.load(pointer + offsets, mask=mask, other=0)
+    return values
+
+
+@triton.jit
 def load_spread(operand, at, dtype: tl.constexpr, reduced: tl.constexpr, plan: tl.constexpr):
     """A tile of a tensor that broadcasts against those of full size; a number a group if it has no ``reduced`` axis."""
     where = spread_entries(operand.strides, at, reduced, plan)
-    if reduced:
-        values = load_rows(operand.pointer, where.offsets, where.mask, plan)
-    else:
-        values = tl.load(operand.pointer + where.offsets, mask=where.mask, other=0)
-    return widen(values, dtype)
+    return widen(load_where(operand.pointer, where.offsets, where.mask, reduced, plan), dtype)
 
 
 @triton.jit
@@ -114,10 +120,9 @@ def load_truth(operand, at, reduced: tl.constexpr, plan: tl.constexpr):
     if plan.mask_vector > 1:
         run: tl.constexpr = (1, 1, plan.mask_vector) if plan.vector_axis == "r2" else (plan.mask_vector, 1, 1)
         offsets = tl.max_contiguous(tl.multiple_of(offsets, run), run)
-    if reduced:
-        there = load_rows(operand.pointer, offsets, where.mask, plan) != 0
-    else:
-        there = (tl.load(operand.pointer + offsets, mask=where.mask, other=0) != 0) & at.mask
+    there = load_where(operand.pointer, offsets, where.mask, reduced, plan) != 0
+    if not reduced:
+        there = there & at.mask
     return there
 
 

@@ -17,7 +17,7 @@ from .autograd.surrounded import expanded
 from .checks import Refused
 from .modulation import along, modulated
 from .planning.plan import Device
-from .planning.schedule import Problem, backward_schedule, forward_schedule, gathered_moments, gathered_sums
+from .planning.schedule import Problem, backward_schedule, counted, forward_schedule, gathered_moments, gathered_sums
 from .planning.stages import ALONE, SPREAD
 from .runtime import clusters as switch
 from .runtime import compiling, devices
@@ -129,7 +129,7 @@ class Explanation(NamedTuple):
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
             schedule, launches = direction.schedule, direction.launches
             lines.append(
-                f"{name}: {schedule.strategy}, {_counted(len(launches), 'launch', 'es')}, "
+                f"{name}: {schedule.strategy}, {counted(len(launches), 'launch', 'es')}, "
                 f"{direction.moved:,} bytes moved, "
                 f"{direction.moved / direction.compulsory:.2f} x the compulsory {direction.compulsory:,}"
             )
@@ -141,7 +141,7 @@ class Explanation(NamedTuple):
                 others = self.processes - 1
                 lines.append(
                     f"  on the wire: {direction.wire // others:,} bytes from each of "
-                    f"{_counted(others, 'other process', 'es')}, in one collective"
+                    f"{counted(others, 'other process', 'es')}, in one collective"
                 )
             lines += [f"  {_describe(step)}" for step in launches]
             if stages.quantize:
@@ -163,10 +163,6 @@ def _pytorchs(name: str) -> str:
     return f"torch.nn.functional.{name}" if name in _CHECKS else "PyTorch's own operations"
 
 
-def _counted(number: int, word: str, plural: str = "s") -> str:
-    return f"{number} {word}{plural if number != 1 else ''}"
-
-
 def _describe(step: Launch) -> str:
     group, plan = step.group, step.plan
     kept = " x ".join(str(n) for n in (*reversed(group.outer), group.kept))
@@ -177,11 +173,11 @@ def _describe(step: Launch) -> str:
     shared = f" in each of {plan.ctas} thread blocks" if plan.ctas > 1 else ""
     merges = f"; merges {step.into[0].reduced} parts of each of its groups" if step.into else ""
     gradients = "; sums the parameters' gradients besides" if step.also else ""
-    ahead = f", {_counted(plan.depth - 1, 'tile')} ahead" if plan.depth > 1 else ""
+    ahead = f", {counted(plan.depth - 1, 'tile')} ahead" if plan.depth > 1 else ""
     room = f", {step.programs} a multiprocessor" if plan.accumulate else ""
     return (
         f"{step.kernel}{stage}: {kept} kept{cells}, {reduced} reduced; tile {plan.block_kept} x {plan.block_r1} x "
-        f"{plan.block_r2}, {_counted(step.num_warps, 'warp')}{shared}{ahead}, "
+        f"{plan.block_r2}, {counted(step.num_warps, 'warp')}{shared}{ahead}, "
         f"grid {step.grid[0]} x {step.grid[1]}{room}; {plan.vector} elements an access {axis}{merges}{gradients}"
     )
 

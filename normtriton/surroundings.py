@@ -195,7 +195,7 @@ def run(
         return _quantized(function, x, weight, bias, around, call, plain, spread, refuse)  # type: ignore[no-any-return]  # more
     if _takes(x, weight, bias, around):
         try:
-            checked, w, b = _surrounded_call(function, around, call)
+            checked, w, b = _with_surroundings(function, around, *call())
         except Refused:
             pass
         else:
@@ -203,37 +203,36 @@ def run(
             return run(checked, x, w, b, around.tensors)  # type: ignore[return-value]
     everything = around.tensors | around.modulation
     if "mask" in everything:
-        plain = _masked(function, _own_call(function, call, refuse), everything["mask"])
+        plain = _masked(function, _own_call(function, call, refuse)[0], everything["mask"])
     return decomposed(plain, spread, x, weight, bias, everything, around.stages)  # type: ignore[return-value]  # two, as it says
 
 
-def _surrounded_call(
-    function: str, around: Surroundings, call: Callable[[], tuple[Call, Tensor | None, Tensor | None]]
+def _with_surroundings(
+    function: str, around: Surroundings, call: Call, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Call, Tensor | None, Tensor | None]:
-    """The call for the kernels, with what surrounds it.
+    """A plain call for the kernels, with what surrounds it.
 
     Raises:
         Refused: they do not take it.
         NotImplementedError: nothing does, see `check_averages`.
     """
-    checked, w, b = call()
-    check_averages(function, checked, around.stages)
-    _check_traced(checked, around.stages)
-    problem = checked.problem._replace(stages=around.stages)
-    return modulated(checked._replace(problem=problem), w, b, around.modulation)
+    check_averages(function, call, around.stages)
+    _check_traced(call, around.stages)
+    problem = call.problem._replace(stages=around.stages)
+    return modulated(call._replace(problem=problem), weight, bias, around.modulation)
 
 
 def _own_call(
     function: str, call: Callable[[], tuple[Call, Tensor | None, Tensor | None]], refuse: Callable[[], object]
-) -> Call:
-    """The plain call, where PyTorch's own function cannot take its place.
+) -> tuple[Call, Tensor | None, Tensor | None]:
+    """The plain call and its parameters, where PyTorch's own function cannot take its place.
 
     Raises:
         What PyTorch's function raises for these arguments.
         NotImplementedError: it takes them, but the library does not.
     """
     try:
-        return call()[0]
+        return call()
     except Refused:
         refuse()
         raise NotImplementedError(
@@ -262,10 +261,10 @@ def _quantized(
     every = (x, weight, bias, *tensors.values(), *modulation.values())
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in every):
         raise RuntimeError(f"{function}(): what is quantized has no gradient: call it under torch.no_grad()")
-    own = _own_call(function, call, refuse)
+    own, *parameters = _own_call(function, call, refuse)
     if _takes(x, weight, bias, around):
         with suppress(Refused):
-            checked, w, b = _surrounded_call(function, around, call)
+            checked, w, b = _with_surroundings(function, around, own, *parameters)
             return (quantize_traced if is_compiling() else quantize)(checked, x, w, b, tensors)
     everything = {name: t for name, t in tensors.items() if name != "q_scale"} | modulation
     if "mask" in everything:

@@ -177,6 +177,11 @@ def test_gradients_that_nobody_wants_cost_nothing(monkeypatch):
     assert [step.plan.accumulate for step in ran if step.kernel == "backward"] == [True, False]
 
 
+def test_names_for_users():
+    """What a shell completes: not what the library is made of."""
+    assert {*nt.__all__, "amp", "clusters", "tuned"} < {*dir(nt)} and "planning" not in dir(nt)
+
+
 def test_explain_says_it_in_words():
     """Grouping, strategy and reason, tile, launches, bytes; on a CPU tensor and for a GPU that is not there."""
     x = torch.empty(256, 64, 56, 56, dtype=torch.bfloat16, device="meta")

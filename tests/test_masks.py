@@ -212,6 +212,46 @@ def test_a_scale_of_each_kind(shape):
             torch.testing.assert_close(torch.autograd.grad(y, leaf, dy)[0], got[i])
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize(
+    "shape", [(3, 6, 1, 1), (3, 1, 1, 1), (1, 6, 1, 1), (1, 1, 5, 8), (3, 6, 5, 8), (3, 1, 1, 8)], ids=str
+)
+@pytest.mark.parametrize("name", ["batch", "instance", "group"])
+def test_a_mask_of_each_kind(name, shape, last):
+    """Of each channel, sample, position or element: loaded once a group, or with the tile."""
+    x, w, b, mask = torch.randn(3, 6, 5, 8), torch.randn(6), torch.randn(6), torch.rand(shape) > 0.4
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    axes, over, affine, _ = NORMS[name]
+    leaves = [t.requires_grad_() for t in (x, w, b)]
+    y = nt.normalize(x, axes, over=over, affine=affine, weight=w, bias=b, mask=mask, **SIZES.get(name, {}))
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    want, dy = by_hand(name, *wide, mask), torch.randn_like(y)
+    got, right = torch.autograd.grad(y, leaves, dy), torch.autograd.grad(want, wide, dy.double())
+    for found, exact in zip((y, *got), (want, *right), strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "reduced", "vector"),
+    [
+        ((4, 6, 64), (384, 64, 1), True, 8),
+        ((4, 1, 64), (64, 64, 1), True, 8),
+        ((4, 6, 1), (6, 1, 1), False, 1),  # of tokens
+        ((4, 6, 64), (390, 65, 1), True, 1),  # rows that start anywhere
+        ((4, 6, 64), (384, 1, 6), True, 1),
+    ],
+    ids=["whole", "spread", "tokens", "odd-rows", "turned"],
+)
+def test_how_a_mask_is_loaded(shape, strides, reduced, vector):
+    """As many elements at once as of x, where they lie side by side; once a group, where it is constant within one."""
+    x = torch.empty(4, 6, 64, dtype=torch.bfloat16, device="meta")
+    mask = torch.empty_strided(shape, strides, dtype=torch.bool, device="meta")
+    for direction in nt.explain(nt.layer_norm, x, (64,), mask=mask)[3:5]:
+        plan = direction.schedule.main.plan
+        assert (plan.masked, plan.mask_reduced, plan.mask_vector, plan.vector) == (True, reduced, vector, 8)
+
+
 def test_the_residual_alone_twice():
     """A second derivative by the residual, where nothing that x is made of wants one."""
     x, s = torch.randn(3, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)

@@ -469,7 +469,7 @@ class Pass(NamedTuple):
 
     def held(self, step: Launch, operands: str = "") -> tuple[str, str]:
         """The strategy of a launch whose tiles hold whole groups, and the reason in words."""
-        strategy, where = "resident", f"{step.num_warps} warp{'s' if step.num_warps > 1 else ''}"
+        strategy, where = "resident", counted(step.num_warps, "warp")
         if step.plan.ctas > 1:
             strategy, where = "clustered", f"{step.plan.ctas} thread blocks of {where}, one cluster"
         return strategy, f"{step.group.count} elements a group{operands} fit in the registers of {where}"
@@ -636,6 +636,11 @@ class Gathered(NamedTuple):
     planes: int
     merge: Launch
     average: Launch | None = None
+
+
+def counted(number: int, word: str, plural: str = "s") -> str:
+    """So many of something, in words."""
+    return f"{number} {word}{plural if number != 1 else ''}"
 
 
 @lru_cache(maxsize=4096)
